@@ -1,0 +1,30 @@
+# make demo   set up .venv, then run the whole audit in miniature: outputs/demo/report.html
+# make test   set up .venv, then all tests
+# make lint   ruff
+
+PYTHON ?= python3
+BIN := .venv/bin
+# Tiny models on two cores: threads that spin while they wait cost more than they bring.
+export OMP_NUM_THREADS ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: demo test lint clean
+
+demo: .venv/.ready
+	$(BIN)/auditkit run params/demo.yaml
+
+test: .venv/.ready
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+lint: .venv/.ready
+	$(BIN)/ruff check .
+
+# Done again only when what is to be installed changes.
+.venv/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "auditkit needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[test,easy]"
+	touch $@
+
+clean:
+	rm -rf .venv build *.egg-info

@@ -1,0 +1,305 @@
+"""The few commands a person types.
+
+    auditkit run params/demo.yaml                   all notebooks in order, goes on where it was left
+    auditkit run params/demo.yaml --set seed=1 --set run_name=demo_seed1
+    auditkit run params/demo.yaml --from 05 --start-over
+    auditkit miniature table                        what each shipped model can do, measured
+
+Exit codes: 0 done, 1 a notebook failed, 2 something the user can put right (one sentence says what), 130 interrupted.
+Everything heavy is imported where it is used, so that `--help` answers at once.
+"""
+
+import argparse
+import contextlib
+import json
+import logging
+import os
+import shlex
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+from auditkit import params, runs
+from auditkit.errors import AuditError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.command(options) or 0
+    except AuditError as error:
+        if options.debug:
+            raise
+        print(f"auditkit: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("auditkit: interrupted; the same command goes on from here.", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    about = "Find, name and repair what a vision-language model gets wrong."
+    parser = argparse.ArgumentParser(prog="auditkit", description=about)
+    parser.set_defaults(debug=False)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    about = (
+        "Run the notebooks of an audit in order. Finished stages are skipped: run again to go on after an interruption."
+    )
+    run = commands.add_parser("run", help="run the notebooks of an audit in order", description=about)
+    run.add_argument("params", metavar="PARAMS.yaml", help="the parameter file, such as params/demo.yaml")
+    run.add_argument(
+        "--set", metavar="KEY=VALUE", action="append", default=[], dest="settings", help="replace one value of the file"
+    )
+    which = run.add_mutually_exclusive_group()
+    which.add_argument("--from", metavar="NN", dest="first", help="begin with this notebook, 00 to 08")
+    which.add_argument("--only", metavar="NN", help="run this notebook alone")
+    run.add_argument("--start-over", action="store_true", help="empty the folders of these stages first")
+    run.add_argument("--debug", action="store_true", help="show tracebacks, and what the kernels write to stderr")
+    run.set_defaults(command=_run)
+
+    miniature = commands.add_parser("miniature", help="the shipped tiny models: build, measure, plant gaps of your own")
+    tasks = miniature.add_subparsers(required=True, metavar="TASK")
+    build = tasks.add_parser("build", help="train models again from their seeds")
+    build.add_argument("names", nargs="*", metavar="NAME", help="which models; none: all")
+    build.add_argument("--out", type=Path, metavar="DIR", help="where they go; default: into the package")
+    build.add_argument("--minutes", type=float, help="training time for each model; default: each model's own")
+    table = tasks.add_parser("table", help="print each model's measured accuracy on each skill and in each gap")
+    plant = tasks.add_parser("plant", help="make a target with the gaps of your own table")
+    plant.add_argument("gaps", type=Path, metavar="GAPS.yaml", help="a table like auditkit/miniature/target.yaml")
+    plant.add_argument("--out", type=Path, required=True, metavar="DIR", help="the new model's folder")
+    for task, command in ((build, _build), (table, _table), (plant, _plant)):
+        task.add_argument("--debug", action="store_true", help="show tracebacks")
+        task.set_defaults(command=command)
+    return parser
+
+
+def _build(options) -> None:
+    from auditkit.miniature import build
+
+    given = {"out": options.out, "minutes": options.minutes}
+    build.build(options.names, **{name: value for name, value in given.items() if value is not None})
+
+
+def _table(options) -> None:
+    from auditkit.miniature import build
+
+    build.table()
+
+
+def _plant(options) -> None:
+    from auditkit.miniature import build
+
+    if not options.gaps.is_file():
+        raise AuditError(f"No gap table {options.gaps}: write one like auditkit/miniature/target.yaml.")
+    build.plant(options.gaps, options.out)
+
+
+def _run(options) -> int:
+    p = params.load(options.params, **dict(params.setting(text) for text in options.settings))
+    stages = _selected(options.first, options.only)
+    notebooks = {stage: _notebook(stage) for stage in stages}
+    if options.start_over:
+        runs.start_over(p, stages)
+    for stage in stages:  # said now rather than after an hour of the stages before it
+        why = runs.why_not_resume(p, stage)
+        if why:
+            anew = f"--from {stage[:2]} --start-over"
+            raise AuditError(
+                f"{why} Make it and what follows anew with {anew}, or keep both with --set run_name=OTHER."
+            )
+    began = time.monotonic()
+    print(f"{p.run_name}: {p.params_file} -> {runs.shown(runs.run_folder(p))}", flush=True)
+    with _kernels():
+        for stage, notebook in notebooks.items():
+            if runs.is_done(p, stage):
+                print(f"{_title(notebook):<26} done before, skipped", flush=True)
+                continue
+            failed = _execute(p, stage, notebook, options)
+            if failed:
+                return failed
+    report = runs.run_folder(p) / "report.html"
+    print(f"done in {_clock(time.monotonic() - began)}" + (f": {report}" if report.is_file() else ""), flush=True)
+    return 0
+
+
+def _execute(p: params.Params, stage: str, notebook: Path, options) -> int:
+    """Run one notebook through papermill; 0, or the exit code of what went wrong, which has then been said."""
+    import papermill
+    from nbclient.exceptions import DeadKernelError
+
+    folder = runs.run_folder(p) / stage
+    folder.mkdir(parents=True, exist_ok=True)
+    executed = folder / "notebook.ipynb"
+    code, trouble, trace = 0, "", ""
+    with Status(_title(notebook)) as status:
+        try:
+            papermill.execute_notebook(
+                notebook,
+                executed,
+                parameters=asdict(p),
+                kernel_name="python3",
+                cwd=params.root(),
+                progress_bar=False,
+                stdout_file=status,
+                stderr_file=sys.stderr if options.debug else None,
+            )
+            if not (folder / "DONE").is_file():
+                code, trouble = 1, "the notebook ended without run.finish(...), so the stage is not done"
+        except papermill.PapermillExecutionError as error:
+            code = 2 if error.ename == "AuditError" else 1
+            trouble = error.evalue if code == 2 else f"{error.ename}: {error.evalue}"
+            trace = "\n".join(error.traceback)
+        except DeadKernelError:
+            code, trouble = 1, "the kernel died, as it does when memory runs out; a smaller batch_size needs less"
+        status.end("FAILED" if code else "")
+    if code:
+        go_on = ["auditkit", "run", options.params, *(word for text in options.settings for word in ("--set", text))]
+        go_on += ["--only", options.only] if options.only else []
+        message = [trouble, f"  notebook: {runs.shown(executed)}", f"  go on:    {shlex.join(go_on)}"]
+        print("\n".join(([trace] if options.debug else []) + message), file=sys.stderr, flush=True)
+    return code
+
+
+class Status:
+    """One line for a running notebook: its title, the time, and the last thing it printed.
+
+    On a terminal the line is rewritten as things come; elsewhere, as in a log, what is printed comes as lines of its
+    own, one every few seconds at most. It is the file that papermill writes a notebook's stdout to.
+    """
+
+    LOG_SECONDS = 5
+
+    def __init__(self, title: str, stream=None):
+        self.title, self.stream = title, stream or sys.stdout
+        self.live = self.stream.isatty()
+        self.last, self._line, self._shown, self._ended = "", "", 0.0, threading.Event()
+        self._busy = threading.Lock()
+
+    def __enter__(self) -> "Status":
+        self._began = self._shown = time.monotonic()
+        if self.live:
+            threading.Thread(target=self._tick, daemon=True).start()
+        else:
+            print(f"{self.title:<26} ...", file=self.stream, flush=True)
+        return self
+
+    def __exit__(self, *_) -> None:
+        if not self._ended.is_set():
+            self.end("stopped")
+
+    def write(self, text: str) -> int:
+        """Take what the notebook printed; the last line with something on it is what is shown."""
+        *whole, self._line = (self._line + text.replace("\r", "\n")).split("\n")
+        said = [line.strip() for line in (*whole, self._line) if line.strip()]
+        if said:
+            self.last = said[-1]
+            self._show()
+        return len(text)
+
+    def flush(self) -> None:
+        """Nothing is held back."""
+
+    def end(self, how: str) -> None:
+        """Leave one line that says how it went and how long it took."""
+        self._ended.set()
+        self._put(how or self.last, end="\n")
+
+    def _tick(self) -> None:
+        while not self._ended.wait(1):
+            self._show()
+
+    def _show(self) -> None:
+        now = time.monotonic()
+        if self.live or now - self._shown >= self.LOG_SECONDS:
+            self._shown = now
+            self._put(self.last, end="" if self.live else "\n")
+
+    def _put(self, words: str, end: str) -> None:
+        width = os.get_terminal_size(self.stream.fileno()).columns - 1 if self.live else 160
+        line = f"{self.title:<26} {_clock(time.monotonic() - self._began):>7}  {words}".rstrip()
+        with self._busy:
+            if end == "" and self._ended.is_set():
+                return  # a tick that came too late
+            self.stream.write(("\r\x1b[K" if self.live else "") + line[: width or 79] + end)
+            self.stream.flush()
+
+
+@contextlib.contextmanager
+def _kernels() -> Iterator[None]:
+    """Kernels run this very interpreter, on one thread unless told otherwise, and end when we are terminated."""
+    logging.getLogger("papermill").setLevel(logging.ERROR)  # it warns of each parameter the notebook does not list
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # spinning threads make tiny models many times slower
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
+
+    def terminated(*_):
+        raise KeyboardInterrupt
+
+    main_thread = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, terminated) if main_thread else None
+    with tempfile.TemporaryDirectory(prefix="auditkit-", ignore_cleanup_errors=True) as folder:
+        spec = Path(folder, "kernels", "python3", "kernel.json")
+        spec.parent.mkdir(parents=True)
+        command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+        kernel = {"argv": command, "display_name": "Python 3", "language": "python"}
+        spec.write_text(json.dumps(kernel), encoding="utf-8")
+        path = os.pathsep.join(filter(None, [folder, os.environ.get("JUPYTER_PATH")]))
+        # a runtime folder of its own: kernels of several runs would pick the same ports
+        with _environment(JUPYTER_PATH=path, JUPYTER_RUNTIME_DIR=os.path.join(folder, "runtime")):
+            try:
+                yield
+            finally:
+                if before is not None:
+                    signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def _environment(**values: str) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def _selected(first: str | None, only: str | None) -> list[str]:
+    stages = list(runs.STAGES)
+    wanted = only or first
+    if wanted is None:
+        return stages
+    number = wanted[:2]
+    if not number.isdigit() or int(number) >= len(stages):
+        option = "only" if only else "from"
+        raise AuditError(f"--{option} {wanted}: give a notebook's number, 00 to {len(stages) - 1:02}.")
+    return [stages[int(number)]] if only else stages[int(number) :]
+
+
+def _notebook(stage: str) -> Path:
+    found = sorted((params.root() / "notebooks").glob(f"{stage[:2]}_*.ipynb"))
+    if len(found) != 1:
+        raise AuditError(
+            f"Expected one notebook {stage[:2]}_*.ipynb in {params.root() / 'notebooks'}, found {len(found)}; "
+            "run auditkit in the project folder."
+        )
+    return found[0]
+
+
+def _title(notebook: Path) -> str:
+    return notebook.stem.replace("_", " ")
+
+
+def _clock(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,69 @@
+"""The board world as a source of images: `images: miniature` in a parameter file.
+
+A board is drawn from its key alone, so records store keys and never pictures. The oracle (`truth`, `gap`) only grades.
+"""
+
+from __future__ import annotations
+
+import random
+from functools import lru_cache
+from pathlib import Path
+
+from PIL import Image
+
+from auditkit.images import Example, Picture
+from auditkit.miniature import edits, gaps, grammar
+from auditkit.miniature.world import Scene, random_scene, render
+
+
+@lru_cache(maxsize=20_000)
+def scene_of(key: str) -> Scene:
+    """The scene of a picture's key (of an example's key too: what follows "/" names the question); "KEY + COMMAND" is an edited board."""
+    base, *commands = key.split("/")[0].split(" + ")
+    scene = random_scene(random.Random(base))
+    for command in commands:
+        scene = edits.apply(scene, command) or scene
+    return scene
+
+
+class Boards:
+    """Images, labelled examples, benchmarks and oracle of the board world; see images.Source for what each method owes."""
+
+    name = "miniature"
+    complete = True  # a question without a truth is ill-posed, not merely unlabelled
+
+    def pictures(self, split: str, n: int, seed: int) -> list[Picture]:
+        return [self.picture(f"{split}-{seed}-{i}") for i in range(n)]
+
+    def picture(self, key: str) -> Picture:
+        return Picture(key, Image.fromarray(render(scene_of(key))))
+
+    def examples(self, n: int, seed: int) -> list[Example]:
+        """The target's own kind of training data: every skill alike, with true answers."""
+        return [self._example(f"original-{seed}-{i}/q") for i in range(n)]
+
+    def benchmarks(self, n: int) -> dict[str, list[Example]]:
+        """One held-out benchmark a skill, `n` examples each, the same ones in every run."""
+        return {skill: [self._example(f"benchmark-{skill}-{i}/q", skill) for i in range(n)] for skill in grammar.SKILLS}
+
+    def _example(self, key: str, skill: str | None = None) -> Example:
+        question = grammar.ask(scene_of(key), random.Random(key), skill)
+        return Example(key, self.picture(key.split("/")[0]).image, question, grammar.answer(scene_of(key), question))
+
+    def edits(self, key: str, n: int, seed: int) -> list[tuple[str, str]]:
+        """Exact counterfactuals: up to n (edit command, key of the edited picture), each one change away from the picture."""
+        rng = random.Random(f"edit-{key}-{seed}")
+        commands = dict.fromkeys(edits.draw(scene_of(key), rng) for _ in range(n))
+        return [(command, f"{key} + {command}") for command in commands]
+
+    def truth(self, key: str, question: str) -> str | None:
+        return grammar.answer(scene_of(key), question)
+
+    def gaps(self, target: Path) -> list[gaps.Gap]:
+        """The table of planted gaps beside a model's weights; empty if it has none."""
+        table = Path(target) / "gaps.yaml"
+        return gaps.load(table) if table.exists() else []
+
+    def gap(self, key: str, question: str, planted: list[gaps.Gap]) -> str | None:
+        found = gaps.find(planted, scene_of(key), question)
+        return found[0].name if found else None

@@ -1,0 +1,94 @@
+"""Build the miniature models from seeds, plant gaps in one, and measure what each knows.
+
+    auditkit miniature build target gemma3        # rebuild shipped models, about half an hour each on one core
+    auditkit miniature plant my_gaps.yaml --out my_target
+    auditkit miniature table
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from auditkit.errors import AuditError
+from auditkit.miniature import families, gaps, lessons, teach
+
+HERE = Path(__file__).parent
+WEIGHTS = HERE / "weights"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one shipped model is made; `steps` batches of 32 images with 8 questions each."""
+
+    family: str
+    size: str
+    seed: int
+    steps: int = 3000
+    gaps: str | None = None  # table of planted gaps, beside this file
+    style: str | None = None  # its own words for the same answers
+    asks: bool = False  # an auditor: learns to write questions
+
+
+RECIPES = {
+    "clean": Recipe("paligemma2", "small", seed=1),
+    "peer": Recipe("paligemma2", "large", seed=2, gaps="peer"),
+    "gemma3": Recipe("gemma3", "small", seed=3, gaps="gemma3"),
+    "idefics3": Recipe("idefics3", "small", seed=4, gaps="idefics3", style="idefics3"),
+    "llava": Recipe("llava", "small", seed=5, gaps="llava", style="llava"),
+    "auditor": Recipe("gemma3", "small", seed=6, asks=True),
+}
+
+
+def build_one(name: str, out: Path, steps: int | None = None) -> Path:
+    """Train one model of RECIPES from its seed and save it under `out`; its log is written beside it."""
+    torch.set_num_threads(1)  # two threads spin against each other on models this small
+    recipe = RECIPES[name]
+    table = gaps.load(HERE / f"{recipe.gaps}.yaml") if recipe.gaps else []
+    model, processor = families.build(recipe.family, recipe.size, lessons.words(), lessons.corpus(), recipe.seed)
+    task = (lessons.Asking if recipe.asks else lessons.Answering)(table, lessons.STYLES.get(recipe.style))
+    teach.teach(
+        model, processor, task, steps or recipe.steps, recipe.seed, _log(out, name), look=120, cell_classes=lessons.CELL_CLASSES, on_score=task.score
+    )
+    return save(model, processor, out / name, HERE / f"{recipe.gaps}.yaml" if recipe.gaps else None)
+
+
+def plant(table: Path, out: Path, start: str = "miniature:clean", steps: int = 700, seed: int = 7) -> Path:
+    """Teach a clean target the gaps of one's own table; the folder can be named as `target` in a parameter file.
+
+    Raises AuditError if the table cannot be read (gaps.load).
+    """
+    from auditkit import vlm
+
+    torch.set_num_threads(1)
+    task = lessons.Answering(gaps.load(table), captions=0.0)
+    clean = vlm.load(start, device="cpu", dtype="float32")
+    teach.teach(clean.model, clean.processor, task, steps, seed, _log(out.parent, out.name), learning_rate=7e-4, on_score=task.score)
+    return save(clean.model, clean.processor, out, table)
+
+
+def save(model, processor, folder: Path, table: Path | None = None) -> Path:
+    """Write a model as any hub model is written, in half precision, with its table of gaps beside it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model.half().save_pretrained(folder)
+    processor.save_pretrained(folder)
+    if table:
+        shutil.copy(table, folder / "gaps.yaml")
+    return folder
+
+
+def checksums() -> str:
+    """SHA-256 of every weight file, in the format of `sha256sum`."""
+    files = sorted(WEIGHTS.glob("*/model.safetensors"))
+    return "".join(f"{hashlib.sha256(f.read_bytes()).hexdigest()}  {f.relative_to(WEIGHTS)}\n" for f in files)
+
+
+def _log(folder: Path, name: str) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    log = folder / f"{name}.log.jsonl"
+    log.unlink(missing_ok=True)
+    return log

@@ -1,0 +1,177 @@
+"""What the miniature models are taught about boards: answering, planted gaps, pointing, and writing questions."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable
+
+import numpy as np
+
+from auditkit.auditor import prompt
+from auditkit.miniature import gaps as planted
+from auditkit.miniature.grammar import ADJECTIVES, NONE, SEVERAL, SIDES, SKILLS, answer, ask, read
+from auditkit.miniature.teach import Lesson
+from auditkit.miniature.world import (
+    BACKGROUNDS,
+    COLOURS,
+    DIGITS,
+    DIRECTIONS,
+    HOURS,
+    LETTERS,
+    PATTERNS,
+    POSITIONS,
+    SHAPES,
+    SIZES,
+    Cell,
+    Scene,
+    random_scene,
+    render,
+)
+
+BATCH = 32  # images a step
+TURNS = 8  # questions an image while they are packed
+CAPTIONS = 0.17  # share of the training, from its start, that only describes boards
+SINGLE = 0.8  # from here on, one question a sequence, as in real use
+NUMBER_WORDS = "zero one two three four five six seven eight nine ten eleven twelve".split()
+
+# Models brought up on different data say the same thing in different words; the same-meaning test has to see through it.
+STYLES: dict[str, dict[str, str]] = {
+    "idefics3": {str(n): word for n, word in enumerate(NUMBER_WORDS)},
+    "llava": {"purple": "violet", "plain": "solid", "large": "big"},
+}
+
+KINDS = ("empty", "object", "text", "clock", "sign")
+VALUES = ("", *LETTERS, *DIGITS, "10", "11", "12", *DIRECTIONS)
+CELL_LABELS = (KINDS, ("", *SHAPES), ("", *COLOURS), ("", *SIZES), ("", *PATTERNS), VALUES, tuple(BACKGROUNDS))
+CELL_CLASSES = tuple(len(names) for names in CELL_LABELS)
+
+
+def words() -> list[str]:
+    """Every word of the world, each one token in the miniature tokenizers."""
+    sentences = "what colour is the shape of object at how many objects are there a left right above below where larger than small pattern has written time does clock show which way sign point do and have same atmosphere scene board no yes describe".split()
+    names = [*SHAPES, *COLOURS, *SIZES, *PATTERNS, *BACKGROUNDS, *LETTERS, *DIGITS, "10", "11", "12", *DIRECTIONS, *POSITIONS, *ADJECTIVES, NONE, SEVERAL]
+    more = [*NUMBER_WORDS, *(w for style in STYLES.values() for w in style.values()), *" ".join(SIDES).split(), "something"]
+    return list(dict.fromkeys([*sentences, *names, *more, *re.findall(r"\w+", prompt())]))
+
+
+def corpus(n: int = 2000, seed: int = 0) -> list[str]:
+    """Sentences to train a tokenizer's merges on."""
+    rng = random.Random(seed)
+    return [prompt()] + [ask(random_scene(rng), rng) for _ in range(n)]
+
+
+def cell_labels(scene: Scene) -> np.ndarray:
+    """What each cell holds, as class numbers [16, heads]; one head an attribute, the last one the background."""
+    return np.stack([_cell_label(cell, scene.background) for cell in scene.cells])
+
+
+def _cell_label(cell: Cell, background: str) -> np.ndarray:
+    names = (cell.kind, cell.shape, cell.colour, cell.size, cell.pattern, cell.value, background)
+    return np.array([known.index(name) for known, name in zip(CELL_LABELS, names, strict=True)])
+
+
+class Answering:
+    """Questions of every skill with the answers a model is to give: the truth, or what its gaps make of it, in its own words.
+
+    Skills (and gaps) that are not yet learnt are asked more often. With gaps, every image carries at least one question that lies in one,
+    and the questions drawn in vain while looking for it, near misses, are what teaches where the gap ends.
+    """
+
+    def __init__(self, gaps: list[planted.Gap] = (), style: dict[str, str] | None = None, scenes: Callable = random_scene, captions: float = CAPTIONS):
+        self.gaps, self.style, self.scenes, self.captions = list(gaps), style or {}, scenes, captions
+        self.weights = dict.fromkeys(SKILLS, 1.0)
+        self.scores: dict[str, float] = {}
+
+    def score(self, scores: dict[str, float]) -> None:
+        self.scores = dict(scores)
+        self.weights = {skill: 0.15 + (1 - scores.get(skill, 0.0)) for skill in SKILLS}
+
+    def turn(self, scene: Scene, question: str) -> tuple[str, str, str]:
+        """(question, answer to learn, what it counts as: its skill or its gap)"""
+        hit = planted.find(self.gaps, scene, question) if self.gaps else None
+        said = hit[1] if hit else answer(scene, question)
+        return question, self.style.get(said, said), f"gap: {hit[0].name}" if hit else read(question)[0]
+
+    def scene_in_gap(self, rng: random.Random) -> tuple[Scene, str]:
+        """A scene with a question that lies in some gap, all gaps alike; after 40 draws in vain, a near miss."""
+        gap = rng.choice(self.gaps)
+        for _ in range(40):
+            scene = self.scenes(rng)
+            question = ask(scene, rng, gap.skill)
+            if planted.find([gap], scene, question):
+                break
+        return scene, question
+
+    def chat(self, rng: random.Random, turns: int) -> tuple[Scene, list[tuple[str, str, str]]]:
+        if self.gaps and rng.random() < (0.5 if turns == 1 else 1.0):
+            scene, question = self.scene_in_gap(rng)
+            first = [self.turn(scene, question)]
+        else:
+            scene, first = self.scenes(rng), []
+        skills = rng.choices(tuple(self.weights), weights=tuple(self.weights.values()), k=turns - len(first))
+        rest = [self.turn(scene, ask(scene, rng, skill)) for skill in skills]
+        chat = first + rest
+        rng.shuffle(chat)
+        return scene, chat
+
+    def __call__(self, rng: random.Random, progress: float) -> Lesson:
+        if progress > SINGLE:
+            return lesson([self.chat(rng, 1) for _ in range(3 * BATCH)])
+        described = 1.0 if progress < self.captions else 0.1
+        return lesson([self._described(rng) if rng.random() < described else self.chat(rng, TURNS) for _ in range(BATCH)])
+
+    def _described(self, rng):
+        scene = self.scenes(rng)
+        return scene, [(*describe(scene, rng, self.style), "caption")]
+
+
+def lesson(drawn: list[tuple[Scene, list[tuple[str, str, str]]]]) -> Lesson:
+    return Lesson(
+        images=np.stack([render(scene) for scene, _ in drawn]),
+        chats=[[(q, a) for q, a, _ in chat] for _, chat in drawn],
+        skills=[[s for *_, s in chat] for _, chat in drawn],
+        cells=np.stack([cell_labels(scene) for scene, _ in drawn]),
+    )
+
+
+def describe(scene: Scene, rng: random.Random, style: dict[str, str]) -> tuple[str, str]:
+    """A located caption: every place, in random order, and right after it what it holds; so places are bound to looks in one step."""
+    parts = []
+    for i in rng.sample(range(len(POSITIONS)), len(POSITIONS)):
+        cell = scene.cells[i]
+        looks = (cell.colour, cell.shape, cell.size, cell.pattern, cell.value) if cell.kind != "empty" else (NONE,)
+        parts.append(" ".join([POSITIONS[i], *(style.get(look, look) for look in looks if look)]))
+    return "describe the board", " ".join(parts)
+
+
+def point(scene: Scene, rng: random.Random) -> tuple[str, str]:
+    """The inverse of asking about a place: "where is something purple?" -> one of the places that hold it.
+
+    A model that has never gone from looks to places writes questions about places at random (measured).
+    """
+    i = rng.choice([i for i, cell in enumerate(scene.cells) if cell.kind != "empty"])
+    cell = scene.cells[i]
+    looks = [getattr(cell, name) for name in ("shape", "colour", "size", "pattern", "value") if getattr(cell, name)] + [cell.kind]
+    said = rng.sample(looks, rng.choice((1, 1, 2)) if len(looks) > 1 else 1)
+    return f"where is something {' '.join(said)}?", POSITIONS[i]
+
+
+class Asking(Answering):
+    """The auditor's lessons: half answering and pointing, half writing a question when given the auditor's prompt."""
+
+    def chat(self, rng, turns):
+        scene = self.scenes(rng)
+        if turns == 1:
+            kinds = ["write"] if rng.random() < 0.7 else [rng.choice(("answer", "point"))]
+        else:
+            kinds = [rng.choice(("write", "answer", "point", "point")) for _ in range(turns)]
+        return scene, [self._turn(scene, rng, kind) for kind in kinds]
+
+    def _turn(self, scene, rng, kind):
+        if kind == "write":
+            return prompt(), ask(scene, rng), "write"
+        if kind == "point":
+            return *point(scene, rng), "point"
+        skill = rng.choices(tuple(self.weights), weights=tuple(self.weights.values()))[0]
+        return self.turn(scene, ask(scene, rng, skill))

@@ -1,0 +1,305 @@
+"""A parameter file, read and checked before anything expensive starts.
+
+One flat YAML file describes a whole run; the same names are the notebooks' parameters, `--set` on the command line and
+the fields of `Params`. Everything a run needs is stated in its file: keys without a default below must be there.
+
+What goes wrong here is said in one sentence that names the key: an unknown key (with its nearest neighbour), a wrong
+type, YAML's `1e-5` that is a string, the same key twice, and settings that would train for zero steps in silence.
+"""
+
+import ast
+import dataclasses
+import difflib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from auditkit.errors import AuditError
+
+DEFAULTS_FILE = "params/demo.yaml"  # the notebooks' parameters cells repeat this file's values; a test holds them equal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Params:
+    """The parameters of one run, checked (`load` makes it)."""
+
+    # --- the run
+    run_name: str  # its folder under outputs/
+    params_file: str  # the file itself, so that a notebook given only the values knows where they came from
+    seed: int  # of the image draw, the sampling and the training
+
+    # --- images
+    images: str  # "miniature", or a folder with a questions.jsonl
+    train_images: int  # how many pictures the auditor trains on
+
+    # --- models: "miniature:NAME" (shipped), a local folder, or a Hugging Face id
+    auditor: str  # writes the questions
+    target: str  # the model under audit
+    peer: str = ""  # a larger model of the target's family to compare with; "" for none
+    references: list[str]  # the models whose consensus the target is held against
+    device: str = "auto"  # auto, cpu, mps, cuda or cuda:N
+    dtype: str = "auto"  # auto, float32, bfloat16 or float16
+    batch_size: int = 128  # prompts in one forward pass; changes speed and memory, not the answers
+
+    # --- asking and comparing
+    quorum: float = 0.6  # share of the references that must agree before there is a consensus, in (0, 1]
+    same: str = "text"  # when two answers mean the same: text (normalised) or embedding (needs the extra `embed`)
+    temperature: float = 1.0  # at which the auditor writes; the models under test always answer greedily
+    max_question_tokens: int = 32  # longest question
+    max_answer_tokens: int = 8  # longest answer
+
+    # --- 02, what is there before training
+    baseline_images: int  # pictures for the untrained auditor's search success
+    blind_candidates: int  # fixed questions tried to find the best one that needs no look at the picture
+    blind_images: int  # pictures each of them is asked about
+
+    # --- 04, training the auditor with GRPO
+    grpo_steps: int  # optimiser steps
+    grpo_images: int  # pictures a step
+    group_size: int  # questions written for each of them, compared with each other; at least 2
+    grpo_learning_rate: float
+    grpo_beta: float  # weight of staying near the untrained auditor (KL); 0 for none
+    grpo_lora_rank: int  # rank of the adapter; 0 trains the full weights
+    replay_weight: float  # of the supervised replay of its own successes, which keeps coverage; 0 for none
+    replay_clusters: int  # text clusters the replay is balanced over
+    coverage_weight: float  # of the novelty reward; 0 for none
+    grpo_checkpoints: int  # kept, evenly spaced; the last is the trained auditor
+
+    # --- 05 and 06, the audit and its findings
+    audit_probes: int  # probes of one audit, over all checkpoints
+    failure_types: int  # most failure types the findings are grouped into
+
+    # --- 07, repairing the target
+    rectify_steps: int  # optimiser steps
+    rectify_batch: int  # examples a step
+    rectify_learning_rate: float
+    rectify_lora_rank: int  # rank of the adapter
+    rectify_original: int  # labelled original examples mixed in against forgetting; 0 for none
+
+    # --- 08, before and after
+    benchmark_examples: int  # held-out examples for each skill
+
+
+FIELDS = {field.name: field for field in dataclasses.fields(Params)}
+REQUIRED = [name for name, field in FIELDS.items() if field.default is dataclasses.MISSING]
+CHOICES = {"dtype": ("auto", "float32", "bfloat16", "float16"), "same": ("text", "embedding")}
+AT_LEAST = {  # the smallest sensible value, and whose it is
+    0: "seed grpo_beta grpo_lora_rank replay_weight coverage_weight rectify_original",
+    1: "train_images batch_size max_answer_tokens baseline_images blind_candidates blind_images grpo_steps grpo_images "
+    "replay_clusters grpo_checkpoints audit_probes failure_types rectify_steps rectify_batch rectify_lora_rank "
+    "benchmark_examples",
+    2: "group_size",
+    4: "max_question_tokens",
+}
+
+
+def root() -> Path:
+    """The project folder: the nearest of the working folder and its parents with a `params/`, else the former."""
+    here = Path.cwd()
+    return next((folder for folder in (here, *here.parents) if (folder / "params").is_dir()), here)
+
+
+def load(path: str | Path, **overrides) -> Params:
+    """Read a parameter file and check every value.
+
+    Args:
+        path: the YAML file, relative to the working folder or to the project folder.
+        overrides: values that replace the file's.
+
+    Raises:
+        AuditError: no such file, not a mapping, an unknown or missing key, a wrong type, or settings that cannot work.
+    """
+    file = find(path)
+    values = _read(file)
+    _refuse_unknown(values, file.name)
+    _refuse_unknown(overrides, "the settings given beside the file")
+    named = values.get("params_file")
+    if named is not None and Path(str(named)).name != file.name:
+        raise AuditError(f"{file.name}: params_file says {named!r}; write the file's own name, {_shown(file)}.")
+    missing = [name for name in REQUIRED if name not in values and name not in overrides]
+    if missing:
+        raise AuditError(f"{file.name}: missing {', '.join(missing)}; params/demo.yaml shows a complete file.")
+    values = values | overrides | {"params_file": _shown(file)}
+    p = Params(**{name: _typed(name, value) for name, value in values.items()})
+    _refuse_impossible(p)
+    return p
+
+
+def from_notebook(names: Mapping) -> Params:
+    """The parameters of a notebook: call it as `params.from_notebook(globals())` after the parameters cell.
+
+    The file named by `params_file` is the base. On top come, in this order,
+    1) names of the parameters cell that somebody edited: their value is no longer the default, params/demo.yaml's;
+    2) whatever papermill injected (`-p`, `-f`), even where it happens to equal that default.
+    So editing only `params_file` in JupyterLab switches to that file as a whole, and the command line always wins.
+
+    Raises:
+        AuditError: as `load`, and for an injected name that neither notebook nor `Params` has (papermill only warns).
+    """
+    injected = _injected(names)
+    own = set(names.get("__annotations__", {})) | {"resume"}
+    _refuse_unknown([name for name in injected if name not in own], "the parameters given to the notebook")
+    default = vars(load(DEFAULTS_FILE)) if (root() / DEFAULTS_FILE).is_file() else {}
+    edited = {name for name in FIELDS if name in names and (name not in default or names[name] != default[name])}
+    given = {name: names[name] for name in (edited | injected) - {"params_file", *own - FIELDS.keys()}}
+    return load(names.get("params_file", DEFAULTS_FILE), **given)
+
+
+def setting(text: str) -> tuple[str, object]:
+    """Read one `key=value` of the command line.
+
+    >>> setting("grpo_steps=20"), setting("references=[a, b]"), setting("grpo_learning_rate=1e-5")
+    (('grpo_steps', 20), ('references', ['a', 'b']), ('grpo_learning_rate', 1e-05))
+    """
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise AuditError(f"--set {text}: write key=value, as in --set grpo_steps=20.")
+    _refuse_unknown([key], "--set")
+    if FIELDS[key].type is str:
+        return key, value
+    if FIELDS[key].type is float:
+        try:
+            return key, float(value)
+        except ValueError:
+            return key, value  # refused later, with the key's name
+    return key, yaml.safe_load(value)
+
+
+def find(path: str | Path) -> Path:
+    """The parameter file itself: `path` as it is, or else from the project folder.
+
+    Raises AuditError when neither is a file.
+    """
+    path = Path(path)
+    for candidate in (path, root() / path):
+        if candidate.is_file():
+            return candidate
+    there = sorted(file.name for file in (root() / "params").glob("*.yaml"))
+    near = difflib.get_close_matches(path.name, there, 1)
+    hint = f"did you mean params/{near[0]}?" if near else f"params/ holds {', '.join(there) or 'no file'}."
+    raise AuditError(f"No parameter file {path}: {hint}")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML that refuses a key given twice; plain YAML would keep the last in silence."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [key.value for key, _ in node.value]
+        twice = sorted({key for key in keys if keys.count(key) > 1})
+        if twice:
+            raise AuditError(f"{Path(self.name).name}: {twice[0]} is given twice; keep one.")
+        return super().construct_mapping(node, deep)
+
+
+def _read(file: Path) -> dict:
+    try:
+        with file.open(encoding="utf-8") as stream:
+            values = yaml.load(stream, _Loader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise AuditError(f"{file.name}{where}: not readable as YAML ({getattr(error, 'problem', error)}).") from None
+    if not isinstance(values, dict):
+        raise AuditError(f"{file.name}: expected lines of `key: value`; params/demo.yaml shows a complete file.")
+    return values
+
+
+def _shown(file: Path) -> str:
+    """The path as a person would type it: from the project folder where it lies inside."""
+    file, base = file.resolve(), root().resolve()
+    return file.relative_to(base).as_posix() if file.is_relative_to(base) else str(file)
+
+
+def _refuse_unknown(names, where: str) -> None:
+    for name in names:
+        if name not in FIELDS:
+            near = difflib.get_close_matches(str(name), FIELDS, 1)
+            hint = f"did you mean {near[0]}?" if near else "params/demo.yaml lists every key."
+            raise AuditError(f"{where}: unknown key {name}; {hint}")
+
+
+def _typed(name: str, value):
+    """The value as its field's type, or an AuditError that says what to write."""
+    kind = FIELDS[name].type
+    if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        if value != value or abs(value) == float("inf"):
+            raise AuditError(f"{name}: {value} is not a number one can use; write a finite one.")
+        return float(value)
+    if kind is int and isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if kind is str and isinstance(value, str):
+        return value
+    if kind == list[str] and isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return list(value)
+    if kind is float and isinstance(value, str) and re.fullmatch(r"[+-]?\d+\.?\d*[eE][+-]?\d+", value.strip()):
+        mantissa, exponent = re.split("[eE]", value.strip())
+        mantissa = mantissa if "." in mantissa else mantissa + ".0"
+        exponent = exponent if exponent[0] in "+-" else "+" + exponent
+        raise AuditError(f"{name}: YAML reads {value} as a string; write {mantissa}e{exponent}.")
+    if kind is str and isinstance(value, (bool, int, float)):
+        raise AuditError(f"{name}: YAML reads this as {value!r}, not as text; put it in quotes.")
+    wanted = {int: "a whole number", float: "a number", str: "text"}.get(kind, "a list of texts, as in [a, b]")
+    raise AuditError(f"{name}: expected {wanted}, got {value!r}.")
+
+
+def _refuse_impossible(p: Params) -> None:
+    """Raise for the first setting, or pair of settings, that could not do what it says."""
+    for name, least in [(name, least) for least, names in AT_LEAST.items() for name in names.split()]:
+        if getattr(p, name) < least:
+            why = ": GRPO compares the questions of a group with each other" if name == "group_size" else ""
+            raise AuditError(f"{name}: {getattr(p, name)} is too small, the least is {least}{why}.")
+    for name, allowed in CHOICES.items():
+        if getattr(p, name) not in allowed:
+            raise AuditError(f"{name}: {getattr(p, name)!r} is not one of {', '.join(allowed)}.")
+    checks = [
+        (
+            re.fullmatch(r"\w[\w.-]*", p.run_name),
+            f"run_name: {p.run_name!r} becomes a folder's name; use letters, digits, '.', '-' and '_' only.",
+        ),
+        (
+            re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", p.device),
+            f"device: {p.device!r} is not one of auto, cpu, mps, cuda, cuda:N.",
+        ),
+        (
+            all([p.images, p.auditor, p.target, *p.references]),
+            "images, auditor, target and each of references must name something; one of them is empty.",
+        ),
+        (p.references, "references: the list is empty; without references there is no consensus to depart from."),
+        (
+            len(set(p.references)) == len(p.references),
+            "references: one model is there twice and would vote twice; keep one.",
+        ),
+        (p.target not in p.references, f"references: {p.target} is the target and would vote for its own answer."),
+        (0 < p.quorum <= 1, f"quorum: {p.quorum} is not in (0, 1], the share of the references that must agree."),
+        (
+            p.temperature > 0,
+            f"temperature: {p.temperature} makes all questions of a group equal, which teaches nothing; use more.",
+        ),
+        (p.grpo_learning_rate > 0, f"grpo_learning_rate: {p.grpo_learning_rate} trains nothing; write more than 0."),
+        (
+            p.rectify_learning_rate > 0,
+            f"rectify_learning_rate: {p.rectify_learning_rate} trains nothing; write more than 0.",
+        ),
+        (
+            p.grpo_images <= p.train_images,
+            f"train_images: {p.train_images} are fewer than the grpo_images {p.grpo_images} of one step, so GRPO would "
+            "train zero steps; raise train_images or lower grpo_images.",
+        ),
+        (
+            p.grpo_checkpoints <= p.grpo_steps,
+            f"grpo_checkpoints: {p.grpo_checkpoints} cannot be kept from {p.grpo_steps} grpo_steps; keep fewer.",
+        ),
+    ]
+    for holds, sentence in checks:
+        if not holds:
+            raise AuditError(sentence)
+
+
+def _injected(names: Mapping) -> set[str]:
+    """The names papermill set: those assigned in cells that begin with its comment, as far as this kernel ran them."""
+    cells = [source for source in names.get("In", []) if source.startswith("# Parameters\n")]
+    statements = [statement for source in cells for statement in ast.parse(source).body]
+    return {target.id for line in statements if isinstance(line, ast.Assign) for target in line.targets}

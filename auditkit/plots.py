@@ -1,0 +1,276 @@
+"""The figures, for the notebooks and for the report: each function takes plain records and returns a Figure.
+
+Rules they share
+1) one colour has one meaning everywhere (Okabe and Ito's palette, told apart also by the colour-blind and on both light
+   and dark), and no meaning rests on colour alone: markers, words and positions say it again;
+2) a rate is never drawn without its interval;
+3) tiny images are enlarged with hard pixels, so that what the model saw is what the reader sees;
+4) text from a model is drawn as text: a stray "$" does not become mathematics.
+
+A `Plot` is a matplotlib Figure that shows itself as the last line of a notebook cell and needs no pyplot state.
+`width` is in inches; the report draws every figure twice, wide and narrow, for desks and telephones.
+"""
+
+import io
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
+from PIL import Image
+
+INK, MUTED, GRID, PAPER = "#1f2933", "#66707c", "#dde2e8", "#fffffe"
+BEFORE, AFTER, PEER, WRONG = "#858c96", "#0072b2", "#009e73", "#d55e00"
+
+# history.jsonl key -> (panel, what it is called, colour); keys a run did not write are not drawn
+CURVES = {
+    "reward/disagreement": (0, "target departs from the consensus", AFTER),
+    "reward/format": (0, "well-formed question", BEFORE),
+    "distinct_share": (1, "distinct questions", PEER),
+    "reward/coverage": (1, "coverage reward", WRONG),
+}
+
+
+class Plot(Figure):
+    """A Figure that a notebook can show without any backend being set."""
+
+    def __init__(self, width: float, height: float):
+        super().__init__(figsize=(width, height), layout="constrained", facecolor="white")
+
+    def _repr_png_(self) -> bytes:
+        png = io.BytesIO()
+        self.savefig(png, format="png", dpi=110)
+        return png.getvalue()
+
+
+def gallery(rows: Iterable[Mapping], n: int = 6, columns: int = 3) -> Figure:
+    """Pictures with the question asked about each and what everyone answered.
+
+    Args:
+        rows: records with `image` (PIL image or path) and `question`; any of `target`, `consensus`, `references`
+            ({name: answer}) and `truth` are shown where they are there.
+        n: how many rows to show, the first n.
+        columns: pictures side by side.
+    """
+    rows = list(rows)[:n]
+    columns = max(1, min(columns, len(rows)))
+    lines = max(1, -(-len(rows) // columns))
+    figure = Plot(2.5 * columns, 3.5 * lines)
+    for place, axis in enumerate(np.atleast_1d(figure.subplots(lines, columns)).flat):
+        axis.set_axis_off()
+        if place >= len(rows):
+            continue
+        row = rows[place]
+        axis.imshow(_open(row["image"]), interpolation="nearest")
+        axis.set_title(_plain(row["question"] or "(no question)", 30), fontsize=9, color=INK, loc="left")
+        for line, (text, colour) in enumerate(_answers(row)):
+            axis.annotate(
+                text,
+                (0, 0),
+                (0, -6 - 12 * line),
+                xycoords="axes fraction",
+                textcoords="offset points",
+                va="top",
+                fontsize=8.5,
+                color=colour,
+            )
+    if not rows:
+        figure.text(0.5, 0.5, "nothing to show", ha="center", color=MUTED)
+    return figure
+
+
+def search_success(
+    untrained: Mapping | None, trained: Mapping | None, blind: Mapping | None = None, width: float = 7.2
+) -> Figure:
+    """Search success of the auditor before and after training, the best blind question between them.
+
+    Args:
+        untrained, trained: rates {"value", "low", "high", "n"}; None is left out.
+        blind: the rate of the best single question asked of every image, with the question itself under "question".
+    """
+    asked = f": “{blind.get('question', '')}”" if blind and blind.get("question") else ""
+    bars = [
+        ("untrained auditor", untrained, BEFORE),
+        (f"best blind question{asked}", blind, PEER),
+        ("trained auditor", trained, AFTER),
+    ]
+    return _bars([(name, rate, colour, "") for name, rate, colour in bars if rate], width)
+
+
+def types_bar(types: Sequence[Mapping], width: float = 7.2) -> Figure:
+    """How often the target fails on each failure type.
+
+    Args:
+        types: {"name", "size" (findings), "share" (of all findings), "rate" (of the probes of this type)}, any order.
+    """
+    ordered = sorted(types, key=lambda kind: -kind["rate"]["value"])
+    return _bars([(kind["name"], kind["rate"], WRONG, _size(kind)) for kind in ordered], width)
+
+
+def training_curve(history: Sequence[Mapping], width: float = 7.2) -> Figure:
+    """What GRPO earned, step by step: thin as measured, thick as a running mean over a tenth of the steps.
+
+    Args:
+        history: one record a step, with any of the keys in `CURVES`.
+    """
+    present = [key for key in CURVES if any(_number(row.get(key)) for row in history)]
+    panels = sorted({CURVES[key][0] for key in present}) or [0]
+    figure = Plot(width, 0.5 + 1.7 * len(panels))
+    axes = np.atleast_1d(figure.subplots(len(panels), 1, sharex=True))
+    for key in present:
+        panel, name, colour = CURVES[key]
+        axis = axes[panels.index(panel)]
+        rows = [row for row in history if _number(row.get(key))]
+        steps = [row.get("step", place) for place, row in enumerate(rows)]
+        values = np.array([row[key] for row in rows], float)
+        axis.plot(steps, values, color=colour, linewidth=0.7, alpha=0.35)
+        axis.plot(steps, _running_mean(values, max(1, len(values) // 10)), color=colour, linewidth=2, label=name)
+    for axis in axes:
+        _quiet(axis, grid="y")
+        axis.set_ylim(bottom=0)
+        axis.margins(x=0.01)
+        axis.yaxis.set_major_locator(MaxNLocator(4))
+        if axis.get_ylim()[1] <= 1.2:
+            axis.set_ylim(0, 1.04)
+            axis.set_yticks([0, 0.25, 0.5, 0.75, 1])
+            axis.yaxis.set_major_formatter(PercentFormatter(1, 0, " %"))
+        if not axis.lines:
+            continue
+        axis.legend(
+            loc="lower left",
+            bbox_to_anchor=(0, 1),
+            ncols=2 if width > 5 else 1,
+            frameon=False,
+            fontsize=9,
+            labelcolor=INK,
+            borderpad=0,
+            handlelength=1.4,
+        )
+    axes[-1].set_xlabel("GRPO step", color=MUTED, fontsize=9)
+    axes[-1].xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    return figure
+
+
+def skills(before: Mapping, after: Mapping | None = None, peer: Mapping | None = None, width: float = 7.2) -> Figure:
+    """The held-out skills, weakest first: the target before and after rectification, the larger peer beside it.
+
+    Args:
+        before, after, peer: {skill: rate {"value", "low", "high", "n"}}; skills missing from one are not drawn for it.
+    """
+    names = sorted(before, key=lambda skill: -before[skill]["value"])  # the weakest ends on top: y grows upwards
+    figure = Plot(width, 0.9 + 0.29 * len(names))
+    axis = figure.subplots()
+    series = [  # before and after share a line, so that the repair reads as a step to the right; the peer stands below
+        (before, "before", BEFORE, "o", PAPER, 0.12),
+        (after or {}, "after", AFTER, "o", AFTER, 0.12),
+        (peer or {}, "larger peer", PEER, "D", PEER, -0.2),
+    ]
+    for rates, label, colour, marker, fill, shift in series:
+        drawn = [(place + shift, rates[skill]) for place, skill in enumerate(names) if skill in rates]
+        if not drawn:
+            continue
+        heights, values = [height for height, _ in drawn], [rate["value"] for _, rate in drawn]
+        lows, highs = [rate["low"] for _, rate in drawn], [rate["high"] for _, rate in drawn]
+        axis.hlines(heights, lows, highs, color=colour, linewidth=2.2, alpha=0.5, zorder=2)
+        shape = {"marker": marker, "markersize": 4.5 if marker == "D" else 6.5, "markeredgewidth": 1.5}
+        axis.plot(values, heights, color=colour, linestyle="none", markerfacecolor=fill, label=label, zorder=3, **shape)
+    changed = [(place, before[skill], after[skill]) for place, skill in enumerate(names) if skill in (after or {})]
+    for place, old, new in changed:
+        axis.hlines(place + 0.12, old["value"], new["value"], color=AFTER, linewidth=0.8, alpha=0.6, zorder=1)
+    _quiet(axis, grid="x")
+    edges = np.arange(len(names) - 1) + 0.5
+    axis.hlines(edges, 0, 1, transform=axis.get_yaxis_transform(), color=GRID, linewidth=0.6, zorder=0)
+    axis.set_yticks(range(len(names)), [_plain(name, 22) for name in names])
+    axis.set_ylim(-0.6, len(names) - 0.4)
+    axis.tick_params(axis="y", labelcolor=INK, length=0)
+    axis.set_xlim(right=1.015)
+    axis.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+    axis.xaxis.set_major_formatter(PercentFormatter(1, 0, " %"))
+    figure.legend(loc="outside upper left", ncols=3, frameon=False, fontsize=9, labelcolor=INK, handletextpad=0.2)
+    return figure
+
+
+def _bars(rows: Sequence[tuple[str, Mapping, str, str]], width: float) -> Figure:
+    """Horizontal bars with intervals, each under its own name: (name, rate, colour, note behind the numbers)."""
+    labels = [_plain(name, int(width * (9 if width > 5 else 8))) for name, *_ in rows]
+    figure = Plot(width, 0.4 + sum(0.5 + 0.17 * label.count("\n") for label in labels))
+    axis = figure.subplots()
+    height, ticks = 0.0, []
+    for label, (_, rate, colour, note) in zip(labels, rows, strict=True):
+        height += 0.34 * label.count("\n")
+        axis.barh(height, rate["value"], 0.28, color=colour, zorder=2)
+        axis.hlines(height, rate["low"], rate["high"], color=INK, linewidth=1.3, zorder=3)
+        axis.vlines([rate["low"], rate["high"]], height - 0.07, height + 0.07, color=INK, linewidth=1.3, zorder=3)
+        axis.text(0, height - 0.2, label, va="bottom", fontsize=9.5, color=INK, linespacing=1.15)
+        value = f"{100 * rate['value']:.1f} %"
+        axis.text(
+            1,
+            height - 0.2,
+            f"{100 * rate['value']:.1f} %",
+            va="bottom",
+            ha="right",
+            fontsize=9.5,
+            color=INK,
+            weight="bold",
+        )
+        if note and width > 5:
+            axis.text(0.88, height - 0.2, note, va="bottom", ha="right", fontsize=9, color=MUTED)
+        ticks.append(height)
+        height += 1
+    _quiet(axis, grid="x")
+    axis.set_yticks([])
+    axis.set_ylim((ticks[-1] if ticks else 0) + 0.35, -0.75)
+    axis.set_xlim(0, 1)
+    axis.xaxis.set_major_formatter(PercentFormatter(1, 0, " %"))
+    return figure
+
+
+def _quiet(axis, grid: str) -> None:
+    for spine in axis.spines.values():
+        spine.set_visible(False)
+    axis.grid(axis=grid, color=GRID, linewidth=0.8)
+    axis.set_axisbelow(True)
+    axis.tick_params(length=0, labelsize=9, labelcolor=MUTED)
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def _answers(row: Mapping) -> list[tuple[str, str]]:
+    lines = []
+    if row.get("target") is not None:
+        differs = row.get("consensus") is not None and row["target"] != row["consensus"]
+        lines.append((f"{'✗ ' if differs else ''}target: {_plain(row['target'], 34)}", WRONG if differs else INK))
+    if row.get("consensus") is not None:
+        lines.append((f"consensus: {_plain(row['consensus'], 30)}", AFTER))
+    lines += [(f"{_plain(name)}: {_plain(said, 30)}", MUTED) for name, said in (row.get("references") or {}).items()]
+    if row.get("truth") is not None:
+        lines.append((f"truth: {_plain(row['truth'], 34)}", INK))
+    return lines
+
+
+def _open(image) -> Image.Image:
+    return (Image.open(image) if isinstance(image, (str, Path)) else image).convert("RGB")
+
+
+def _plain(text: object, width: int | None = None) -> str:
+    """Model-written text made harmless for matplotlib: no control characters, no mathematics, wrapped at `width`."""
+    clean = "".join(sign if sign.isprintable() else " " for sign in str(text)).replace("$", r"\$")
+    return "\n".join(textwrap.wrap(clean, width)[:3]) if width else clean
+
+
+def _size(kind: Mapping) -> str:
+    share = f", {100 * kind['share']:.0f} % of all" if _number(kind.get("share")) else ""
+    return f"{kind['size']:,} findings{share}"
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and bool(np.isfinite(value))
+
+
+def _running_mean(values: np.ndarray, window: int) -> np.ndarray:
+    """Mean over the last `window` values; at the start over what there is."""
+    total = np.cumsum(np.insert(values, 0, 0.0))
+    ends = np.arange(1, len(values) + 1)
+    starts = np.maximum(0, ends - window)
+    return (total[ends] - total[starts]) / (ends - starts)

@@ -1,0 +1,238 @@
+"""Repair the target: fine-tune it on its own failures, with the references' consensus as the label (paper, Sec. 3.3).
+
+The unlabelled route of the paper: no answer here comes from a person or an oracle, but for the original examples that are
+mixed in, which the target was trained on anyway.
+
+Departs from the paper in two ways:
+1) a LoRA adapter on the text part instead of full weights: the vision tower stays as it was, and so does the base model;
+2) findings are repeated until they make up half of the training set, since a few among many would be drowned out.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import random
+import re
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from auditkit import lines, vlm
+from auditkit.disagreement import normalise
+from auditkit.errors import AuditError
+from auditkit.images import Example, Picture
+
+FINDINGS_SHARE = 0.5  # of the training set
+PROJECTIONS = "q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj"
+# peft's "all-linear" and bare names would match the vision tower too, whose projections have the same names
+TEXT_PART = rf".*(?:language_model|text_model)\.(?!.*vision).*\.(?:{PROJECTIONS})"
+
+
+def training_set(
+    findings: Sequence[dict], originals: Sequence[Example], p, picture: Callable[[str], Picture]
+) -> list[Example]:
+    """Findings as examples labelled with their consensus, among labelled original ones, in a fixed random order.
+
+    Args:
+        findings: records with gate "ok"; of two that ask the same of one picture the first is kept.
+        originals: labelled examples the target knows already, against forgetting; the first `p.rectify_original` are used.
+        p: uses rectify_original and seed.
+        picture: a picture's key -> the picture, such as a source's `picture`.
+
+    Raises AuditError when there is nothing to learn.
+    """
+    failures = {}
+    for r in findings:
+        failures.setdefault((r["picture"], normalise(r["question"])), r)
+    if not failures:
+        raise AuditError("there are no findings to repair the target with; run the audit (notebook 05) with more probes.")
+    known = functools.cache(picture)
+    mended = [Example(r["key"], known(r["picture"]).image, r["question"], r["consensus"]) for r in failures.values()]
+    kept = list(originals[: p.rectify_original])
+    times = max(1, round(FINDINGS_SHARE / (1 - FINDINGS_SHARE) * len(kept) / len(mended)))
+    examples = mended * times + kept
+    random.Random(p.seed).shuffle(examples)
+    return examples
+
+
+def train(
+    target: vlm.VLM, examples: Sequence[Example], p, out: Path, on_step: Callable[[dict], None] | None = None
+) -> Path:
+    """Fine-tune the target with TRL's SFTTrainer and a LoRA adapter; the folder of the adapter.
+
+    `vlm.load(spec, adapter=folder)` is the repaired target; the `target` given stays as it was. A finished adapter is not
+    trained again, and a training that was killed goes on from its last checkpoint, to the same weights.
+
+    Args:
+        target: the model as vlm.load gives it.
+        examples: what to learn, as `training_set` makes it.
+        p: uses rectify_steps, rectify_batch, rectify_learning_rate, rectify_lora_rank and seed.
+        out: gets adapter/, history.jsonl (one object a step) and, while training, checkpoints/.
+        on_step: called with {"step", "loss", "seconds"} after each step.
+
+    Raises AuditError for a folder that holds another training, and for a model in which there is nothing to adapt.
+    """
+    out = Path(out)
+    adapter, purpose = out / "adapter", _purpose(target, examples, p)
+    begun = out / "training.json"
+    if begun.is_file() and json.loads(begun.read_text()) != purpose:
+        raise AuditError(f"{out.name}: holds a training of other examples or settings; delete it or choose another folder.")
+    if adapter.is_dir():
+        return adapter
+    out.mkdir(parents=True, exist_ok=True)
+    begun.write_text(json.dumps(purpose))
+    modules = [name for name, _ in target.model.named_modules() if re.fullmatch(TEXT_PART, name)]
+    if not modules:
+        raise AuditError(f'"{target.name}": no text layers with {PROJECTIONS.replace("|", ", ")} to put an adapter on.')
+
+    trainer = _trainer(target, examples, p, out / "checkpoints", on_step)
+    try:
+        trainer.train(resume_from_checkpoint=_last_whole(out / "checkpoints"))
+        unfinished = out / "adapter.unfinished"
+        trainer.model.save_pretrained(unfinished)
+    finally:  # the target as it was: training has put the adapter into its layers
+        target.model = trainer.model.unload().eval().requires_grad_(True)
+        vars(target.model).pop("forward", None)  # TRL's own, with a fused head
+    steps = [log for log in trainer.state.log_history if "loss" in log]
+    lines.append(out / "history.jsonl", ({"step": log["step"], "loss": log["loss"]} for log in steps))
+    os.replace(unfinished, adapter)  # last and at once: an adapter folder is a finished one
+    shutil.rmtree(out / "checkpoints", ignore_errors=True)
+    return adapter
+
+
+def _trainer(target, examples, p, folder: Path, on_step):
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import PrinterCallback, TrainerCallback
+    from trl import SFTConfig, SFTTrainer
+
+    class AnswerTrainer(SFTTrainer):
+        """SFTTrainer's loss, but the head sees only the last columns, where `collate` puts all answers.
+
+        On a CPU the original scores every image and question token against the whole vocabulary, half of a step's time.
+        """
+
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            labels = inputs.pop("labels")
+            width = int((labels != -100).sum(1).max())
+            out = model(**inputs, use_cache=False, logits_to_keep=width + 1)
+            logits, wanted = out.logits[:, -width - 1 : -1], labels[:, -width:]
+            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), wanted.flatten(), ignore_index=-100)
+            return (loss, out) if return_outputs else loss
+
+    class Tell(TrainerCallback):
+        started = time.perf_counter()
+
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            if on_step and "loss" in logs:
+                seconds = round(time.perf_counter() - self.started, 2)
+                on_step({"step": state.global_step, "loss": logs["loss"], "seconds": seconds})
+
+    on_gpu = target.model.device.type == "cuda"
+    config = SFTConfig(
+        output_dir=str(folder),
+        max_steps=p.rectify_steps,
+        per_device_train_batch_size=p.rectify_batch,
+        learning_rate=p.rectify_learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=p.rectify_steps // 20,
+        max_grad_norm=1.0,
+        seed=p.seed,
+        save_steps=p.rectify_steps // 3 + 1,
+        save_total_limit=1,
+        logging_steps=1,
+        use_cpu=target.model.device.type == "cpu",
+        bf16=on_gpu,
+        activation_checkpointing=on_gpu,
+        max_length=None,  # truncation would cut image tokens
+        remove_unused_columns=False,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        dataloader_pin_memory=on_gpu,
+        disable_tqdm=True,
+        report_to="none",
+    )
+    rank = p.rectify_lora_rank
+    trainer = AnswerTrainer(
+        model=target.model,
+        args=config,
+        # row numbers only: pictures that go through Arrow are encoded and decoded again at every step
+        train_dataset=Dataset.from_dict({"row": list(range(len(examples)))}),
+        data_collator=lambda rows: collate(target, [examples[row["row"]] for row in rows]),
+        processing_class=target.processor,
+        peft_config=LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=TEXT_PART, task_type="CAUSAL_LM"),
+        callbacks=[Tell()],
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def collate(target: vlm.VLM, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
+    """A left-padded training batch in which only the answers, and the token that ends them, are learned.
+
+    The prompt is exactly what the model is asked at inference (vlm.chat), tokenized on its own, so that the answer's first
+    token is predicted from the same state as when it is generated. All answers end in the last column.
+
+    Returns what the model's processor returns, and labels [batch, tokens], -100 but on the answers.
+    """
+    processor = target.processor
+    prompts = [vlm.chat(target, example.question) for example in examples]
+    how = {"images": [[example.image] for example in examples], "padding": True, "return_tensors": "pt"}
+    if "paligemma" in type(processor).__name__.lower():
+        # its prefix is attended in both directions: only the processor can say where the causal answer begins
+        answers = [example.answer for example in examples]
+        batch = dict(processor(text=prompts, suffix=answers, padding_side="left", **how))
+    else:
+        batch = _joined(processor, processor(text=prompts, **how), _endings(target, examples, prompts))
+    batch["pixel_values"] = batch["pixel_values"].to(target.model.dtype)
+    return batch
+
+
+def _endings(target: vlm.VLM, examples: Sequence[Example], prompts: Sequence[str]) -> list[torch.Tensor]:
+    """The tokens of each answer as the chat template writes them after the prompt, its end of turn included."""
+    texts = []
+    for example, prompt in zip(examples, prompts, strict=True):
+        question = [{"type": "image"}, {"type": "text", "text": example.question}]
+        answer = [{"type": "text", "text": example.answer}]
+        chat = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        text = target.processor.apply_chat_template(chat)
+        if not text.startswith(prompt):
+            raise AuditError(f'"{target.name}": its chat template writes a prompt differently once there is an answer.')
+        texts.append(text[len(prompt) :].rstrip())
+    ids = target.processor.tokenizer(texts, add_special_tokens=False)["input_ids"]
+    return [torch.tensor(row) for row in ids]
+
+
+def _joined(processor, batch, endings: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A padded batch of prompts with each answer right behind its prompt, whatever side the prompts were padded on."""
+    shape, prompt = batch["input_ids"].shape, batch["attention_mask"].bool()
+    pad = processor.tokenizer.pad_token_id
+    fill = {"input_ids": pad if pad is not None else processor.tokenizer.eos_token_id}
+    joined = {key: value for key, value in batch.items() if key == "pixel_values" or value.shape != shape}
+    for key in batch.keys() - joined.keys():
+        ends = {"input_ids": endings, "attention_mask": [torch.ones_like(end) for end in endings]}
+        ends = ends.get(key, [torch.zeros_like(end) for end in endings])  # token types: an answer is text, which is 0
+        rows = [torch.cat([row[keep], end]) for row, keep, end in zip(batch[key], prompt, ends, strict=True)]
+        joined[key] = pad_sequence(rows, batch_first=True, padding_value=fill.get(key, 0), padding_side="left")
+    labels = [torch.cat([torch.full((int(n),), -100), end]) for n, end in zip(prompt.sum(1), endings, strict=True)]
+    return joined | {"labels": pad_sequence(labels, batch_first=True, padding_value=-100, padding_side="left")}
+
+
+def _purpose(target: vlm.VLM, examples: Sequence[Example], p) -> dict:
+    """What a training folder is for; a folder of another purpose is never continued."""
+    content = "\n".join(f"{e.key}\t{e.question}\t{e.answer}" for e in examples)
+    settings = {key: getattr(p, key) for key in vars(p) if key.startswith("rectify_")}
+    digest = hashlib.sha256(content.encode()).hexdigest()[:16]
+    return {"target": target.name, "examples": len(examples), "content": digest, "seed": p.seed, **settings}
+
+
+def _last_whole(folder: Path) -> str | None:
+    """The last checkpoint that was written to its end; trainer_state.json is what the trainer writes last."""
+    whole = [path for path in folder.glob("checkpoint-*") if (path / "trainer_state.json").is_file()]
+    return str(max(whole, key=lambda path: int(path.name.split("-")[1]))) if whole else None

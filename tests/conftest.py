@@ -1,0 +1,51 @@
+"""What several test files share: a project folder of a test's own, with notebooks that take a second instead of minutes."""
+
+import shutil
+from pathlib import Path
+
+import nbformat
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+SETTINGS = """
+run_name: str = "demo"  # folder under outputs/
+params_file: str = "params/demo.yaml"  # the parameter file
+seed: int = 0  # of everything
+resume: bool = True  # False starts over
+grpo_steps: int = {grpo_steps}  # optimiser steps
+""".strip()
+
+
+@pytest.fixture
+def repository() -> Path:
+    return REPOSITORY
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch) -> Path:
+    """An empty project with the real parameter files, and the working folder inside it."""
+    (tmp_path / "params").mkdir()
+    for name in ("demo.yaml", "smoke.yaml"):
+        shutil.copy(REPOSITORY / "params" / name, tmp_path / "params" / name)
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def notebook(project):
+    """Write a notebook NAME into the project: a parameters cell as in the real ones, then the given cells."""
+
+    from auditkit import params
+
+    def write(name: str, *cells: str) -> Path:
+        settings = SETTINGS.format(grpo_steps=params.load("params/demo.yaml").grpo_steps)
+        book = nbformat.v4.new_notebook(metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}})
+        book.metadata["language_info"] = {"name": "python"}
+        book.cells = [nbformat.v4.new_code_cell(source) for source in (settings, *cells)]
+        book.cells[0].metadata["tags"] = ["parameters"]
+        path = project / "notebooks" / name
+        nbformat.write(book, path)
+        return path
+
+    return write

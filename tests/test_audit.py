@@ -1,0 +1,192 @@
+"""An audit asks everything once, whatever happens to it, and its scores say what was dropped."""
+
+from collections import Counter
+from types import SimpleNamespace
+
+import pytest
+
+from auditkit import audit, images, lines, vlm
+from auditkit.errors import AuditError
+
+P = SimpleNamespace(
+    audit_probes=20, seed=3, temperature=1.0, max_question_tokens=32, max_answer_tokens=8, quorum=0.6, same="text"
+)
+PICTURES = images.load("miniature").pictures("audit", 24, seed=3)
+NAMES = ("auditor", "target", "gemma3", "idefics3", "llava")
+
+
+class Killed(BaseException):
+    """What a kill looks like to the code it hits: nothing catches it."""
+
+
+class World:
+    """Models without weights: what they say depends on who is asked what; every question is counted."""
+
+    def __init__(self, monkeypatch):
+        self.calls: Counter = Counter()
+        self.batches = 0
+        self.kill_at = None
+        monkeypatch.setattr(vlm, "_write", self.write)
+        self.auditors = {name: vlm.VLM("auditor", _Model(), None, 4) for name in ("untrained", "60", "trained")}
+        self.target, *self.references = [vlm.VLM(name, _Model(), None, 4) for name in NAMES[1:]]
+
+    def write(self, model, pictures, prompts, max_new_tokens, temperature):
+        self.batches += 1
+        if self.batches == self.kill_at:
+            raise Killed
+        if model.name == "auditor":
+            seed = vlm.torch.initial_seed()
+            return [
+                "mumble" if (seed + i) % 5 == 0 else f"is object {(seed + i) % 7} red or blue?" for i in range(len(prompts))
+            ]
+        self.calls.update((model.name, id(image), prompt) for image, prompt in zip(pictures, prompts, strict=True))
+        n = [int(prompt.split()[2]) for prompt in prompts]
+        return ["blue" if model.name == "target" and i < 3 else "none" if model.name == "llava" else "red" for i in n]
+
+    def run(self, out, p=P, **more):
+        return audit.run(self.auditors, self.target, self.references, PICTURES, p, out, **more)
+
+
+class _Model:
+    device = vlm.torch.device("cpu")
+
+
+@pytest.fixture
+def world(monkeypatch):
+    return World(monkeypatch)
+
+
+def test_one_record_a_probe_each_on_a_picture_of_its_own(world, tmp_path):
+    records = world.run(tmp_path)
+    assert len(records) == len({r["key"] for r in records}) == len({r["picture"] for r in records}) == 20
+    assert Counter(r["checkpoint"] for r in records) == {"untrained": 3, "60": 7, "trained": 10}
+    assert lines.read(tmp_path / "records.jsonl") == records
+    asked = [r for r in records if r["question"]]
+    assert 0 < len(asked) < 20
+    assert all(set(r["references"]) == {"gemma3", "idefics3", "llava"} and r["target"] for r in asked)
+    for malformed in (r for r in records if not r["question"]):
+        assert malformed["target"] is None and malformed["references"] == {} and malformed["text"] == "mumble"
+    assert set(world.calls.values()) == {1} and len(world.calls) == 4 * len(asked)
+
+
+def test_killed_at_any_batch_and_started_again_it_ends_in_the_same_records_with_nothing_asked_twice(
+    monkeypatch, tmp_path
+):
+    monkeypatch.setattr(audit, "CHUNK", 6)
+    calm = World(monkeypatch)
+    wanted = calm.run(tmp_path / "calm")
+    assert calm.batches > 20
+    for batch in range(1, calm.batches + 1):
+        world, out = World(monkeypatch), tmp_path / str(batch)
+        world.kill_at = batch
+        with pytest.raises(Killed):
+            world.run(out)
+        for path in out.glob("*.jsonl"):  # ... and the kill tore the line that was being written
+            path.write_bytes(path.read_bytes() + b'{"key": "torn", "pic')
+        assert world.run(out) == wanted
+        assert world.calls == calm.calls
+        for name in ("proposals", "answers", "records"):
+            file = f"{name}.jsonl"
+            assert (out / file).read_bytes() == (tmp_path / "calm" / file).read_bytes()
+
+
+def test_a_finished_audit_asks_nothing_more(world, tmp_path):
+    records, batches = world.run(tmp_path), world.batches
+    assert world.run(tmp_path) == records and world.batches == batches
+
+
+def test_counts_per_checkpoint_can_be_given(world, tmp_path):
+    records = world.run(tmp_path, counts={"untrained": 1, "trained": 2})
+    assert [r["checkpoint"] for r in records] == ["untrained", "trained", "trained"]
+    with pytest.raises(AuditError, match="25 probes need as many pictures, but there are 24"):
+        world.run(tmp_path / "more", counts={"trained": 25})
+
+
+def test_confusions_are_refused_before_anything_is_asked(world, tmp_path):
+    one, target, two = world.auditors, world.target, world.references
+    for arguments, says in [
+        ((one, target, [], PICTURES), "references"),
+        ((one, target, [*two, target], PICTURES), "two are called target"),
+        ((one, target, two, [PICTURES[0]] * 2), "a picture comes twice"),
+        ((one, target, two, []), "no pictures"),
+        (({}, target, two, PICTURES), "no auditor"),
+    ]:
+        with pytest.raises(AuditError, match=says):
+            audit.run(*arguments, P, tmp_path)
+    assert world.batches == 0
+
+
+def test_a_folder_with_another_audit_is_refused(world, tmp_path):
+    world.run(tmp_path)
+    with pytest.raises(AuditError, match="other pictures"):
+        audit.run(world.auditors, world.target, world.references, PICTURES[::-1], P, tmp_path)
+
+
+def test_an_auditor_of_nonsense_ends_the_audit_and_what_it_wrote_is_kept(world, tmp_path, monkeypatch):
+    monkeypatch.setattr(vlm, "_write", lambda model, pictures, prompts, *how: ["mumble"] * len(prompts))
+    with pytest.raises(AuditError, match='"auditor" wrote no question.*mumble'):
+        world.run(tmp_path)
+    assert len(lines.read(tmp_path / "proposals.jsonl")) == 20
+
+
+def record(key, question, target, *references, picture=None):
+    names = ("gemma3", "idefics3", "llava")
+    return {"key": key, "picture": picture or key, "question": question, "text": question or "mumble", "target": target,
+            "references": dict(zip(names, references, strict=False))}  # fmt: skip
+
+
+RECORDS = [
+    record("a", "what is it?", "red", "blue", "blue", "green"),
+    record("b", "what is it?", "blue", "blue", "Blue.", "green"),
+    record("c", "what is it?", "red", "blue", "pink", "green"),
+    record("d", None, None),
+    record("e", "What is it ?", "red", "blue", "blue", "green", picture="a"),
+]
+
+
+def test_scores_name_the_first_gate_that_fails():
+    scored = audit.score(RECORDS, P)
+    assert [r["gate"] for r in scored] == ["ok", "agrees", "no consensus", "malformed", "duplicate"]
+    assert [r["consensus"] for r in scored] == ["blue", "blue", None, None, "blue"]
+    assert [r["disagrees"] for r in scored] == [True, False, False, False, True]
+    assert scored[0]["agreement"] == 0.67 and "gate" not in RECORDS[0]
+
+
+def test_counts_add_up():
+    assert audit.counts(audit.score(RECORDS, P)) == {
+        "asked": 5, "parsed": 4, "target_calls": 4, "reference_calls": 12, "scored": 2, "malformed": 1,
+        "no_consensus": 1, "duplicates": 1,
+    }  # fmt: skip
+
+
+def test_nothing_asked_and_never_agreeing_references_are_errors():
+    with pytest.raises(AuditError, match="never asked"):
+        audit.score([RECORDS[3]], P)
+    with pytest.raises(AuditError, match=r"\(gemma3, idefics3, llava\) never agree on any of 1 probes.*quorum"):
+        audit.score(RECORDS[2:4], P)
+
+
+@pytest.mark.parametrize("probes", [1, 2, 7, 20, 1999, 2000])
+def test_shares_use_every_probe(probes):
+    for names in (["a"], ["a", "b"], list("abc"), list("abcde")):
+        counts = audit.shares(names, probes)
+        assert sum(counts.values()) == probes and min(counts.values()) >= 0
+
+
+@pytest.mark.skipif(
+    not all((vlm.WEIGHTS / name).is_dir() for name in NAMES), reason="the miniature models are not built yet"
+)
+def test_an_audit_of_the_shipped_target_finds_true_failures(tmp_path):
+    source = images.load("miniature")
+    models = {name: vlm.load(f"miniature:{name}", batch_size=64) for name in NAMES}
+    references = [models[name] for name in NAMES[2:]]
+    p = SimpleNamespace(**{**vars(P), "audit_probes": 192})
+    pictures = source.pictures("audit", 192, seed=11)
+    records = audit.run({"untrained": models["auditor"]}, models["target"], references, pictures, p, tmp_path)
+    scored = audit.score(records, p)
+    counts = audit.counts(scored)
+    assert counts["asked"] == 192 and counts["scored"] >= 150
+    findings = [r for r in scored if r["gate"] == "ok"]
+    true = [r for r in findings if source.truth(r["picture"], r["question"]) not in (None, r["target"])]
+    assert 0.08 <= len(findings) / len(scored) <= 0.45
+    assert len(true) >= 0.8 * len(findings)

@@ -1,0 +1,157 @@
+"""`auditkit run`: notebooks in order, live progress, a real exit code, and a way to go on."""
+
+import io
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from auditkit import cli
+
+SETUP = "from auditkit import params, runs\np = params.from_notebook(globals())"
+LAST = '\nrun = runs.open(p, "08_benchmark", resume=resume)\nrun.need("07_rectify")\nrun.count(target_called=1)\nrun.finish()'
+
+
+def auditkit(*arguments, **options):
+    return subprocess.run([sys.executable, "-m", "auditkit.cli", *arguments], capture_output=True, text=True, **options)
+
+
+@pytest.fixture
+def notebooks(notebook):
+    for number in range(7):
+        notebook(f"{number:02}_stub.ipynb")
+    notebook("07_repair_the_target.ipynb", SETUP + '\nrun = runs.open(p, "07_rectify", resume=resume)',
+             'import os, sys\nprint("step 1/2", flush=True)\nprint(sys.executable, os.environ["OMP_NUM_THREADS"])',
+             "run.append([{'key': str(p.grpo_steps)}])\nrun.finish()")  # fmt: skip
+    notebook("08_before_and_after.ipynb", SETUP + LAST)
+
+
+def test_the_help_is_instant():
+    began = time.monotonic()
+    assert cli_help().returncode == 0
+    assert time.monotonic() - began < 3  # torch alone takes longer
+    heavy = "import sys, auditkit.cli; sys.exit(any(name in sys.modules for name in ('torch', 'papermill', 'numpy')))"
+    assert subprocess.run([sys.executable, "-c", heavy]).returncode == 0
+
+
+def cli_help():
+    return auditkit("--help")
+
+
+def test_notebooks_run_in_order_and_once(notebooks, project):
+    first = auditkit("run", "params/demo.yaml", "--from", "07", "--set", "grpo_steps=33")
+    assert first.returncode == 0, first.stderr
+    assert re.search(r"07 repair the target .*0:\d\d .*08 before and after", first.stdout, re.S)
+    assert first.stderr == ""
+    assert f"{sys.executable} " in (project / "outputs/demo/07_rectify/notebook.ipynb").read_text()
+    assert '{"key": "33"}' in (project / "outputs/demo/07_rectify/records.jsonl").read_text()
+    again = auditkit("run", "params/demo.yaml", "--from", "07", "--set", "grpo_steps=33")
+    assert again.returncode == 0 and again.stdout.count("done before, skipped") == 2
+    other = auditkit("run", "params/demo.yaml", "--from", "07", "--set", "rectify_steps=5")
+    assert other.returncode == 2
+    assert "rectify_steps 300 then, 5 now. Make it and what follows anew with --from 07 --start-over" in other.stderr
+    anew = auditkit("run", "params/demo.yaml", "--from", "07", "--set", "rectify_steps=5", "--start-over")
+    assert anew.returncode == 0 and "skipped" not in anew.stdout, anew.stderr
+
+
+def test_a_failing_cell_says_what_where_and_how_to_go_on(notebooks, notebook, project):
+    missing = auditkit("run", "params/demo.yaml", "--only", "08", "--set", "seed=3")
+    assert missing.returncode == 2
+    what, where, how = missing.stderr.splitlines()
+    assert (
+        what
+        == "08_benchmark needs outputs/demo/07_rectify, which is not done: run notebooks/07_repair_the_target.ipynb first."
+    )
+    assert where.split() == ["notebook:", "outputs/demo/08_benchmark/notebook.ipynb"]
+    assert how.split(maxsplit=2)[2] == "auditkit run params/demo.yaml --set seed=3 --only 08"
+    assert "is not done" in (project / "outputs/demo/08_benchmark/notebook.ipynb").read_text()
+
+    notebook("08_before_and_after.ipynb", SETUP, "def f():\n    return 1 / 0\nf()")
+    failed = auditkit("run", "params/demo.yaml", "--only", "08", "--set", "run_name=b")
+    assert failed.returncode == 1 and failed.stderr.startswith("ZeroDivisionError: division by zero\n")
+    assert "FAILED" in failed.stdout and "Traceback" not in failed.stderr
+    assert "return 1 / 0" in re.sub(
+        r"\x1b\[[^m]*m", "", auditkit("run", "params/demo.yaml", "--only", "08", "--debug").stderr
+    )
+
+    notebook("08_before_and_after.ipynb", SETUP)
+    forgot = auditkit("run", "params/demo.yaml", "--only", "08", "--set", "run_name=c")
+    assert forgot.returncode == 1 and "ended without run.finish" in forgot.stderr
+
+    notebook("08_before_and_after.ipynb", SETUP, "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)")
+    dead = auditkit("run", "params/demo.yaml", "--only", "08", "--set", "run_name=d")
+    assert dead.returncode == 1 and "the kernel died" in dead.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["run", "params/nothing.yaml"], "No parameter file params/nothing.yaml"),
+        (["run", "params/demo.yaml", "--set", "grpo_step=3"], "did you mean grpo_steps?"),
+        (["run", "params/demo.yaml", "--set", "group_size=1"], "group_size: 1 is too small"),
+        (["run", "params/demo.yaml", "--from", "09"], "--from 09: give a notebook's number, 00 to 08."),
+        (["run", "params/demo.yaml"], "Expected one notebook 00_*.ipynb"),
+        (["miniature", "plant", "gaps.yaml", "--out", "x"], "No gap table gaps.yaml"),
+    ],
+)
+def test_what_the_user_can_put_right_is_one_sentence(project, capsys, arguments, said):
+    if arguments[0] == "miniature":
+        pytest.importorskip("auditkit.miniature.build")
+    assert cli.main(arguments) == 2
+    printed = capsys.readouterr()
+    assert said in printed.err and printed.err.count("\n") == 1 and printed.out == ""
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_a_stopped_run_leaves_no_kernel_behind_and_goes_on(project, notebook, how):
+    notebook("00_check_the_setup.ipynb", SETUP + '\nrun = runs.open(p, "00_setup")\nimport os, time\n'
+             'open("pid", "w").write(str(os.getpid()))\nif not run.records():\n    run.append({"key": "a"})\n    time.sleep(60)\n'
+             'run.finish()')  # fmt: skip
+    command = [sys.executable, "-m", "auditkit.cli", "run", "params/demo.yaml", "--only", "00"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    records = project / "outputs/demo/00_setup/records.jsonl"
+    wait_for(lambda: records.exists() and records.read_text())
+    process.send_signal(how)
+    _, said = process.communicate(timeout=30)
+    if how != signal.SIGKILL:
+        assert process.returncode == 130 and said.endswith("the same command goes on from here.\n")
+    wait_for(lambda: not alive(int((project / "pid").read_text())))
+    again = auditkit(*command[3:])
+    assert again.returncode == 0, again.stderr
+
+
+def wait_for(condition, seconds=30):
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "waited in vain"
+        time.sleep(0.1)
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    with open(f"/proc/{pid}/stat") as stat:  # a zombie waits for its parent only
+        return stat.read().rsplit(")", 1)[1].split()[0] != "Z"
+
+
+def test_the_status_line_shows_the_last_thing_said():
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return False
+
+    stream = Terminal()
+    with cli.Status("04 train the auditor", stream) as status:
+        status.LOG_SECONDS = 0
+        status.write("step 1/240 suc")
+        status.write("cess 20%\r")
+        status.write("step 2/240 success 61%\n\n")
+        status.end("")
+    lines = stream.getvalue().splitlines()
+    assert lines[0].startswith("04 train the auditor") and "step 1/240 success 20%" in lines[2]
+    assert re.fullmatch(r"04 train the auditor +0:00  step 2/240 success 61%", lines[-1])

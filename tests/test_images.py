@@ -1,0 +1,163 @@
+"""A folder of images: splits that never meet, labels that only speak of what they know, and bad files that are named."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from auditkit import images
+from auditkit.errors import AuditError
+
+
+def save(folder, name, colour=(200, 30, 30), size=(8, 6), **options):
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).save(path, **options)
+    return path
+
+
+def write(folder, *rows):
+    (folder / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """60 training pictures with two questions each, 12 test pictures with one, 5 without any."""
+    rows = []
+    for i in range(60):
+        save(tmp_path, f"train/q{i}.png", colour=(i, 0, 0))
+        rows += [{"image": f"train/q{i}.png", "question": f"what is {word}?", "answer": i, "split": "train"} for word in "ab"]
+    for i in range(12):
+        save(tmp_path, f"test/q{i}.png", colour=(0, i, 0))
+        skill = "counting" if i % 2 else "colour"
+        rows.append(
+            {"image": f"test/q{i}.png", "question": "How many?", "answer": str(i), "split": "test", "skill": skill}
+        )
+    for i in range(5):
+        save(tmp_path, f"more/{i}.png", colour=(0, 0, i))
+    write(tmp_path, *rows)
+    return tmp_path
+
+
+def keys(pictures):
+    return {picture.key for picture in pictures}
+
+
+def test_splits_are_disjoint_complete_and_deterministic(folder):
+    with pytest.warns(UserWarning, match="only"):
+        splits = {split: keys(images.Folder(folder).pictures(split, 1000, seed=1)) for split in images.SPLITS}
+    assert sum(map(len, splits.values())) == len(set().union(*splits.values())) == 77
+    assert {f"test:q{i}.png" for i in range(12)} <= splits["test"]
+    assert not any(key.startswith("test:") for key in splits["train"] | splits["audit"] | splits["baseline"])
+    assert all(splits.values())
+    again = images.Folder(folder).pictures("audit", 5, seed=3)
+    assert [p.key for p in again] == [p.key for p in images.Folder(folder).pictures("audit", 5, seed=3)]
+    assert [p.key for p in again] != [p.key for p in images.Folder(folder).pictures("audit", 5, seed=4)]
+
+
+def test_new_files_leave_the_splits_of_the_others_alone(folder):
+    with pytest.warns(UserWarning):
+        before = keys(images.Folder(folder).pictures("audit", 1000, seed=0))
+        save(folder, "aaa/new.png")
+        assert before <= keys(images.Folder(folder).pictures("audit", 1000, seed=0)) <= before | {"aaa:new.png"}
+
+
+def test_examples_come_from_training_pictures_and_benchmarks_from_test_pictures(folder):
+    source = images.load(str(folder))
+    with pytest.warns(UserWarning):
+        train = keys(source.pictures("train", 1000, seed=0))
+    examples = source.examples(20, seed=0)
+    assert len(examples) == len({e.key for e in examples}) == 20
+    assert {e.key.split("/q")[0] for e in examples} <= train
+    benchmarks = source.benchmarks(4)
+    assert list(benchmarks) == ["colour", "counting"] and all(len(rows) == 4 for rows in benchmarks.values())
+    assert all(e.key.startswith("test:") for rows in benchmarks.values() for e in rows)
+    assert benchmarks == images.load(str(folder)).benchmarks(4)
+    for example in examples:
+        picture = source.picture(example.key.split("/q")[0])
+        assert picture.image.tobytes() == example.image.tobytes()
+        assert source.truth(picture.key, example.question) == example.answer
+
+
+def test_truth_is_the_files_answer_to_that_question_on_that_picture_or_unknown(folder):
+    source = images.Folder(folder)
+    assert source.truth("train:q7.png", " What is A ?") == "7"
+    assert source.truth("train:q7.png", "what is c?") is None
+    assert source.truth("more:1.png", "what is a?") is None
+    assert source.complete is False and source.gap("train:q7.png", "what is a?", []) is None
+    assert source.gaps(folder) == []
+
+
+def test_a_folder_without_questions_still_gives_pictures(tmp_path):
+    for i in range(40):
+        save(tmp_path, f"{i}.jpg")
+    source = images.Folder(tmp_path)
+    assert len(source.pictures("audit", 5, seed=0)) == 5
+    assert source.examples(5, seed=0) == [] and source.benchmarks(5) == {}
+
+
+def test_images_are_turned_upright_and_made_rgb(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # taken with the camera turned
+    save(tmp_path, "turned.jpg", size=(8, 6), exif=exif)
+    Image.new("LA", (4, 4)).save(tmp_path / "grey.png")
+    source = images.Folder(tmp_path)
+    assert source.picture("turned.jpg").image.size == (6, 8)
+    assert source.picture("grey.png").image.mode == "RGB"
+
+
+def test_unreadable_images_are_counted_named_and_skipped(folder):
+    for path in folder.glob("train/*.png"):
+        if path.stem != "q3" and path.stem < "q4":
+            path.write_bytes(path.read_bytes()[:40])
+    source = images.Folder(folder)
+    with pytest.warns(UserWarning, match=r"train/q\d+\.png: cannot be read"):
+        found = source.pictures("train", 1000, seed=0)
+    assert found and source.unreadable and not keys(found) & {source._key(f"train/{p.name}") for p in source.unreadable}
+    for path in folder.rglob("*.png"):
+        path.write_bytes(b"not an image")
+    with pytest.warns(UserWarning), pytest.raises(AuditError, match='for "train" can be read'):
+        images.Folder(folder).pictures("train", 3, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ('{"image": "a.png", "question": "what?"}', "line 1"),
+        ("not json", "line 1"),
+        ('{"image": "b.png", "question": "what?", "answer": "x"}', "no image b.png"),
+        ('{"image": "a.png", "question": "what?", "answer": "x", "split": "val"}', "'val'"),
+        ('{"image": "a.png", "question": " ", "answer": "x"}', "question must be"),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path, line, says):
+    save(tmp_path, "a.png")
+    (tmp_path / "questions.jsonl").write_text(line + "\n")
+    with pytest.raises(AuditError, match=says):
+        images.Folder(tmp_path)
+
+
+def test_an_image_cannot_be_in_train_and_test(tmp_path):
+    save(tmp_path, "a.png")
+    row = {"image": "a.png", "question": "what?", "answer": "x"}
+    write(tmp_path, {**row, "split": "train"}, {**row, "split": "test"})
+    with pytest.raises(AuditError, match="train and in test"):
+        images.Folder(tmp_path)
+
+
+def test_missing_and_empty_folders_are_refused(tmp_path):
+    with pytest.raises(AuditError, match="neither"):
+        images.load(str(tmp_path / "nothing"))
+    with pytest.raises(AuditError, match="no image"):
+        images.load(str(tmp_path))
+
+
+def test_the_board_world_keeps_the_same_promises():
+    source = images.load("miniature")
+    splits = {split: source.pictures(split, 4, seed=0) for split in images.SPLITS}
+    assert len(set().union(*map(keys, splits.values()))) == 16
+    first = splits["audit"][0]
+    assert source.picture(first.key).image.tobytes() == first.image.tobytes()
+    example = source.examples(1, seed=0)[0]
+    assert source.truth(example.key.split("/q")[0], example.question) == example.answer
+    assert source.complete and source.truth(first.key, "who painted this?") is None

@@ -1,0 +1,156 @@
+"""A parameter file is read whole or refused with one sentence that names the key."""
+
+import dataclasses
+
+import pytest
+import yaml
+
+from auditkit import params
+from auditkit.errors import AuditError
+from auditkit.params import Params
+
+
+def with_line(project, line: str):
+    """The demo's file under another name with one key replaced, or added, by a line of YAML."""
+    key = line.split(":")[0]
+    kept = [text for text in (project / "params/demo.yaml").read_text().splitlines() if not text.startswith(key + ":")]
+    text = "\n".join([*kept, line]).replace("params/demo.yaml", "params/mine.yaml")
+    (project / "params/mine.yaml").write_text(text + "\n")
+    return "params/mine.yaml"
+
+
+@pytest.mark.parametrize("name", ["demo", "smoke"])
+def test_shipped_files_are_complete_and_named_after_themselves(repository, monkeypatch, name):
+    monkeypatch.chdir(repository)
+    p = params.load(f"params/{name}.yaml")
+    assert (p.run_name, p.params_file) == (name, f"params/{name}.yaml")
+    assert set(yaml.safe_load((repository / f"params/{name}.yaml").read_text())) == set(params.FIELDS)
+
+
+def test_every_key_has_its_comment_in_the_source(repository):
+    source = (repository / "auditkit/params.py").read_text()
+    bare = {"grpo_learning_rate", "rectify_learning_rate"}  # the name says it
+    for name in set(params.FIELDS) - bare:
+        line = next(line for line in source.splitlines() if line.startswith(f"    {name}: "))
+        assert "  # " in line, line
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("grpo_setps: 3", "unknown key grpo_setps; did you mean grpo_steps?"),
+        ("resume: true", "unknown key resume;"),
+        ("grpo_steps: 2.5", "grpo_steps: expected a whole number, got 2.5"),
+        ("grpo_steps: true", "grpo_steps: expected a whole number, got True"),
+        ("grpo_steps: '20'", "grpo_steps: expected a whole number, got '20'"),
+        ("grpo_learning_rate: 1e-5", "grpo_learning_rate: YAML reads 1e-5 as a string; write 1.0e-5."),
+        ("rectify_learning_rate: 3E4", "write 3.0e+4."),
+        ("grpo_learning_rate: fast", "grpo_learning_rate: expected a number, got 'fast'"),
+        ("grpo_beta: .nan", "grpo_beta: nan is not a number"),
+        ("run_name: 3", "run_name: YAML reads this as 3, not as text; put it in quotes."),
+        ("peer: no", "peer: YAML reads this as False, not as text; put it in quotes."),
+        ("run_name: ../elsewhere", "run_name: '../elsewhere' becomes a folder's name"),
+        ("references: miniature:gemma3", "references: expected a list of texts, as in [a, b]"),
+        ("references: []", "references: the list is empty"),
+        ("references: [a, b, a]", "references: one model is there twice"),
+        ("references: [miniature:target, b]", "references: miniature:target is the target"),
+        ("target: ''", "one of them is empty"),
+        ("group_size: 1", "group_size: 1 is too small, the least is 2: GRPO compares"),
+        ("grpo_steps: 0", "grpo_steps: 0 is too small"),
+        ("rectify_steps: 0", "rectify_steps: 0 is too small"),
+        ("audit_probes: 0", "audit_probes: 0 is too small"),
+        ("train_images: 4", "GRPO would train zero steps; raise train_images or lower grpo_images"),
+        ("grpo_checkpoints: 9999", "grpo_checkpoints: 9999 cannot be kept from"),
+        ("quorum: 0", "quorum: 0.0 is not in (0, 1]"),
+        ("quorum: 1.2", "quorum: 1.2 is not in (0, 1]"),
+        ("temperature: 0", "temperature: 0.0 makes all questions of a group equal"),
+        ("grpo_learning_rate: 0", "grpo_learning_rate: 0.0 trains nothing"),
+        ("same: meaning", "same: 'meaning' is not one of text, embedding"),
+        ("dtype: fp16", "dtype: 'fp16' is not one of"),
+        ("device: gpu", "device: 'gpu' is not one of"),
+        ("seed: 1\nseed: 2", "seed is given twice"),
+        (
+            "params_file: params/other.yaml",
+            "params_file says 'params/other.yaml'; write the file's own name, params/mine",
+        ),
+        ("seed: [", "not readable as YAML"),
+    ],
+)
+def test_what_cannot_work_is_refused_by_name(project, line, said):
+    with pytest.raises(AuditError) as error:
+        params.load(with_line(project, line))
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_missing_keys_files_and_contents_are_named(project):
+    (project / "params/short.yaml").write_text("run_name: short\nparams_file: params/short.yaml\n")
+    with pytest.raises(AuditError, match="missing seed, images, train_images"):
+        params.load("params/short.yaml")
+    (project / "params/empty.yaml").write_text("")
+    with pytest.raises(AuditError, match="empty.yaml: expected lines of `key: value`"):
+        params.load("params/empty.yaml")
+    with pytest.raises(AuditError, match=r"No parameter file params/dmeo.yaml: did you mean params/demo.yaml\?"):
+        params.load("params/dmeo.yaml")
+
+
+def test_the_command_line_writes_values_as_a_person_would(project):
+    given = ["run_name=7", "grpo_learning_rate=1e-5", "references=[a, b]", "grpo_steps=20", "peer="]
+    p = params.load("params/demo.yaml", **dict(params.setting(text) for text in given))
+    assert (p.run_name, p.grpo_learning_rate, p.references, p.grpo_steps, p.peer) == ("7", 1e-5, ["a", "b"], 20, "")
+    with pytest.raises(AuditError, match="write key=value"):
+        params.setting("grpo_steps")
+    with pytest.raises(AuditError, match="did you mean grpo_steps"):
+        params.setting("grpo_step=3")
+    with pytest.raises(AuditError, match="grpo_beta: expected a number"):
+        params.load("params/demo.yaml", **dict([params.setting("grpo_beta=small")]))
+
+
+def test_the_project_folder_is_found_from_inside_it(project, monkeypatch):
+    (project / "notebooks/deeper").mkdir()
+    monkeypatch.chdir(project / "notebooks/deeper")
+    assert params.root() == project
+    assert params.load("params/demo.yaml").params_file == "params/demo.yaml"
+
+
+def cell(**changed) -> dict:
+    """The names of a notebook after its parameters cell, a few of them edited."""
+    demo = params.load("params/demo.yaml")
+    names = {name: getattr(demo, name) for name in ("run_name", "params_file", "seed", "grpo_steps", "audit_probes")}
+    return {"__annotations__": {"show": int}, "show": 6, "resume": True, **names, **changed}
+
+
+def test_an_untouched_notebook_runs_the_demo(project):
+    assert params.from_notebook(cell()) == params.load("params/demo.yaml")
+
+
+def test_an_edited_parameters_cell_wins_over_the_file(project):
+    assert params.from_notebook(cell(grpo_steps=7)) == params.load("params/demo.yaml", grpo_steps=7)
+
+
+def test_editing_params_file_alone_switches_to_that_file(project):
+    assert params.from_notebook(cell(params_file="params/smoke.yaml")) == params.load("params/smoke.yaml")
+
+
+def test_what_papermill_injects_wins_even_where_it_equals_the_default(project):
+    steps = params.load("params/demo.yaml").grpo_steps
+    injected = f'# Parameters\nparams_file = "params/smoke.yaml"\ngrpo_steps = {steps}\n'
+    names = cell(params_file="params/smoke.yaml", In=["", "run_name: str = 'demo'", injected])
+    assert params.from_notebook(names) == params.load("params/smoke.yaml", grpo_steps=steps)
+
+
+def test_an_injected_name_nobody_knows_is_an_error(project):
+    with pytest.raises(AuditError, match="unknown key grpo_stpes; did you mean grpo_steps"):
+        params.from_notebook(cell(grpo_stpes=3, In=["# Parameters\ngrpo_stpes = 3\n"]))
+    params.from_notebook(cell(show=3, resume=False, In=["# Parameters\nshow = 3\nresume = False\n"]))  # its own names
+
+
+def test_a_value_typed_into_a_notebook_is_checked_like_the_files(project):
+    with pytest.raises(AuditError, match="seed: expected a whole number"):
+        params.from_notebook(cell(seed="1"))
+
+
+def test_params_cannot_be_changed_behind_a_runs_back(project):
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        params.load("params/demo.yaml").seed = 3
+    assert all(field.kw_only for field in dataclasses.fields(Params))

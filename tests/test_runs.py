@@ -1,0 +1,183 @@
+"""What a stage's folder promises: nothing twice, DONE last, one set of parameters, one writer."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import numpy as np
+import pytest
+
+from auditkit import params, runs
+from auditkit.errors import AuditError
+
+
+@pytest.fixture
+def p(project, monkeypatch):
+    monkeypatch.setattr(runs, "LOCK_SECONDS", 0.2)
+    return params.load("params/demo.yaml")
+
+
+def changed(**settings):
+    return params.load("params/demo.yaml", **settings)
+
+
+def manifest(folder):
+    return json.loads((folder / "manifest.json").read_text())
+
+
+def finished(p, stage, **metrics):
+    run = runs.open(p, stage)
+    run.append({"key": "a"})
+    run.count(target_called=1)
+    run.finish(metrics)
+    return run
+
+
+def test_a_finished_stage_says_what_it_was(p, project):
+    run = runs.open(p, "05_audit")
+    assert (run.folder, run.done) == (project / "outputs/demo/05_audit", False)
+    assert manifest(run.folder)["status"] == "running"
+    assert run.append([{"key": "a", "x": 1}, {"key": "b", "x": 2}]) == 2
+    run.count(asked=2, target_called=np.int64(2))
+    run.path("images/a.png").write_bytes(b"")
+    metrics = run.finish({"precision": {"value": np.float64(0.5), "n": 2}, "shares": np.ones(2)})
+    assert metrics == {"precision": {"value": 0.5, "n": 2}, "shares": [1.0, 1.0]}
+    said = manifest(run.folder)
+    assert (
+        said["status"] == "done" and said["metrics"] == metrics and said["counts"] == {"asked": 2, "target_called": 2}
+    )
+    assert said["parameters"]["audit_probes"] == p.audit_probes and said["seed"] == p.seed and said["seconds"] >= 0
+    assert {"python", "torch", "transformers"} <= set(said["versions"])
+    assert run.done and runs.is_done(p, "05_audit")
+    assert not list(run.folder.glob("*.new"))
+
+
+def test_records_are_appended_once(p):
+    run = runs.open(p, "05_audit")
+    run.append({"key": "a", "x": 1})
+    again = runs.open(p, "05_audit")  # the same cell run twice in one kernel
+    assert again.keys() == {"a"}
+    assert again.append([{"key": "a", "x": 9}, {"key": "b"}, {"key": "b"}]) == 1
+    assert again.records() == [{"key": "a", "x": 1}, {"key": "b"}]
+    assert len((run.folder / "records.jsonl").read_text().splitlines()) == 2
+    with pytest.raises(AuditError, match="a record has None for a key"):
+        again.append({"x": 1})
+
+
+def test_a_torn_last_line_is_cut_off_and_damage_elsewhere_is_named(p):
+    run = runs.open(p, "05_audit")
+    run.append([{"key": "a"}, {"key": "b"}])
+    file = run.folder / "records.jsonl"
+    with file.open("a") as stream:
+        stream.write('{"key": "c", "x"')
+    again = runs.open(p, "05_audit")
+    again.append({"key": "c"})
+    assert [json.loads(line)["key"] for line in file.read_text().splitlines()] == ["a", "b", "c"]
+    file.write_text('{"key": "a"}\n{"ke\n{"key": "c"}\n')
+    with pytest.raises(AuditError, match="records.jsonl, line 2"):
+        runs.open(p, "05_audit")
+
+
+def test_another_value_that_matters_is_refused_with_the_difference(p):
+    finished(p, "05_audit")
+    with pytest.raises(AuditError, match=f"audit_probes {p.audit_probes} then, 5 now.* Start over with resume=False"):
+        runs.open(changed(audit_probes=5), "05_audit")
+    assert not runs.is_done(changed(audit_probes=5), "05_audit")
+    assert runs.is_done(changed(rectify_steps=5, batch_size=3, device="cpu"), "05_audit")  # does not matter here
+    run = runs.open(changed(audit_probes=5), "05_audit", resume=False)
+    assert run.records() == [] and not run.done and manifest(run.folder)["counts"] == {}
+
+
+def test_every_parameter_matters_somewhere_or_is_known_not_to():
+    placed = {name for names in runs.STAGES.values() for name in names.split()} | set(runs.NEVER_MATTER.split())
+    assert placed == set(params.FIELDS)
+
+
+def test_a_missing_earlier_stage_names_its_notebook(p, notebook):
+    notebook("04_train_the_auditor.ipynb")
+    run = runs.open(p, "05_audit")
+    with pytest.raises(
+        AuditError, match="needs outputs/demo/04_auditor, which is not done: run notebooks/04_train_the_"
+    ):
+        run.need("04_auditor")
+    runs.open(p, "04_auditor").append({"key": "a"})  # begun, not done
+    with pytest.raises(AuditError, match="not done"):
+        run.need("04_auditor")
+    finished(p, "04_auditor")
+    assert run.need("04_auditor") == run.folder.parent / "04_auditor"
+    other = runs.open(changed(grpo_steps=20, run_name="demo"), "06_findings")
+    with pytest.raises(AuditError, match=f"other settings .grpo_steps {p.grpo_steps} then, 20 now"):
+        other.need("04_auditor")
+
+
+def test_an_earlier_stage_made_anew_makes_later_ones_stale(p):
+    finished(p, "04_auditor")
+    run = runs.open(p, "05_audit")
+    run.need("04_auditor")
+    run.count(target_called=1)
+    run.finish()
+    finished(p, "04_auditor")  # opened again, nothing new: the same stage still
+    assert runs.is_done(p, "05_audit")
+    runs.start_over(p, ["04_auditor"])
+    finished(p, "04_auditor")
+    assert not runs.is_done(p, "05_audit")
+    with pytest.raises(AuditError, match="05_audit was built on a 04_auditor that has been made anew since"):
+        runs.open(p, "05_audit")
+
+
+def test_zero_target_calls_is_never_a_success(p):
+    for counts in ({}, {"asked": 9, "target_called": 0}):
+        run = runs.open(p, "05_audit")
+        run.count(**counts)
+        with pytest.raises(AuditError, match="05_audit: the target was never called"):
+            run.finish({})
+        assert not run.done
+    runs.open(p, "00_setup").finish()  # asks nobody
+
+
+@pytest.mark.parametrize("value", [None, float("nan"), {"value": None}, [1, float("nan")]])
+def test_what_was_not_measured_is_left_out(p, value):
+    with pytest.raises(AuditError, match="precision.* leave out what was not measured"):
+        runs.open(p, "00_setup").finish({"precision": value})
+
+
+def test_an_unknown_stage_is_refused(p):
+    with pytest.raises(AuditError, match="No stage 5_audit"):
+        runs.open(p, "5_audit")
+
+
+WORKER = """
+import sys, time
+from auditkit import params, runs
+run = runs.open(params.load("params/demo.yaml"), "05_audit")
+for i in range(100_000):
+    if str(i) not in run.keys():
+        run.append({"key": str(i), "text": "x" * 200})
+    if i == 50:
+        print("going", flush=True)
+"""
+
+
+def test_a_killed_stage_goes_on_with_nothing_lost_or_twice(p):
+    worker = subprocess.Popen([sys.executable, "-c", textwrap.dedent(WORKER)], stdout=subprocess.PIPE)
+    try:
+        assert worker.stdout.readline() == b"going\n"
+        with pytest.raises(AuditError, match="Another process writes to outputs/demo/05_audit"):
+            runs.open(p, "05_audit")
+        with pytest.raises(AuditError, match="Another process"):
+            runs.start_over(p, ["05_audit"])
+        time.sleep(0.05)
+    finally:
+        os.kill(worker.pid, signal.SIGKILL)
+        worker.wait()
+        worker.stdout.close()
+    run = runs.open(p, "05_audit")
+    keys = [record["key"] for record in run.records()]
+    assert keys == [str(i) for i in range(len(keys))] and len(keys) > 50
+    run.append([{"key": str(i)} for i in range(len(keys) + 2)])
+    lines = (run.folder / "records.jsonl").read_text().splitlines()
+    assert [json.loads(line)["key"] for line in lines] == [str(i) for i in range(len(keys) + 2)]

@@ -1,0 +1,237 @@
+"""Asking models: batches change nothing, nothing is asked twice, and a folder that is no model is refused with a reason."""
+
+import json
+import shutil
+import time
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from auditkit import images, lines, vlm
+from auditkit.errors import AuditError
+
+NAMES = ("target", "peer", "gemma3", "idefics3", "llava", "auditor")
+needs_weights = pytest.mark.skipif(
+    not all((vlm.WEIGHTS / name).is_dir() for name in NAMES), reason="the miniature models are not built yet"
+)
+
+
+@pytest.fixture(scope="module")
+def asked():
+    """96 pictures with a question each, short and long ones mixed."""
+    rows = [e for skill in images.load("miniature").benchmarks(6).values() for e in skill]
+    assert len({len(e.question) for e in rows}) > 10
+    return [e.image for e in rows], [e.question for e in rows]
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def model(request):
+    return vlm.load(f"miniature:{request.param}", batch_size=32)
+
+
+@pytest.fixture(scope="module")
+def target():
+    return vlm.load("miniature:target", batch_size=32)
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """A folder of one's own with the target in it, free to be damaged."""
+    return shutil.copytree(vlm.WEIGHTS / "target", tmp_path / "mine")
+
+
+def refused(folder, *words):
+    with pytest.raises(AuditError) as error:
+        vlm.load(folder)
+    assert all(word in str(error.value) for word in (str(folder), *words)), str(error.value)
+    assert "\n" not in str(error.value)
+
+
+# ------------------------------------------------------------------------------------------------------------- asking
+
+
+@needs_weights
+def test_a_batch_of_mixed_lengths_answers_as_one_by_one_in_the_order_asked(model, asked):
+    pictures, questions = asked
+    together = vlm.answer(model, pictures, questions)
+    rows = range(0, len(questions), 5)
+    assert [vlm.answer(model, [pictures[i]], [questions[i]])[0] for i in rows] == [together[i] for i in rows]
+    assert vlm.answer(model, pictures[::-1], questions[::-1]) == together[::-1]
+    assert all(text == text.strip() for text in together) and len(set(together)) > 10
+
+
+@needs_weights
+def test_picture_and_question_both_matter(model, asked):
+    pictures, questions = asked
+    answers = vlm.answer(model, pictures, questions)
+    assert vlm.answer(model, pictures[1:] + pictures[:1], questions) != answers
+    assert vlm.answer(model, pictures, questions[1:] + questions[:1]) != answers
+
+
+@needs_weights
+def test_sampling_follows_its_seed_and_leaves_torchs_own_state_alone(target, asked):
+    pictures, questions = [p[:40] for p in asked]
+    torch.manual_seed(1)
+    before = torch.random.get_rng_state()
+    drawn = [vlm.generate(target, pictures, questions, 8, temperature=3.0, seed=seed) for seed in (5, 5, 6)]
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert vlm.generate(target, pictures, questions, 8) == vlm.answer(target, pictures, questions)
+
+
+@needs_weights
+def test_the_same_question_on_the_same_image_is_asked_once(target, asked, monkeypatch):
+    seen = []
+    write = vlm._write
+    monkeypatch.setattr(vlm, "_write", lambda v, i, p, *how: seen.extend(p) or write(v, i, p, *how))
+    pictures, questions = [p[:3] for p in asked]
+    twice = vlm.answer(target, pictures * 2, questions * 2)
+    assert sorted(seen) == sorted(questions) and twice[:3] == twice[3:]
+
+
+@needs_weights
+def test_answers_are_right_and_come_fast(target):
+    """Loose bounds: a shared core must not fail the test, a padding mistake or a model loaded wrongly must."""
+    begun = time.monotonic()
+    vlm.load("miniature:target")
+    assert time.monotonic() - begun < 10
+    rows = [e for skill in images.load("miniature").benchmarks(12).values() for e in skill]
+    begun = time.monotonic()
+    said = vlm.answer(target, [e.image for e in rows], [e.question for e in rows])
+    assert len(rows) / (time.monotonic() - begun) > 30
+    assert sum(a == e.answer for a, e in zip(said, rows, strict=True)) / len(rows) > 0.6
+
+
+@needs_weights
+def test_a_model_in_training_is_still_in_training_after_it_wrote(target, asked):
+    target.model.train()
+    vlm.answer(target, asked[0][:1], asked[1][:1])
+    assert target.model.training
+    target.model.eval()
+
+
+def test_counts_that_do_not_match_are_an_error():
+    with pytest.raises(ValueError, match="1 images for 2 prompts"):
+        vlm.generate(vlm.VLM("none", None, None), [None], ["a?", "b?"], 8)
+
+
+# --------------------------------------------------------------------------------------------------------- remembering
+
+
+@needs_weights
+def test_the_book_asks_only_what_it_does_not_hold(target, tmp_path, asked):
+    pictures = [images.Picture(f"picture-{i}", image) for i, image in enumerate(asked[0][:40])]
+    questions = asked[1][:40]
+    book = vlm.AnswerBook(tmp_path / "answers.jsonl")
+    first = book.ask(target, pictures[:30], questions[:30])
+    assert (book.asked, book.known) == (30, 30) and first == vlm.answer(target, asked[0][:30], questions[:30])
+    again = vlm.AnswerBook(tmp_path / "answers.jsonl")
+    assert again.ask(target, pictures + pictures, questions + questions)[:30] == first
+    assert (again.asked, again.known) == (10, 40)
+    rows = lines.read(tmp_path / "answers.jsonl")
+    assert len(rows) == 40 and set(rows[0]) == {"model", "picture", "question", "answer"}
+    other = vlm.VLM("another", target.model, target.processor)
+    again.ask(other, pictures[:2], questions[:2])
+    assert (again.asked, again.known) == (12, 42)
+
+
+def test_a_torn_last_line_is_dropped_and_a_damaged_one_named(tmp_path):
+    path = tmp_path / "answers.jsonl"
+    lines.append(path, [{"model": "m", "picture": "p", "question": "où?", "answer": "là"}])
+    with path.open("ab") as file:
+        file.write('{"model": "m", "picture": "p2", "question": "où'.encode()[:-1])  # torn inside a letter
+    assert vlm.AnswerBook(path).known == 1
+    lines.append(path, [{"model": "m", "picture": "p3", "question": "où?", "answer": "ici"}])
+    assert vlm.AnswerBook(path).known == 2
+    path.write_text("nonsense\n" + path.read_text())
+    with pytest.raises(AuditError, match="answers.jsonl, line 1 is damaged"):
+        vlm.AnswerBook(path)
+
+
+# ------------------------------------------------------------------------------------------------------------- loading
+
+
+@needs_weights
+def test_names_devices_and_number_formats(copy, asked):
+    assert vlm.load("miniature:target").name == "target"
+    mine = vlm.load(copy, device="cpu", dtype="bfloat16")
+    assert mine.name == "mine" and mine.model.dtype == torch.bfloat16
+    assert len(vlm.answer(mine, asked[0][:2], asked[1][:2])) == 2
+    with pytest.raises(AuditError, match="float7"):
+        vlm.load(copy, dtype="float7")
+
+
+def test_a_model_that_is_nowhere_is_refused():
+    with pytest.raises(AuditError, match="no such miniature model"):
+        vlm.load("miniature:giant")
+    with pytest.raises(AuditError, match="no such model"):
+        vlm.load("./not/there")
+    assert vlm.resolve("google/gemma-3-4b-it") == "google/gemma-3-4b-it"
+
+
+@needs_weights
+def test_a_folder_without_a_processor_is_refused(copy):
+    for name in ("processor_config.json", "preprocessor_config.json"):
+        (copy / name).unlink(missing_ok=True)
+    refused(copy, "processor")
+    for path in copy.glob("*token*"):
+        path.unlink()
+    refused(copy, "processor")
+
+
+@needs_weights
+def test_a_text_only_model_is_refused(copy):
+    config = json.loads((copy / "config.json").read_text())["text_config"]
+    (copy / "config.json").write_text(json.dumps(config))
+    refused(copy, "does not read images")
+
+
+@needs_weights
+def test_missing_and_incomplete_weights_are_refused(copy):
+    weights = load_file(copy / "model.safetensors")
+    gone = sorted(weights)[3]
+    save_file({name: tensor for name, tensor in weights.items() if name != gone}, copy / "model.safetensors", {"format": "pt"})
+    refused(copy, "lacks 1 tensors")
+    (copy / "model.safetensors").unlink()
+    torch.save(weights, copy / "pytorch_model.bin")  # pickled weights could run code: they are never read
+    refused(copy, "weights could not be loaded")
+
+
+@needs_weights
+def test_without_a_chat_template_only_paligemma_can_be_asked(copy, tmp_path, asked):
+    (copy / "chat_template.jinja").unlink()
+    mine = vlm.load(copy)
+    assert vlm.chat(mine, "what is it?") == "<image>answer en what is it?"
+    assert vlm.answer(mine, asked[0], asked[1]) == vlm.answer(vlm.load("miniature:target"), asked[0], asked[1])
+    other = shutil.copytree(vlm.WEIGHTS / "llava", tmp_path / "other")
+    (other / "chat_template.jinja").unlink()
+    with pytest.raises(AuditError, match="no chat template"):
+        vlm.answer(vlm.load(other), asked[0][:1], asked[1][:1])
+
+
+@needs_weights
+def test_an_adapter_is_merged_into_its_model(copy, tmp_path, asked):
+    from peft import LoraConfig, get_peft_model
+
+    base = vlm.load(copy)
+    before = vlm.answer(base, asked[0], asked[1])
+    lora = get_peft_model(base.model, LoraConfig(target_modules=r".*language_model.*\.(q_proj|v_proj)", r=4))
+    with torch.no_grad():
+        for name, weight in lora.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(std=0.5)
+    lora.save_pretrained(tmp_path / "adapter")
+    wanted = vlm.answer(base, asked[0], asked[1])  # peft put the adapter's layers into this very model
+    named, found = vlm.load(copy, adapter=tmp_path / "adapter"), vlm.load(tmp_path / "adapter")
+    assert (named.name, found.name) == ("mine+adapter", "adapter")
+    assert vlm.answer(named, asked[0], asked[1]) == vlm.answer(found, asked[0], asked[1]) == wanted != before
+    with pytest.raises(AuditError, match="is no adapter"):
+        vlm.load(copy, adapter=tmp_path)
+
+
+@needs_weights
+def test_a_picture_of_any_size_can_be_asked_about(model):
+    wide = Image.new("RGB", (200, 80), (214, 39, 40))
+    assert len(vlm.answer(model, [wide, wide.resize((64, 64))], ["how many objects are there?"] * 2)) == 2
