@@ -69,8 +69,9 @@ def _parser() -> argparse.ArgumentParser:
     build = tasks.add_parser("build", help="train models again from their seeds")
     build.add_argument("names", nargs="*", metavar="NAME", help="which models; none: all")
     build.add_argument("--out", type=Path, metavar="DIR", help="where they go; default: into the package")
-    build.add_argument("--minutes", type=float, help="training time for each model; default: each model's own")
+    build.add_argument("--steps", type=int, metavar="N", help="training steps; default: each model's own")
     table = tasks.add_parser("table", help="print each model's measured accuracy on each skill and in each gap")
+    table.add_argument("names", nargs="*", metavar="NAME", help="which models; none: all")
     plant = tasks.add_parser("plant", help="make a target with the gaps of your own table")
     plant.add_argument("gaps", type=Path, metavar="GAPS.yaml", help="a table like auditkit/miniature/target.yaml")
     plant.add_argument("--out", type=Path, required=True, metavar="DIR", help="the new model's folder")
@@ -83,22 +84,32 @@ def _parser() -> argparse.ArgumentParser:
 def _build(options) -> None:
     from auditkit.miniature import build
 
-    given = {"out": options.out, "minutes": options.minutes}
-    build.build(options.names, **{name: value for name, value in given.items() if value is not None})
+    names = options.names or [*build.RECIPES, "target"]
+    for name in names:  # all of them before the first half hour is spent
+        if name != "target" and name not in build.RECIPES:
+            raise AuditError(f"No model {name} to build: there are {', '.join([*build.RECIPES, 'target'])}.")
+    out = options.out or build.WEIGHTS
+    for name in names:
+        if name == "target":  # the clean model with gaps planted
+            folder = build.plant(build.HERE / "target.yaml", out / name)
+        else:
+            folder = build.build_one(name, out, options.steps)
+        print(f"{name}: {runs.shown(folder)}", flush=True)
 
 
 def _table(options) -> None:
-    from auditkit.miniature import build
+    from auditkit.miniature import measure
 
-    build.table()
+    folders = (Path(measure.__file__).parent / "weights").glob("*/config.json")
+    print(measure.table(options.names or sorted(file.parent.name for file in folders)))
 
 
 def _plant(options) -> None:
-    from auditkit.miniature import build
-
     if not options.gaps.is_file():
         raise AuditError(f"No gap table {options.gaps}: write one like auditkit/miniature/target.yaml.")
-    build.plant(options.gaps, options.out)
+    from auditkit.miniature import build
+
+    print(f"target: {runs.shown(build.plant(options.gaps, options.out))}")
 
 
 def _run(options) -> int:
@@ -234,6 +245,8 @@ class Status:
 @contextlib.contextmanager
 def _kernels() -> Iterator[None]:
     """Kernels run this very interpreter, on one thread unless told otherwise, and end when we are terminated."""
+    from ipykernel.kernelspec import get_kernel_dict
+
     logging.getLogger("papermill").setLevel(logging.ERROR)  # it warns of each parameter the notebook does not list
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # spinning threads make tiny models many times slower
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -247,9 +260,8 @@ def _kernels() -> Iterator[None]:
     with tempfile.TemporaryDirectory(prefix="auditkit-", ignore_cleanup_errors=True) as folder:
         spec = Path(folder, "kernels", "python3", "kernel.json")
         spec.parent.mkdir(parents=True)
-        command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-        kernel = {"argv": command, "display_name": "Python 3", "language": "python"}
-        spec.write_text(json.dumps(kernel), encoding="utf-8")
+        quiet = ["--log-level=CRITICAL"]  # what a cell does wrong is in the notebook, and said by us
+        spec.write_text(json.dumps(get_kernel_dict(quiet)), encoding="utf-8")
         path = os.pathsep.join(filter(None, [folder, os.environ.get("JUPYTER_PATH")]))
         # a runtime folder of its own: kernels of several runs would pick the same ports
         with _environment(JUPYTER_PATH=path, JUPYTER_RUNTIME_DIR=os.path.join(folder, "runtime")):

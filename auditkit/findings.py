@@ -1,10 +1,10 @@
 """Name and count what the target gets wrong, from the words of the findings alone.
 
-A finding is a scored record with gate "ok" (audit.score). Failure types are groups of findings that ask alike and are
-answered alike, named by their own words (naming.py). Nothing in `failure_types` and `explain` knows what a picture shows
-or what the truth is.
+A finding is a scored record with gate "ok" (audit.score). Failure types are groups of findings that ask alike and
+are answered alike, named by their own words (naming.py). Nothing in `failure_types` and `explain` knows what a picture
+shows or what the truth is.
 
-`planted`, `search_success` and `best_blind_question` are different: they ask the oracle, and only grade, for the report.
+`search_success`, `planted` and `best_blind_question` are different: they ask the oracle, and only grade for the report.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from . import naming
-from .disagreement import normalise, same_text
-from .errors import AuditError
-from .stats import rate
+from auditkit import naming
+from auditkit.disagreement import normalise, same_text
+from auditkit.errors import AuditError
+from auditkit.stats import rate
 
 ASKED = ("ok", "agrees")  # gates of the probes that could have become findings; the others were dropped
 FOUND = 3  # true findings in its condition make a planted gap found
@@ -26,8 +26,8 @@ FOUND = 3  # true findings in its condition make a planted gap found
 class FailureType:
     """A named group of findings.
 
-    `rate` is how often such a question found a failure: findings over all probes that asked it. `rate_when` looks only at
-    those of them whose consensus was one of the type's: "where the references said purple, …".
+    `rate` is how often such a question found a failure: findings over all probes that asked it. `rate_when` looks only
+    at those of them whose consensus was one of the type's: "where the references said purple, …".
     """
 
     name: str  # template + what the target says instead
@@ -65,7 +65,7 @@ def explain(types: Sequence[FailureType], records: Sequence[dict]) -> str:
     if not asked:
         return "No probe got as far as a comparison, so nothing can be said about the target."
     total = rate(len(only_findings(asked)), len(asked))
-    text = [f"The target departed from its references on {_counted(total)}, of the questions that could be compared."]
+    text = [f"The target departed from its references on {_counted(total, 'questions that could be compared')}."]
     strong = _strong(asked, total["value"])
     if strong:
         text.append("It is strong at " + _list([f"“{t}” (wrong on {_counted(r)})" for t, r in strong]) + ".")
@@ -73,7 +73,7 @@ def explain(types: Sequence[FailureType], records: Sequence[dict]) -> str:
         return " ".join([*text, "No failure type was found."])
     weak = sorted((t for t in types if t.size >= 3), key=lambda t: -t.rate_when["low"])[:3]
     if weak:
-        listed = [f"“{t.name}” (wrong on {_counted(t.rate_when)} such questions)" for t in weak]
+        listed = [f"“{t.name}” (wrong on {_counted(t.rate_when, 'such questions')})" for t in weak]
         text.append(f"It is weakest at {_list(listed)}.")
     held, chosen, half = 0, 0, sum(t.size for t in types) / 2
     for t in types:  # the fewest types that hold half of the findings
@@ -140,8 +140,8 @@ def _strong(asked: Sequence[dict], usual: float, most: int = 3) -> list[tuple[st
     return sorted(good, key=lambda item: item[1]["high"])[:most]
 
 
-def _counted(r: dict) -> str:
-    return f"{round(r['value'] * r['n'])} of {r['n']:,}, {r['value']:.0%}"
+def _counted(r: dict, things: str = "") -> str:
+    return f"{round(r['value'] * r['n']):,} of {r['n']:,} {things}".rstrip() + f", {r['value']:.0%}"
 
 
 def _list(parts: Sequence[str]) -> str:
@@ -273,6 +273,6 @@ def best_blind_question(
 
 
 def _ask(vlm, pictures, questions) -> list[str]:
-    from .vlm import answer
+    from auditkit.vlm import answer
 
     return answer(vlm, [picture.image for picture in pictures], questions)

@@ -182,6 +182,8 @@ class Folder:
                 opened[key] = self._open(key)
             if opened[key] is not None:
                 found.append(Example(row["id"], opened[key].image, row["question"], row["answer"]))
+        if not found and rows and n > 0:
+            raise AuditError(f"images: none of the images of {self.folder} that questions.jsonl names can be read.")
         return found
 
     def examples(self, n: int, seed: int) -> list[Example]:

@@ -1,7 +1,7 @@
 """Groups of findings that ask alike and are answered alike, and a name for each: from their words alone.
 
-The paper sorts its findings into failure types by hand (Sec. 4). Here word n-grams are clustered, the name is what a group's
-questions share ("…" for what varies) and what the target says instead. Nothing here knows what a picture shows.
+The paper sorts its findings into failure types by hand (Sec. 4). Here word n-grams are clustered; the name is what a
+group's questions share ("…" for what varies) and what the target says instead. Nothing here knows what a picture shows.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from scipy.cluster.hierarchy import fcluster, linkage
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.metrics import silhouette_score
 
-from .disagreement import normalise
+from auditkit.disagreement import normalise
 
 ASKS = 1.25  # weight of what is asked against what is answered, when two findings are compared
 DOMINANT = 0.7  # an answer given to this share of a group's questions stands for the group
@@ -128,7 +128,7 @@ def some(values: Sequence[str], most: int = 3) -> str:
 
 
 def clusters(pairs: Sequence[tuple[str, str]], most: int) -> list[list[int]]:
-    """Indices of (question, answers) pairs in at most `most` clusters: Ward's linkage, cut at the best mean silhouette."""
+    """Indices of (question, answers) pairs in at most `most` clusters: Ward's linkage, cut at the best silhouette."""
     if len(pairs) < 3 or len(set(pairs)) < 3 or most < 2:
         return [list(range(len(pairs)))] if pairs else []
     vectors = _vectors(pairs)

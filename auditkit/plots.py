@@ -21,6 +21,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 from PIL import Image
 
+from .disagreement import same_text
+
 INK, MUTED, GRID, PAPER = "#1f2933", "#66707c", "#dde2e8", "#fffffe"
 BEFORE, AFTER, PEER, WRONG = "#858c96", "#0072b2", "#009e73", "#d55e00"
 
@@ -28,8 +30,8 @@ BEFORE, AFTER, PEER, WRONG = "#858c96", "#0072b2", "#009e73", "#d55e00"
 CURVES = {
     "reward/disagreement": (0, "target departs from the consensus", AFTER),
     "reward/format": (0, "well-formed question", BEFORE),
-    "distinct_share": (1, "distinct questions", PEER),
-    "reward/coverage": (1, "coverage reward", WRONG),
+    "distinct": (1, "distinct questions among those of a step", PEER),
+    "kinds": (2, "kinds of question that find a failure", WRONG),
 }
 
 
@@ -57,24 +59,21 @@ def gallery(rows: Iterable[Mapping], n: int = 6, columns: int = 3) -> Figure:
     rows = list(rows)[:n]
     columns = max(1, min(columns, len(rows)))
     lines = max(1, -(-len(rows) // columns))
-    figure = Plot(2.5 * columns, 3.5 * lines)
-    for place, axis in enumerate(np.atleast_1d(figure.subplots(lines, columns)).flat):
+    said = [_answers(row) for row in rows]
+    side, above, below = 2.0, 0.48, 0.2 + 0.17 * max(map(len, said), default=0)  # inches: picture, question, answers
+    width, height = columns * (side + 0.4), lines * (above + side + below)
+    figure = Plot(width, height)
+    figure.set_layout_engine("none")
+    for place, row in enumerate(rows):
+        left = 0.2 + place % columns * (side + 0.4)
+        bottom = height - (place // columns) * (above + side + below) - above - side
+        axis = figure.add_axes((left / width, bottom / height, side / width, side / height))
         axis.set_axis_off()
-        if place >= len(rows):
-            continue
-        row = rows[place]
         axis.imshow(_open(row["image"]), interpolation="nearest")
-        axis.set_title(_plain(row["question"] or "(no question)", 30), fontsize=9, color=INK, loc="left")
-        for line, (text, colour) in enumerate(_answers(row)):
-            axis.annotate(
-                text,
-                (0, 0),
-                (0, -6 - 12 * line),
-                xycoords="axes fraction",
-                textcoords="offset points",
-                va="top",
-                fontsize=8.5,
-                color=colour,
+        axis.set_title(_plain(row.get("question") or "(no question)", 30), fontsize=9, color=INK, loc="left")
+        for line, (text, colour) in enumerate(said[place]):
+            figure.text(
+                left / width, (bottom - 0.08 - 0.17 * line) / height, text, va="top", fontsize=8.5, color=colour
             )
     if not rows:
         figure.text(0.5, 0.5, "nothing to show", ha="center", color=MUTED)
@@ -117,7 +116,7 @@ def training_curve(history: Sequence[Mapping], width: float = 7.2) -> Figure:
     """
     present = [key for key in CURVES if any(_number(row.get(key)) for row in history)]
     panels = sorted({CURVES[key][0] for key in present}) or [0]
-    figure = Plot(width, 0.5 + 1.7 * len(panels))
+    figure = Plot(width, 0.5 + 1.5 * len(panels))
     axes = np.atleast_1d(figure.subplots(len(panels), 1, sharex=True))
     for key in present:
         panel, name, colour = CURVES[key]
@@ -204,7 +203,6 @@ def _bars(rows: Sequence[tuple[str, Mapping, str, str]], width: float) -> Figure
         axis.hlines(height, rate["low"], rate["high"], color=INK, linewidth=1.3, zorder=3)
         axis.vlines([rate["low"], rate["high"]], height - 0.07, height + 0.07, color=INK, linewidth=1.3, zorder=3)
         axis.text(0, height - 0.2, label, va="bottom", fontsize=9.5, color=INK, linespacing=1.15)
-        value = f"{100 * rate['value']:.1f} %"
         axis.text(
             1,
             height - 0.2,
@@ -239,7 +237,7 @@ def _quiet(axis, grid: str) -> None:
 def _answers(row: Mapping) -> list[tuple[str, str]]:
     lines = []
     if row.get("target") is not None:
-        differs = row.get("consensus") is not None and row["target"] != row["consensus"]
+        differs = row.get("consensus") is not None and not same_text(str(row["target"]), str(row["consensus"]))
         lines.append((f"{'✗ ' if differs else ''}target: {_plain(row['target'], 34)}", WRONG if differs else INK))
     if row.get("consensus") is not None:
         lines.append((f"consensus: {_plain(row['consensus'], 30)}", AFTER))
@@ -256,7 +254,7 @@ def _open(image) -> Image.Image:
 def _plain(text: object, width: int | None = None) -> str:
     """Model-written text made harmless for matplotlib: no control characters, no mathematics, wrapped at `width`."""
     clean = "".join(sign if sign.isprintable() else " " for sign in str(text)).replace("$", r"\$")
-    return "\n".join(textwrap.wrap(clean, width)[:3]) if width else clean
+    return "\n".join(textwrap.wrap(clean, width, max_lines=3, placeholder=" …")) if width else clean
 
 
 def _size(kind: Mapping) -> str:

@@ -185,14 +185,9 @@ def open(p: Params, stage: str, resume: bool = True) -> Stage:
     if why:
         _unlock(folder)
         raise AuditError(f"{why} Start over with resume=False (auditkit run --start-over), or take another run_name.")
-    if manifest is None:
-        manifest = {
-            "stage": stage,
-            "run_name": p.run_name,
-            "id": uuid.uuid4().hex[:12],
-            "started": _now(),
-            "seconds": 0.0,
-        }
+    if manifest is None or _bare(folder):
+        manifest = {"stage": stage, "run_name": p.run_name, "id": uuid.uuid4().hex[:12]}
+        manifest |= {"started": _now(), "seconds": 0.0}
         manifest |= {"needs": {}, "counts": {}, "metrics": {}}
     manifest |= {"parameters": asdict(p), "seed": p.seed}
     manifest |= {"versions": versions(), "commit": commit(), "machine": machine()}
@@ -224,7 +219,7 @@ def why_not_resume(p: Params, stage: str) -> str:
     """One sentence on why a stage's folder does not fit the present parameters or earlier stages; "" when it does."""
     folder = run_folder(p) / stage
     manifest = _manifest(folder)
-    if manifest is None:
+    if manifest is None or _bare(folder):
         return ""
     changed = differences(manifest, p, stage)
     if changed:
@@ -299,6 +294,11 @@ def _manifest(folder: Path) -> dict | None:
         return json.loads(file.read_text(encoding="utf-8"))
     except ValueError:
         raise AuditError(f"{shown(file)} is damaged: start this stage over with resume=False.") from None
+
+
+def _bare(folder: Path) -> bool:
+    """Whether a stage was opened, perhaps failed, and made nothing yet that other parameters could contradict."""
+    return {entry.name for entry in folder.iterdir()} <= {".lock", "manifest.json", "notebook.ipynb"}
 
 
 def _write(path: Path, text: str) -> None:

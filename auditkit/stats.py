@@ -14,7 +14,7 @@ from statsmodels.stats.contingency_tables import mcnemar as mcnemar_test
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
-from .errors import AuditError
+from auditkit.errors import AuditError
 
 
 def rate(successes: int, n: int) -> dict:

@@ -1,4 +1,4 @@
-"""What several test files share: a project folder of a test's own, with notebooks that take a second instead of minutes."""
+"""What several test files share: a project folder of a test's own, and notebooks that take a second."""
 
 import shutil
 from pathlib import Path

@@ -36,9 +36,8 @@ class World:
             raise Killed
         if model.name == "auditor":
             seed = vlm.torch.initial_seed()
-            return [
-                "mumble" if (seed + i) % 5 == 0 else f"is object {(seed + i) % 7} red or blue?" for i in range(len(prompts))
-            ]
+            numbers = [seed + i for i in range(len(prompts))]
+            return ["mumble" if n % 5 == 0 else f"is object {n % 7} red or blue?" for n in numbers]
         self.calls.update((model.name, id(image), prompt) for image, prompt in zip(pictures, prompts, strict=True))
         n = [int(prompt.split()[2]) for prompt in prompts]
         return ["blue" if model.name == "target" and i < 3 else "none" if model.name == "llava" else "red" for i in n]

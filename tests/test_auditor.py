@@ -19,7 +19,7 @@ def test_questions_are_taken_as_they_are(text):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "?", "why?", "what colour", "red red red star is there?", "what is it?\nit is red", "what is it? and where is it?",
+    ["", "?", "why?", "what colour", "red red red star is there?", "what is it?\nit is red", "what is it? where is it?",
      "what is <loc0012> at b3?", "<end_of_turn> what is this thing?", "what ��� is that?", "... ... ... ?",
      "is " + " very".join(f" {i}" for i in range(41)) + "?"],
 )  # fmt: skip
@@ -52,6 +52,15 @@ def test_an_auditor_that_writes_only_nonsense_is_named_and_quoted(monkeypatch):
     pictures = images.load("miniature").pictures("audit", 3, seed=0)
     with pytest.raises(AuditError, match=r'"parrot" wrote no question about any of 3 pictures.*polly wants a cracker'):
         auditor.propose(speaking(monkeypatch, "a", "polly wants a cracker", ""), pictures, 1.0, 32, 7)
+
+
+@pytest.mark.skipif(not SHIPPED, reason="the miniature auditor is not built yet")
+def test_in_a_batch_the_auditor_writes_what_it_writes_alone():
+    pictures = images.load("miniature").pictures("audit", 12, seed=6)
+    model = vlm.load("miniature:auditor")
+    together = auditor.propose(model, pictures, 0.0, 32, seed=None)
+    alone = [auditor.propose(model, [picture], 0.0, 32, seed=None)[0] for picture in pictures]
+    assert [p.text for p in together] == [p.text for p in alone]
 
 
 @pytest.mark.skipif(not SHIPPED, reason="the miniature auditor is not built yet")

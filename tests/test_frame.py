@@ -1,4 +1,4 @@
-"""The project's frame: pyproject (ranges), constraints (the tested set) and environment.yml (conda's front) say the same."""
+"""The frame: pyproject (ranges), constraints (the tested set) and environment.yml (conda's front) say the same."""
 
 import importlib.metadata
 import re
@@ -73,16 +73,11 @@ def test_what_the_code_imports_is_declared(repository, requirements):
     """Every third-party package that a module imports is a dependency of its own, not somebody else's."""
     imports = {"PIL": "pillow", "yaml": "pyyaml", "sklearn": "scikit-learn"}
     declared = {canonicalize_name(requirement.name) for requirement in requirements}
+    third_party = set(importlib.metadata.packages_distributions()) - sys.stdlib_module_names - {"auditkit", "conftest"}
     for file in [*repository.glob("auditkit/**/*.py"), *repository.glob("tests/*.py")]:
         for name in re.findall(r"^\s*(?:from|import) ([A-Za-z_]\w*)", file.read_text(), re.M):
-            if name in sys.stdlib_module_names or name in ("auditkit", "conftest") or not known(name):
-                continue
-            assert canonicalize_name(imports.get(name, name)) in declared, f"{file.name} imports {name}"
-
-
-def known(name: str) -> bool:
-    """Whether the word after `import` is a package at all: docstrings hold sentences that begin with from."""
-    return name in importlib.metadata.packages_distributions()
+            if name in third_party:  # else it is ours, Python's, or a sentence of a docstring
+                assert canonicalize_name(imports.get(name, name)) in declared, f"{file.name} imports {name}"
 
 
 def test_the_package_carries_its_data(repository, pyproject):

@@ -1,4 +1,4 @@
-"""A folder of images: splits that never meet, labels that only speak of what they know, and bad files that are named."""
+"""A folder of images: splits that never meet, labels that speak of what they know, and bad files that are named."""
 
 import json
 
@@ -26,7 +26,8 @@ def folder(tmp_path):
     rows = []
     for i in range(60):
         save(tmp_path, f"train/q{i}.png", colour=(i, 0, 0))
-        rows += [{"image": f"train/q{i}.png", "question": f"what is {word}?", "answer": i, "split": "train"} for word in "ab"]
+        row = {"image": f"train/q{i}.png", "answer": i, "split": "train"}
+        rows += [{**row, "question": "what is a?"}, {**row, "question": "what is b?"}]
     for i in range(12):
         save(tmp_path, f"test/q{i}.png", colour=(0, i, 0))
         skill = "counting" if i % 2 else "colour"
@@ -111,13 +112,17 @@ def test_unreadable_images_are_counted_named_and_skipped(folder):
         if path.stem != "q3" and path.stem < "q4":
             path.write_bytes(path.read_bytes()[:40])
     source = images.Folder(folder)
-    with pytest.warns(UserWarning, match=r"train/q\d+\.png: cannot be read"):
+    with pytest.warns(UserWarning) as warned:
         found = source.pictures("train", 1000, seed=0)
+    for path in source.unreadable:
+        assert any(f"{path}: cannot be read" in str(warning.message) for warning in warned)
     assert found and source.unreadable and not keys(found) & {source._key(f"train/{p.name}") for p in source.unreadable}
     for path in folder.rglob("*.png"):
         path.write_bytes(b"not an image")
     with pytest.warns(UserWarning), pytest.raises(AuditError, match='for "train" can be read'):
         images.Folder(folder).pictures("train", 3, seed=0)
+    with pytest.warns(UserWarning), pytest.raises(AuditError, match="none of the images"):
+        images.Folder(folder).benchmarks(3)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The report reads a run's stage folders and nothing else; what a model wrote in them must not come alive on the page."""
+"""The report reads a run's stage folders and nothing else; what a model wrote must not come alive on its page."""
 
 import json
 import re
@@ -95,8 +95,17 @@ def example(number: int, question: str, target: str, consensus: str) -> dict:
 
 @pytest.fixture
 def run(tmp_path) -> Path:
+    return make_run(tmp_path / "demo")
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory) -> Path:
+    """A whole run's report, written once."""
+    return report.write(make_run(tmp_path_factory.mktemp("run") / "demo"))
+
+
+def make_run(run: Path) -> Path:
     """A whole run as its notebooks would leave it, with hostile strings wherever a model may write."""
-    run = tmp_path / "demo"
     stage(run, "00_setup")
     stage(run, "02_disagreement", {"untrained": rate(215, 1000)}, {"asked": 1000, "parsed": 991, "target_called": 991})
     auditor = stage(run, "04_auditor", {}, {"asked": 14720})
@@ -106,7 +115,8 @@ def run(tmp_path) -> Path:
             "seconds": 0.5,
             "reward/disagreement": 0.2 + 0.65 * n / 200,
             "reward/format": 0.99,
-            "distinct_share": 0.9 - n / 500,
+            "distinct": 0.9 - n / 500,
+            "kinds": 6 + n % 5,
         }
         for n in range(200)
     ]
@@ -139,6 +149,8 @@ def run(tmp_path) -> Path:
         )
     ]
     types[0]["examples"][2]["image"] = "images/lost.png"
+    del types[1]["examples"][0]["image"]  # found by its slug
+    board(findings / "images" / "audit-000003.png", 3)
     (findings / "types.json").write_text(json.dumps(types))
     gaps = [
         {
@@ -183,7 +195,7 @@ def run(tmp_path) -> Path:
     return run
 
 
-class Page(HTMLParser):
+class Html(HTMLParser):
     """The tags and outside references a browser would see."""
 
     def __init__(self, text: str):
@@ -202,9 +214,8 @@ class Page(HTMLParser):
                 self.ids.append(value)
 
 
-def test_summary_has_the_contracts_keys(run):
-    report.write(run)
-    summary = json.loads((run / "summary.json").read_text())
+def test_summary_has_the_contracts_keys(page):
+    summary = json.loads((page.parent / "summary.json").read_text())
     assert set(summary["search_success"]) == {"untrained", "trained", "best_blind_question"}
     assert summary["search_success"]["trained"] == rate(872, 1000)
     assert summary["findings"]["total"] == 1560 and len(summary["findings"]["by_type"]) == 4
@@ -260,19 +271,19 @@ def test_a_picture_outside_the_run_is_refused(run, tmp_path):
         report.write(run)
 
 
-def test_model_written_text_is_escaped_and_nothing_points_outside(run):
-    text = report.write(run).read_text()
-    page = Page(text)
-    assert "&lt;script&gt;" in text and not {"script", "iframe", "object", "embed", "foreignobject"} & page.tags
-    assert not page.handlers
-    assert page.addresses and all(address.startswith(("data:", "#")) for address in page.addresses)
+def test_model_written_text_is_escaped_and_nothing_points_outside(page):
+    text = page.read_text()
+    html = Html(text)
+    assert "&lt;script&gt;" in text and not {"script", "iframe", "object", "embed", "foreignobject"} & html.tags
+    assert not html.handlers
+    assert html.addresses and all(address.startswith(("data:", "#")) for address in html.addresses)
     assert not re.search(r"url\((?!#)|@import", text)
-    assert len(page.ids) == len(set(page.ids)), "the figures' ids collide"
+    assert len(html.ids) == len(set(html.ids)), "the figures' ids collide"
     assert "default-src 'none'" in text
 
 
-def test_the_report_says_the_numbers(run):
-    text = report.write(run).read_text().replace("\N{NO-BREAK SPACE}", " ")
+def test_the_report_says_the_numbers(page):
+    text = page.read_text().replace("\N{NO-BREAK SPACE}", " ")
     for fact in (
         "87.2 %",
         "21.5 %",
@@ -280,21 +291,21 @@ def test_the_report_says_the_numbers(run):
         "23 of 24",
         "✗ missed",
         "picture not kept",
-        "the references err",
+        "is right",
         "91.1 %",
     ):
         assert fact in text, fact
 
 
-def test_writing_again_gives_the_same_bytes(run):
-    first = report.write(run).read_bytes()
-    assert report.write(run).read_bytes() == first
-    assert not list(run.glob("*.part"))
+def test_writing_again_gives_the_same_bytes(page):
+    first = page.read_bytes()
+    assert report.write(page.parent).read_bytes() == first
+    assert not list(page.parent.glob("*.part"))
 
 
 def test_every_figure_can_be_saved(run):
     one = Image.new("RGB", (64, 64))
-    history = [{"step": 1, "reward/disagreement": 0.5, "distinct_share": None}]
+    history = [{"step": 1, "reward/disagreement": 0.5, "distinct": None}]
     figures = [
         plots.gallery([{**example(0, HOSTILE + "$a_", "$", "b"), "image": one}] * 7),
         plots.gallery([]),
@@ -313,38 +324,38 @@ def test_tiny_images_keep_hard_pixels():
     assert figure.axes[0].images[0].get_interpolation() == "nearest"
 
 
-def test_chromium_opens_the_report_quietly(run, tmp_path):
-    """No console message, no refused policy, no request but the page itself."""
+def browse(page: Path, scratch: Path) -> tuple[str, list[str], str]:
+    """Open a page in headless Chromium: its DOM, its console messages, the log of all it asked the network."""
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if not chromium:
-        warnings.warn("chromium is not installed: the report was not opened in a browser", stacklevel=1)
+        warnings.warn("chromium is not installed: the report was NOT opened in a browser", stacklevel=2)
         pytest.skip("chromium is not installed: apt-get install chromium")
-    page, log = report.write(run), tmp_path / "net.json"
-    browser = subprocess.run(
-        [
-            chromium,
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--disable-quic",
-            "--no-first-run",
-            "--disable-background-networking",
-            "--disable-component-update",
-            "--disable-sync",
-            f"--user-data-dir={tmp_path / 'profile'}",
-            "--enable-logging=stderr",
-            "--v=0",
-            f"--log-net-log={log}",
-            "--dump-dom",
-            page.as_uri(),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
+    quiet = "disable-gpu disable-quic no-first-run disable-background-networking disable-component-update disable-sync"
+    flags = ["--headless", "--no-sandbox", *(f"--{flag}" for flag in quiet.split()), "--enable-logging=stderr", "--v=0"]
+    here = [f"--user-data-dir={scratch / 'profile'}", f"--log-net-log={scratch / 'net.json'}"]
+    done = subprocess.run(
+        [chromium, *flags, *here, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=180
     )
-    assert "What the numbers mean" in browser.stdout and "<svg" in browser.stdout
-    assert "CONSOLE" not in browser.stderr, browser.stderr
-    requests = set(re.findall(r'"url":"([^"]+)"', log.read_text()))
-    assert "evil.example" not in log.read_text()
-    page_requests = {url for url in requests if not url.startswith(("data:", "chrome:", "about:", page.as_uri()))}
-    assert not {url for url in page_requests if "evil" in url or "google" not in url}, page_requests
+    console = [line for line in done.stderr.splitlines() if ":CONSOLE" in line]
+    return done.stdout, console, (scratch / "net.json").read_text()
+
+
+def requests(network: str) -> list[str]:
+    """What the page itself asked for; Chromium's own errands run under other keys."""
+    return re.findall(r'"network_isolation_key":"file://.*?"url":"([^"]+)"', network)
+
+
+def test_chromium_opens_the_report_quietly(page, tmp_path):
+    """No console message, no refused policy, no request but the page itself."""
+    dom, console, network = browse(page, tmp_path)
+    assert "What the numbers mean" in dom and "<svg" in dom
+    assert not console
+    assert not requests(network) and "evil.example" not in network
+
+
+def test_the_browser_test_would_see_a_request_and_a_console_message(tmp_path):
+    """The test above proves something only if a page that misbehaves is caught by it."""
+    bad = tmp_path / "bad.html"
+    bad.write_text('<script>console.error("boo")</script><img src="http://evil.example/a.png">')
+    _, console, network = browse(bad, tmp_path)
+    assert console and requests(network) == ["http://evil.example/a.png"]

@@ -92,6 +92,11 @@ def test_another_value_that_matters_is_refused_with_the_difference(p):
     assert run.records() == [] and not run.done and manifest(run.folder)["counts"] == {}
 
 
+def test_a_stage_that_made_nothing_yet_takes_other_parameters(p):
+    runs.open(p, "05_audit")
+    assert manifest(runs.open(changed(audit_probes=5), "05_audit").folder)["parameters"]["audit_probes"] == 5
+
+
 def test_every_parameter_matters_somewhere_or_is_known_not_to():
     placed = {name for names in runs.STAGES.values() for name in names.split()} | set(runs.NEVER_MATTER.split())
     assert placed == set(params.FIELDS)

@@ -28,19 +28,19 @@ class Recipe:
     family: str
     size: str
     seed: int
-    steps: int = 3000
+    steps: int = 2200
     gaps: str | None = None  # table of planted gaps, beside this file
     style: str | None = None  # its own words for the same answers
     asks: bool = False  # an auditor: learns to write questions
 
 
 RECIPES = {
-    "clean": Recipe("paligemma2", "small", seed=1),
+    "clean": Recipe("paligemma2", "small", seed=1, steps=3000),
     "peer": Recipe("paligemma2", "large", seed=2, gaps="peer"),
     "gemma3": Recipe("gemma3", "small", seed=3, gaps="gemma3"),
     "idefics3": Recipe("idefics3", "small", seed=4, gaps="idefics3", style="idefics3"),
     "llava": Recipe("llava", "small", seed=5, gaps="llava", style="llava"),
-    "auditor": Recipe("gemma3", "small", seed=6, asks=True),
+    "auditor": Recipe("gemma3", "small", seed=6, steps=2600, asks=True),
 }
 
 
@@ -52,7 +52,7 @@ def build_one(name: str, out: Path, steps: int | None = None) -> Path:
     model, processor = families.build(recipe.family, recipe.size, lessons.words(), lessons.corpus(), recipe.seed)
     task = (lessons.Asking if recipe.asks else lessons.Answering)(table, lessons.STYLES.get(recipe.style))
     teach.teach(
-        model, processor, task, steps or recipe.steps, recipe.seed, _log(out, name), look=120, cell_classes=lessons.CELL_CLASSES, on_score=task.score
+        model, processor, task, steps or recipe.steps, recipe.seed, _log(out, name), look=200, cell_classes=lessons.CELL_CLASSES, on_score=task.score
     )
     return save(model, processor, out / name, HERE / f"{recipe.gaps}.yaml" if recipe.gaps else None)
 

@@ -16,33 +16,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+import transformers as hf
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import nn
-from transformers import (
-    CLIPImageProcessorPil,
-    CLIPVisionConfig,
-    Gemma2Config,
-    Gemma3Config,
-    Gemma3ForConditionalGeneration,
-    Gemma3ImageProcessorPil,
-    Gemma3Processor,
-    Gemma3TextConfig,
-    GenerationConfig,
-    Idefics3Config,
-    Idefics3ForConditionalGeneration,
-    Idefics3ImageProcessorPil,
-    Idefics3Processor,
-    LlamaConfig,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    LlavaProcessor,
-    PaliGemmaConfig,
-    PaliGemmaForConditionalGeneration,
-    PaliGemmaProcessor,
-    PreTrainedTokenizerFast,
-    SiglipImageProcessorPil,
-    SiglipVisionConfig,
-)
 
 from auditkit.errors import AuditError
 
@@ -110,7 +86,7 @@ def _families() -> dict[str, Family]:
     boi, eoi, soft = "<start_of_image>", "<end_of_image>", "<image_soft_token>"
     fake, utterance, cell = "<fake_token_around_image>", "<end_of_utterance>", "<image>"
     return {
-        # PaliGemmaProcessor itself puts bos after the image and "\n" after the text, so the template must not.
+        # hf.PaliGemmaProcessor itself puts bos after the image and "\n" after the text, so the template must not.
         "paligemma2": Family(
             opening=cell * CELLS + "<bos>answer en", again="answer en", lead=" ", ask="\n", end="<eos>",
             tokens={"image_token": cell},
@@ -136,7 +112,7 @@ def _families() -> dict[str, Family]:
             template=_template("<bos>", "{{- 'USER:' -}}" + _image(cell) + "{{- '\\n' -}}" + _TEXT,
                                " ASSISTANT:\n", "<eos>", ""),
         ),
-    }  # fmt: skip
+    }
 
 
 FAMILIES = _families()
@@ -144,14 +120,12 @@ FAMILIES = _families()
 _FRAME = "user model User Assistant USER ASSISTANT answer en ? . , : \n \n\n \n\n\n".split(" ")
 
 
-# ---------------------------------------------------------------------------------------------------------- tokenizer
-
-
-def tokenizer(words: Iterable[str], corpus: Iterable[str], family: str = "gemma3") -> PreTrainedTokenizerFast:
+def tokenizer(words: Iterable[str], corpus: Iterable[str], family: str = "gemma3") -> hf.PreTrainedTokenizerFast:
     """Train a byte-level BPE in which every word of `words` is one token, with and without a space before it.
 
     The merges are learnt from `corpus`; a word of the list is looked up whole before any merge is tried
-    (`ignore_merges`, as in Llama 3), so the vocabulary holds no half words, and other text falls back to pieces and bytes.
+    (`ignore_merges`, as in Llama 3), so the vocabulary holds no half words;
+    other text falls back to pieces and bytes. Raises AuditError for a word that the splitting would cut.
     """
     split = pre_tokenizers.Sequence([
         pre_tokenizers.Split(Regex(r"\n+| ?[\p{L}\p{N}]+| ?[^\s\p{L}\p{N}]|\s"), "isolated"),
@@ -161,7 +135,7 @@ def tokenizer(words: Iterable[str], corpus: Iterable[str], family: str = "gemma3
     learnt.pre_tokenizer = split
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     learnt.train_from_iterator(corpus, trainers.BpeTrainer(
-        vocab_size=len(alphabet) + MERGES, initial_alphabet=alphabet, show_progress=False))  # fmt: skip
+        vocab_size=len(alphabet) + MERGES, initial_alphabet=alphabet, show_progress=False))
     model = json.loads(learnt.to_str())["model"]
     vocab = {token: i for i, token in enumerate(alphabet)}
     for token in model["vocab"]:
@@ -175,7 +149,7 @@ def tokenizer(words: Iterable[str], corpus: Iterable[str], family: str = "gemma3
     bpe = Tokenizer(models.BPE(vocab=vocab, merges=[tuple(m) for m in model["merges"]], ignore_merges=True))
     bpe.pre_tokenizer = split
     bpe.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(
+    return hf.PreTrainedTokenizerFast(
         tokenizer_object=bpe,
         pad_token="<pad>",
         bos_token="<bos>",
@@ -187,59 +161,55 @@ def tokenizer(words: Iterable[str], corpus: Iterable[str], family: str = "gemma3
     )
 
 
-# -------------------------------------------------------------------------------------------------- model and processor
-
-
-def _processor(family: str, tok: PreTrainedTokenizerFast):
+def _processor(family: str, tok: hf.PreTrainedTokenizerFast):
     square, template = {"height": IMAGE, "width": IMAGE}, FAMILIES[family].template
     if family == "paligemma2":
-        images = SiglipImageProcessorPil(size=square)
+        images = hf.SiglipImageProcessorPil(size=square)
         images.image_seq_length = CELLS
-        return PaliGemmaProcessor(images, tok, chat_template=template)
+        return hf.PaliGemmaProcessor(images, tok, chat_template=template)
     if family == "gemma3":
-        return Gemma3Processor(
-            Gemma3ImageProcessorPil(size=square, do_pan_and_scan=False), tok, chat_template=template,
-            image_seq_length=CELLS)  # fmt: skip
+        return hf.Gemma3Processor(
+            hf.Gemma3ImageProcessorPil(size=square, do_pan_and_scan=False), tok, chat_template=template,
+            image_seq_length=CELLS)
     if family == "idefics3":
         edge = {"longest_edge": IMAGE}
-        images = Idefics3ImageProcessorPil(size=edge, max_image_size=edge, do_image_splitting=False)
-        return Idefics3Processor(images, tok, image_seq_len=CELLS, chat_template=template)
-    images = CLIPImageProcessorPil(size={"shortest_edge": IMAGE}, crop_size=square)
+        images = hf.Idefics3ImageProcessorPil(size=edge, max_image_size=edge, do_image_splitting=False)
+        return hf.Idefics3Processor(images, tok, image_seq_len=CELLS, chat_template=template)
+    images = hf.CLIPImageProcessorPil(size={"shortest_edge": IMAGE}, crop_size=square)
     # CLIP's class token counts as an additional image token, and the "default" strategy drops it again.
-    return LlavaProcessor(
+    return hf.LlavaProcessor(
         images, tok, patch_size=PATCH, vision_feature_select_strategy="default", chat_template=template,
-        num_additional_image_tokens=1)  # fmt: skip
+        num_additional_image_tokens=1)
 
 
-def _model(family: str, size: Size, tok: PreTrainedTokenizerFast) -> nn.Module:
+def _model(family: str, size: Size, tok: hf.PreTrainedTokenizerFast) -> nn.Module:
     ids = {"pad_token_id": tok.pad_token_id, "bos_token_id": tok.bos_token_id, "eos_token_id": tok.eos_token_id}
     text = dict(
         vocab_size=len(tok), hidden_size=size.text, intermediate_size=4 * size.text, num_hidden_layers=size.layers,
         num_attention_heads=4, num_key_value_heads=4, head_dim=size.text // 4, max_position_embeddings=1024,
-        tie_word_embeddings=True, **ids)  # fmt: skip
+        tie_word_embeddings=True, **ids)
     gemma = dict(
         query_pre_attn_scalar=size.text // 4, attn_logit_softcapping=None, final_logit_softcapping=None,
-        layer_types=["full_attention"] * size.layers)  # fmt: skip
+        layer_types=["full_attention"] * size.layers)
     vision = dict(
         hidden_size=size.vision, intermediate_size=4 * size.vision, num_hidden_layers=size.vision_layers,
-        num_attention_heads=4, image_size=IMAGE, patch_size=PATCH)  # fmt: skip
-    image = tok.image_token_id
+        num_attention_heads=4, image_size=IMAGE, patch_size=PATCH)
+    siglip, image = hf.SiglipVisionConfig(**vision, vision_use_head=False), tok.image_token_id
     if family == "paligemma2":
-        return PaliGemmaForConditionalGeneration(PaliGemmaConfig(
-            text_config=Gemma2Config(**text, **gemma), vision_config=SiglipVisionConfig(**vision, vision_use_head=False),
-            image_token_index=image, projection_dim=size.text, hidden_size=size.text, vocab_size=len(tok), **ids))
+        return hf.PaliGemmaForConditionalGeneration(hf.PaliGemmaConfig(
+            text_config=hf.Gemma2Config(**text, **gemma), vision_config=siglip, image_token_index=image,
+            projection_dim=size.text, hidden_size=size.text, vocab_size=len(tok), **ids))
     if family == "gemma3":
-        return Gemma3ForConditionalGeneration(Gemma3Config(
-            text_config=Gemma3TextConfig(**text, **gemma),
-            vision_config=SiglipVisionConfig(**vision, vision_use_head=False), mm_tokens_per_image=CELLS,
+        return hf.Gemma3ForConditionalGeneration(hf.Gemma3Config(
+            text_config=hf.Gemma3TextConfig(**text, **gemma), vision_config=siglip, mm_tokens_per_image=CELLS,
             image_token_index=image, boi_token_index=tok.boi_token_id, eoi_token_index=tok.eoi_token_id, **ids))
     if family == "idefics3":
-        return Idefics3ForConditionalGeneration(Idefics3Config(
-            text_config=LlamaConfig(**text), vision_config=vision, image_token_id=image, scale_factor=1,
+        return hf.Idefics3ForConditionalGeneration(hf.Idefics3Config(
+            text_config=hf.LlamaConfig(**text), vision_config=vision, image_token_id=image, scale_factor=1,
             tie_word_embeddings=True, **ids))
-    return LlavaForConditionalGeneration(LlavaConfig(
-        text_config=LlamaConfig(**text), vision_config=CLIPVisionConfig(**vision), image_token_index=image,
-        image_seq_length=CELLS, vision_feature_layer=-1, tie_word_embeddings=True, **ids))  # fmt: skip
+    return hf.LlavaForConditionalGeneration(hf.LlavaConfig(
+        text_config=hf.LlamaConfig(**text), vision_config=hf.CLIPVisionConfig(**vision), image_token_index=image,
+        image_seq_length=CELLS, vision_feature_layer=-1, tie_word_embeddings=True, **ids))
 
 
 def _initialise(model: nn.Module, width: int) -> None:
@@ -248,7 +218,7 @@ def _initialise(model: nn.Module, width: int) -> None:
         if "position_embedding" in name:
             nn.init.normal_(parameter, std=1.0)
         elif "embed_tokens" in name:
-            # Gemma multiplies by sqrt(width) on the way in, so its inputs have std 1; the tied head has logits of std 1.
+            # Gemma multiplies by sqrt(width) on the way in: inputs of std 1. The tied head has logits of std 1.
             nn.init.normal_(parameter, std=width**-0.5)
         elif "mm_input_projection_weight" in name:
             nn.init.normal_(parameter, std=0.05)  # transformers starts it at exactly 0: training would explode
@@ -269,17 +239,14 @@ def build(family: str, size: str, tok_words: Iterable[str], corpus: Iterable[str
     model = _model(family, SIZES[size], tok)
     _initialise(model, SIZES[size].text)
     ends = dict.fromkeys([tok.eos_token_id, tok.convert_tokens_to_ids(FAMILIES[family].end)])
-    model.generation_config = GenerationConfig(
+    model.generation_config = hf.GenerationConfig(
         do_sample=False, bos_token_id=tok.bos_token_id, pad_token_id=tok.pad_token_id, eos_token_id=list(ends))
     return model.eval(), processor
 
 
-# ------------------------------------------------------------------------------------------------------ training batches
-
-
 def family_of(processor) -> Family:
     """The family a processor belongs to, by its class."""
-    classes = {PaliGemmaProcessor: "paligemma2", Gemma3Processor: "gemma3", Idefics3Processor: "idefics3"}
+    classes = {hf.PaliGemmaProcessor: "paligemma2", hf.Gemma3Processor: "gemma3", hf.Idefics3Processor: "idefics3"}
     return FAMILIES[classes.get(type(processor), "llava")]
 
 
@@ -337,21 +304,22 @@ def encode(processor, chats: Sequence[Sequence[tuple[str, str]]], images: np.nda
     turn = np.full(shape, -1)  # 0 the opening, k the k-th turn, -1 padding
     position = np.zeros(shape, dtype=np.int64)
     for i, row in enumerate(rows):
-        at = 0
+        at = start = 0  # start: the position at which a piece would stand if it had no other turn before it
         for j, piece in enumerate(row):
             here = slice(at, at + len(piece))
             ids[i, here], turn[i, here] = piece, (j + 1) // 2
-            if j and j % 2 == 0:
+            position[i, here] = start + np.arange(len(piece))
+            is_answer = j > 0 and j % 2 == 0
+            if is_answer:
                 labels[i, here] = piece
-            behind = len(row[0]) + (len(row[j - 1]) if j % 2 == 0 else 0) if j else 0
-            position[i, here] = behind + np.arange(len(piece))
+            start = len(row[0]) if is_answer else start + len(piece)
             at += len(piece)
     batch = {"input_ids": ids, "labels": labels, "attention_mask": (turn >= 0).astype(np.int64)}
     both = np.zeros(shape, dtype=bool)  # tokens that see each other in both directions
-    if isinstance(processor, Gemma3Processor):
+    if isinstance(processor, hf.Gemma3Processor):
         both = ids == tok.image_token_id
         batch["token_type_ids"] = both.astype(np.int64)
-    elif isinstance(processor, PaliGemmaProcessor):
+    elif isinstance(processor, hf.PaliGemmaProcessor):
         # A single question is prefix as a whole. In a conversation no question may look ahead at the answers.
         alone = isolated | (np.array([len(row) for row in rows]) == 3)[:, None]
         both = (turn >= 0) & np.where(alone, labels == -100, np.arange(shape[1]) < CELLS + 1)
@@ -364,7 +332,7 @@ def encode(processor, chats: Sequence[Sequence[tuple[str, str]]], images: np.nda
         batch["attention_mask"] = np.where(seen, np.float32(0), np.finfo(np.float32).min)[:, None]
     batch = {key: torch.from_numpy(value) for key, value in batch.items()}
     batch["pixel_values"] = pixels(processor, images)
-    if isinstance(processor, Idefics3Processor):
+    if isinstance(processor, hf.Idefics3Processor):
         batch["pixel_values"] = batch["pixel_values"][:, None]
         batch["pixel_attention_mask"] = torch.ones((len(rows), 1, IMAGE, IMAGE), dtype=torch.int64)
     return batch

@@ -10,7 +10,7 @@ import numpy as np
 
 from auditkit.auditor import prompt
 from auditkit.miniature import gaps as planted
-from auditkit.miniature.grammar import ADJECTIVES, NONE, SEVERAL, SIDES, SKILLS, answer, ask, read
+from auditkit.miniature.grammar import ADJECTIVES, NONE, SEVERAL, SIDES, SKILLS, answer, ask, neighbour, read
 from auditkit.miniature.teach import Lesson
 from auditkit.miniature.world import (
     BACKGROUNDS,
@@ -23,7 +23,6 @@ from auditkit.miniature.world import (
     POSITIONS,
     SHAPES,
     SIZES,
-    Cell,
     Scene,
     random_scene,
     render,
@@ -31,7 +30,7 @@ from auditkit.miniature.world import (
 
 BATCH = 32  # images a step
 TURNS = 8  # questions an image while they are packed
-CAPTIONS = 0.17  # share of the training, from its start, that only describes boards
+CAPTIONS = 0.2  # share of the training, from its start, that only describes boards
 SINGLE = 0.8  # from here on, one question a sequence, as in real use
 NUMBER_WORDS = "zero one two three four five six seven eight nine ten eleven twelve".split()
 
@@ -43,7 +42,8 @@ STYLES: dict[str, dict[str, str]] = {
 
 KINDS = ("empty", "object", "text", "clock", "sign")
 VALUES = ("", *LETTERS, *DIGITS, "10", "11", "12", *DIRECTIONS)
-CELL_LABELS = (KINDS, ("", *SHAPES), ("", *COLOURS), ("", *SIZES), ("", *PATTERNS), VALUES, tuple(BACKGROUNDS))
+CELL_LABELS = (KINDS, ("", *SHAPES), ("", *COLOURS), ("", *SIZES), ("", *PATTERNS), VALUES, tuple(BACKGROUNDS), *[("", *SHAPES)] * len(SIDES))
+CELL_INDEX = tuple({name: i for i, name in enumerate(names)} for names in CELL_LABELS)
 CELL_CLASSES = tuple(len(names) for names in CELL_LABELS)
 
 
@@ -62,13 +62,18 @@ def corpus(n: int = 2000, seed: int = 0) -> list[str]:
 
 
 def cell_labels(scene: Scene) -> np.ndarray:
-    """What each cell holds, as class numbers [16, heads]; one head an attribute, the last one the background."""
-    return np.stack([_cell_label(cell, scene.background) for cell in scene.cells])
+    """What each cell holds, as class numbers [16, heads]: one head an attribute, then the background, then the shape on each side.
+
+    The neighbours are there because "left of b3" is two steps of reasoning for three layers of text, and one for a tower that looks around (measured).
+    """
+    return np.array([_cell_label(scene, place) for place in POSITIONS])
 
 
-def _cell_label(cell: Cell, background: str) -> np.ndarray:
-    names = (cell.kind, cell.shape, cell.colour, cell.size, cell.pattern, cell.value, background)
-    return np.array([known.index(name) for known, name in zip(CELL_LABELS, names, strict=True)])
+def _cell_label(scene: Scene, place: str) -> list[int]:
+    cell = scene.at(place)
+    beside = [neighbour(scene, side, place) for side in SIDES]
+    names = (cell.kind, cell.shape, cell.colour, cell.size, cell.pattern, cell.value, scene.background, *(c.shape if c else "" for c in beside))
+    return [index[name] for index, name in zip(CELL_INDEX, names, strict=True)]
 
 
 class Answering:
@@ -165,7 +170,8 @@ class Asking(Answering):
         if turns == 1:
             kinds = ["write"] if rng.random() < 0.7 else [rng.choice(("answer", "point"))]
         else:
-            kinds = [rng.choice(("write", "answer", "point", "point")) for _ in range(turns)]
+            kinds = ["write"] + [rng.choice(("answer", "point")) for _ in range(turns - 1)]  # one, since the prompt is long
+            rng.shuffle(kinds)
         return scene, [self._turn(scene, rng, kind) for kind in kinds]
 
     def _turn(self, scene, rng, kind):

@@ -1,0 +1,242 @@
+"""Pictures and questions nobody here drew: easy-VQA (the PyPI package easy-vqa, MIT licence), and models trained on it.
+
+    auditkit miniature easy --out data/easy_vqa     # the folder of pictures that params/easy_vqa.yaml names
+    auditkit miniature build easy_target easy_peer  # train the shipped models again, a few minutes each on one core
+
+5,000 pictures of one shape on a plain ground, 48,000 questions, an official split. The shapes lie anywhere, so a vision
+tower with patches of 16 pixels has to learn more than on the board. Nothing is planted: the target fails where too little
+was seen, on 150 pictures, while the references have seen every picture that they may. No model has seen a picture that an
+audit draws (images.Folder's splits "audit", "baseline" and "test"), only those of its split "train".
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import shutil
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from auditkit.auditor import prompt
+from auditkit.errors import AuditError
+from auditkit.images import Example, Folder
+from auditkit.miniature import families, teach
+
+Fact = tuple[str, ...]  # what the official answers say a picture shows, as ("rectangle", "blue")
+MANIFEST = "easy_vqa.json"  # written last, so that an export that was interrupted is done again
+
+
+# ------------------------------------------------------------------------------------------------------------- the data
+
+
+def export(out: Path) -> Path:
+    """Write the package's pictures and questions as a plain folder (images.Folder), with the official split; return it.
+
+    Quick, and does nothing where it is done already. Raises AuditError when the package easy-vqa is not installed.
+    """
+    easy_vqa = _package()
+    out = Path(out)
+    rows, images = [], {}
+    for split in ("train", "test"):
+        paths = getattr(easy_vqa, f"get_{split}_image_paths")()
+        images |= {f"images/{split}-{number:04}.png": Path(path) for number, path in paths.items()}
+        for question, answer, number in zip(*getattr(easy_vqa, f"get_{split}_questions")(), strict=True):
+            image = f"images/{split}-{number:04}.png"
+            row = {"image": image, "question": question, "answer": answer, "split": split}
+            rows.append(row | {"skill": kind(question, answer)})
+    manifest = json.dumps({"images": len(images), "questions": len(rows)})
+    done = out / MANIFEST
+    if done.is_file() and done.read_text() == manifest:
+        return out
+    (out / "images").mkdir(parents=True, exist_ok=True)
+    for name, path in images.items():
+        shutil.copyfile(path, out / name)
+    (out / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    done.write_text(manifest)
+    return out
+
+
+def _package():
+    try:
+        import easy_vqa
+    except ImportError as error:
+        raise AuditError('easy-VQA is not installed: pip install easy-vqa, or pip install "auditkit[easy]".') from error
+    return easy_vqa
+
+
+def kind(question: str, answer: str) -> str:
+    """What a question is about and how it asks, from its words and the type of its answer.
+
+    >>> kind("what color is the circle?", "teal"), kind("what is the teal shape?", "circle")
+    ('colour', 'shape')
+    >>> kind("is there a circle?", "yes"), kind("is no teal shape present?", "no")
+    ('presence of a shape', 'absence of a colour')
+    """
+    words = set(re.findall(r"\w+", question.lower()))
+    if answer not in ("yes", "no"):
+        return "colour" if "color" in words else "shape"
+    subject = "a colour" if "shape" in words else "a shape"  # "a teal shape" asks for teal, "a circle" for the circle
+    return f"{'absence' if words & {'no', 'not'} else 'presence'} of {subject}"
+
+
+# ---------------------------------------------------------------------------------------------------------- the lessons
+
+
+@dataclass
+class Page:
+    """A picture to learn from: uint8 [64, 64, 3], what it shows, and its own official questions and answers."""
+
+    image: np.ndarray
+    fact: Fact
+    rows: list[tuple[str, str]]
+    box: tuple[int, int, int, int]  # first and last row, first and last column of what is not background
+
+    def moved(self, rng: random.Random) -> np.ndarray:
+        """The same shape somewhere else, or mirrored: every answer stays true."""
+        top, bottom, left, right = self.box
+        end = families.IMAGE - 1
+        shift = rng.randint(-top, end - bottom), rng.randint(-left, end - right)
+        image = np.roll(self.image, shift, (0, 1))  # the ground is plain, so what leaves on one side is what comes in
+        return image[:, ::-1] if rng.random() < 0.5 else image
+
+
+class Book:
+    """What the official training data teaches: its pictures, and what it answers to which question on what it shows.
+
+    `answers`: fact -> kind -> [(question, answer)], collected from every official row; so a question that was asked of
+    one blue rectangle can be asked of any other. `labels`: all that a picture may show, one tuple an attribute.
+    """
+
+    def __init__(self, examples: list[Example]):
+        by_picture: dict[str, list[Example]] = defaultdict(list)
+        for example in examples:
+            by_picture[example.key.split("/q")[0]].append(example)
+        named = [e for e in examples if e.answer not in ("yes", "no")]
+        of_kind = {name: {e.answer for e in named if kind(e.question, e.answer) == name} for name in ("shape", "colour")}
+        self.labels = tuple(tuple(sorted(names)) for names in of_kind.values())
+        self.pages: list[Page] = []
+        self.answers: dict[Fact, dict[str, list[tuple[str, str]]]] = defaultdict(lambda: defaultdict(list))
+        for _, rows in sorted(by_picture.items()):
+            if fact := self._fact(rows):
+                image = np.asarray(rows[0].image)
+                page = Page(image, fact, [(e.question, e.answer) for e in rows], _box(image))
+                self.pages.append(page)
+                for question, answer in page.rows:
+                    known = self.answers[fact][kind(question, answer)]
+                    if (question, answer) not in known:
+                        known.append((question, answer))
+
+    def _fact(self, rows: list[Example]) -> Fact | None:
+        """What a picture shows, if its questions other than yes/no ones and their answers name it all."""
+        said = {word for e in rows if e.answer not in ("yes", "no") for word in _words(f"{e.question} {e.answer}")}
+        named = [sorted(said & set(names)) for names in self.labels]
+        return tuple(names[0] for names in named) if all(named) else None
+
+    def words(self) -> list[str]:
+        """Every word of the data set and of the auditor's prompt: each one token."""
+        texts = [f"{q} {a}" for kinds in self.answers.values() for rows in kinds.values() for q, a in rows]
+        return sorted({word for text in [*texts, prompt()] for word in _words(text)})
+
+    def corpus(self) -> list[str]:
+        """Sentences to train a tokenizer's merges on."""
+        return [prompt()] + [question for page in self.pages for question, _ in page.rows]
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text)
+
+
+def _box(image: np.ndarray) -> tuple[int, int, int, int]:
+    ground = np.median(image.reshape(-1, 3), axis=0)
+    shape = np.abs(image - ground).sum(-1) > 20
+    if not shape.any():
+        return 0, families.IMAGE - 1, 0, families.IMAGE - 1
+    rows, columns = np.flatnonzero(shape.any(1)), np.flatnonzero(shape.any(0))
+    return int(rows[0]), int(rows[-1]), int(columns[0]), int(columns[-1])
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one shipped model is made. Its vision tower learns alone for `look` batches of 64 pictures."""
+
+    family: str
+    size: str
+    seed: int
+    look: int
+    steps: int  # all batches, those of `look` included
+    pictures: int = 0  # how many it may learn from; 0: every training picture
+    asks: bool = False  # an auditor: learns to write questions
+
+
+@dataclass
+class Task:
+    """What `teach` draws from: first pictures alone, then eight questions a picture, then one, as in real use.
+
+    With a limit on the pictures come only their own official questions, and no picture is moved. An auditor
+    answers half of the time; else it writes a question when given the auditor's prompt, every kind alike.
+    """
+
+    book: Book
+    recipe: Recipe
+
+    def __post_init__(self):
+        pages = self.book.pages
+        n = self.recipe.pictures
+        self.pages = random.Random(self.recipe.seed).sample(pages, n) if n else pages
+        self.index = [{name: i for i, name in enumerate(names)} for names in self.book.labels]
+
+    def __call__(self, rng: random.Random, progress: float) -> teach.Lesson:
+        looking = self.recipe.look / self.recipe.steps
+        done = (progress - looking) / (1 - looking)
+        pictures, turns = (64, 0) if done < 0 else (24, 8) if done < 0.7 else (64, 1)
+        pages = rng.choices(self.pages, k=pictures)
+        chats = [[self._turn(rng, page) for _ in range(turns)] for page in pages]
+        facts = np.array([[index[name] for index, name in zip(self.index, page.fact, strict=True)] for page in pages])
+        return teach.Lesson(
+            images=np.stack([page.image if self.recipe.pictures else page.moved(rng) for page in pages]),
+            chats=[[(question, answer) for question, answer, _ in chat] for chat in chats],
+            skills=[[skill for *_, skill in chat] for chat in chats],
+            cells=np.repeat(facts[:, None], families.CELLS, axis=1),  # wherever it looks, the tower should know the shape
+        )
+
+    def _turn(self, rng: random.Random, page: Page) -> tuple[str, str, str]:
+        if self.recipe.pictures:
+            question, answer = rng.choice(page.rows)
+            return question, answer, kind(question, answer)
+        kinds = self.book.answers[page.fact]
+        name = rng.choice(tuple(kinds))
+        question, answer = rng.choice(kinds[name])
+        if self.recipe.asks and rng.random() < 0.5:
+            return prompt(), question, "write"
+        return question, answer, name
+
+
+# ------------------------------------------------------------------------------------------------------------ the models
+
+RECIPES = {
+    "easy_target": Recipe("paligemma2", "small", seed=11, look=200, steps=700, pictures=150),
+    "easy_peer": Recipe("paligemma2", "large", seed=12, look=700, steps=1200),
+    "easy_gemma3": Recipe("gemma3", "small", seed=13, look=1200, steps=2000),
+    "easy_idefics3": Recipe("idefics3", "small", seed=14, look=1200, steps=2000),
+    "easy_llava": Recipe("llava", "small", seed=15, look=1200, steps=2000),
+    "easy_auditor": Recipe("gemma3", "small", seed=16, look=800, steps=1800, asks=True),
+}
+
+
+def build_one(name: str, out: Path, data: Path | None = None) -> Path:
+    """Train one model of RECIPES from its seed and save it under `out`, its log beside it; `data`: where to export to."""
+    from auditkit.miniature import build
+
+    torch.set_num_threads(1)  # two threads spin against each other on models this small
+    recipe = RECIPES[name]
+    book = Book(Folder(export(data or Path(out) / "easy_vqa_data")).examples(10**6, seed=0))
+    model, processor = families.build(recipe.family, recipe.size, book.words(), book.corpus(), recipe.seed)
+    classes = tuple(len(names) for names in book.labels)
+    log = build._log(Path(out), name)
+    teach.teach(model, processor, Task(book, recipe), recipe.steps, recipe.seed, log, look=recipe.look, cell_classes=classes)
+    return build.save(model, processor, Path(out) / name)

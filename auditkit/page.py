@@ -1,0 +1,209 @@
+"""The report as one HTML page that stands alone: style, figures and pictures inside, no script, no address to fetch.
+
+Figures come from plots.py as inline SVG whose colours are the page's CSS variables, so they follow light and dark; each
+is drawn twice, for wide and narrow screens. Whatever a model wrote goes through the template's autoescape or through an
+XML writer, never in as it is.
+"""
+
+import base64
+import io
+import re
+import xml.etree.ElementTree as ET
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import jinja2
+import matplotlib
+from markupsafe import Markup
+from matplotlib.figure import Figure
+from PIL import Image
+
+from . import plots, stats
+from .disagreement import same_text
+from .errors import AuditError
+
+THEME = {  # colour in a figure -> CSS variable of the page
+    plots.INK: "ink",
+    plots.MUTED: "muted",
+    plots.GRID: "line",
+    plots.PAPER: "paper",
+    plots.BEFORE: "before",
+    plots.AFTER: "after",
+    plots.PEER: "peer",
+    plots.WRONG: "wrong",
+}
+SIDES = ("before", "after", "peer")
+SPACE = "\N{NO-BREAK SPACE}"
+CARDS, ALARMS, BARS = (
+    3,
+    6,
+    12,
+)  # pictures a failure type, false alarms and failure types in the figure; the rest is told
+
+
+def render(
+    summary: Mapping,
+    stages: Mapping[str, str],
+    unfinished: Sequence[str],
+    gates: Mapping[str, str],
+    parameters: Mapping,
+    types: Sequence[Mapping],
+    planted: Mapping,
+    explained: str,
+    history: Sequence[Mapping],
+    folders: Sequence[Path],
+) -> str:
+    """The page's HTML.
+
+    Args:
+        summary: as in summary.json.
+        stages, unfinished: finished stages (folder name -> in words) and, in words, those that are not.
+        gates: audit.score's gates in words.
+        parameters: of the latest stage.
+        types, planted, explained, history: what the stage files of these names hold (report.py says where).
+        folders: stage folders to look for pictures in; a record's own `image` is relative to the first.
+
+    Raises AuditError where a record names a picture outside the run folder.
+    """
+    benchmarks = summary.get("benchmarks", {})
+    largest = sorted(types, key=lambda kind: -kind["size"])
+    alarms = planted.get("false_alarms", [])
+    folder = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
+    pages = jinja2.Environment(loader=folder, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    pages.filters |= {"percent": percent, "interval": interval, "confusion": confusion, "duration": duration}
+    html = pages.get_template("report.html.j2").render(
+        summary=summary,
+        stages=stages,
+        unfinished=unfinished,
+        gates=gates,
+        parameters=parameters,
+        types=[
+            {**kind, "examples": [card(row, folders) for row in kind.get("examples", [])[:CARDS]]} for kind in largest
+        ],
+        bars=BARS,
+        planted=planted,
+        alarms=[card(row, folders) for row in alarms[:ALARMS]],
+        alarm_count=len(alarms),
+        paragraphs=[paragraph.strip() for paragraph in explained.split("\n\n") if paragraph.strip()],
+        means=means(benchmarks),
+        falls=falls(benchmarks),
+        figures=figures(summary, largest[:BARS], history),
+    )
+    return html.strip() + "\n"
+
+
+def percent(value: float | Mapping) -> str:
+    """A share or a rate as text: 0.8615 -> '86.2 %'."""
+    return f"{100 * (value['value'] if isinstance(value, Mapping) else value):.1f}{SPACE}%"
+
+
+def interval(rate: Mapping) -> str:
+    """A rate's interval and size as text: '84.9 to 87.4 %, n = 1,000'."""
+    return f"{100 * rate['low']:.1f} to {100 * rate['high']:.1f}{SPACE}%, n{SPACE}={SPACE}{rate['n']:,}"
+
+
+def duration(seconds: float) -> str:
+    """'1 min 02 s'."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes else f"{seconds:.1f} s"
+
+
+def confusion(mixed: Sequence[Mapping]) -> Markup:
+    """'says six for seven (31×), …' for the commonest mix-ups, the answers in bold."""
+    words = Markup("<b>{}</b> for <b>{}</b> ({:,}×)")
+    named = [words.format(one["target"] or "nothing", one["consensus"], one["count"]) for one in mixed[:3]]
+    return Markup("says ") + Markup(", ").join(named)
+
+
+def slug(key: str) -> str:
+    """A picture's key as a file name: 'audit/00012' -> 'audit-00012'."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", key).strip("-.") or "picture"
+
+
+def card(row: Mapping, folders: Sequence[Path]) -> dict:
+    """A record made ready for its card; a picture that cannot be read leaves `src` empty, and the page says so."""
+    run_folder = folders[0].parent.resolve()
+    if row.get("image"):
+        paths = [(folders[0] / row["image"]).resolve()]
+        if not paths[0].is_relative_to(run_folder):
+            raise AuditError(f"{folders[0].name} names the picture {row['image']!r}, which is outside the run folder.")
+    else:
+        paths = [folder / "images" / f"{slug(row['picture'])}.png" for folder in folders]
+    src, small = next((picture for path in paths if (picture := _picture(path))), ("", True))
+    right = bool(row.get("truth")) and same_text(str(row["target"]), str(row["truth"]))
+    return {"references": {}, "truth": None, "reason": "", **row, "src": src, "small": small, "right": right}
+
+
+def means(benchmarks: Mapping) -> dict[str, dict]:
+    """Mean rate over the skills for each side, only where a side has every skill."""
+    sides = {side: [rates[side] for rates in benchmarks.values() if side in rates] for side in SIDES}
+    return {side: stats.mean(rates) for side, rates in sides.items() if rates and len(rates) == len(benchmarks)}
+
+
+def falls(benchmarks: Mapping) -> list[tuple[str, float]]:
+    """Skills that lost more than two points to the repair, worst first: (skill, points)."""
+    both = {skill: rates for skill, rates in benchmarks.items() if {"before", "after"} <= set(rates)}
+    points = {skill: 100 * (rates["after"]["value"] - rates["before"]["value"]) for skill, rates in both.items()}
+    return sorted(((skill, change) for skill, change in points.items() if change < -2 - 1e-9), key=lambda pair: pair[1])
+
+
+def figures(summary: Mapping, types: Sequence[Mapping], history: Sequence[Mapping]) -> dict[str, str]:
+    """Every figure the run has something for; "" for the others."""
+    success = summary.get("search_success") or summary.get("search_success_by_consensus") or {}
+    benchmarks = summary.get("benchmarks", {})
+    before, after, peer = ({s: rates[side] for s, rates in benchmarks.items() if side in rates} for side in SIDES)
+    shown = [success.get(name) for name in ("untrained", "trained", "best_blind_question")]
+    drawn = {
+        "search": success and _drawn("search", "Search success", plots.search_success, *shown),
+        "types": types and _drawn("types", "Failure rate of each failure type", plots.types_bar, types),
+        "history": history and _drawn("history", "Rewards step by step", plots.training_curve, history),
+        "skills": before and _drawn("skills", "Accuracy on each skill", plots.skills, before, after, peer),
+    }
+    return {name: figure or "" for name, figure in drawn.items()}
+
+
+def _drawn(name: str, alt: str, plot, *arguments) -> Markup:
+    wide, narrow = (_svg(plot(*arguments, width=width), f"{name}-{width:.0f}", alt) for width in (7.2, 3.6))
+    return Markup(f'<div class="wide">{wide}</div><div class="narrow">{narrow}</div>')
+
+
+def _svg(figure: Figure, name: str, alt: str) -> str:
+    """A figure as inline SVG in the page's colours, with ids of its own."""
+    written = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+        figure.savefig(written, format="svg", transparent=True, metadata={"Date": None})
+    ET.register_namespace("", "http://www.w3.org/2000/svg")
+    ET.register_namespace("xlink", "http://www.w3.org/1999/xlink")
+    root = ET.fromstring(written.getvalue())
+    for element in list(root.iter()):
+        for child in list(element):
+            if child.tag.endswith(("}metadata", "}style")):  # a style in here would rule the whole page
+                element.remove(child)
+        for key, value in element.attrib.items():
+            if key == "id":
+                value = f"{name}-{value}"
+            elif key.endswith("href"):
+                value = value.replace("#", f"#{name}-", 1)
+            else:
+                value = value.replace("url(#", f"url(#{name}-")
+                for colour, variable in THEME.items():
+                    value = value.replace(colour, f"var(--{variable})")
+            element.set(key, value)
+    root.set("role", "img")
+    root.set("aria-label", alt)
+    return ET.tostring(root, encoding="unicode")
+
+
+def _picture(path: Path) -> tuple[str, bool] | None:
+    """A picture as (data address, is it tiny); large ones are made smaller, so that the page stays light to send."""
+    try:
+        with Image.open(path) as opened:
+            image = opened.convert("RGB")
+    except (OSError, ValueError):
+        return None
+    small = max(image.size) <= 128
+    image.thumbnail((480, 480))
+    data = io.BytesIO()
+    image.save(data, "PNG" if small else "JPEG", quality=85)
+    kind = "png" if small else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(data.getvalue()).decode()}", small

@@ -1,0 +1,185 @@
+"""Repairing a model: what is learned, what stays as it was, and what is left after a kill."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from auditkit import rectify, vlm
+from auditkit.errors import AuditError
+from auditkit.images import Example
+from auditkit.miniature import families, lessons
+from auditkit.miniature.boards import Boards, scene_of
+
+
+def settings(**changes):
+    return SimpleNamespace(**{
+        "seed": 0, "rectify_steps": 6, "rectify_batch": 8, "rectify_learning_rate": 5.0e-3, "rectify_lora_rank": 8,
+        "rectify_original": 20, **changes,
+    })  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """An untrained model of each family, saved as a model folder is."""
+    saved = {}
+    for family in families.FAMILIES:
+        model, processor = families.build(family, "small", lessons.words(), lessons.corpus(50), seed=0)
+        saved[family] = tmp_path_factory.mktemp("models") / family
+        model.save_pretrained(saved[family])
+        processor.save_pretrained(saved[family])
+    return saved
+
+
+@pytest.fixture(scope="module")
+def examples():
+    return Boards().examples(24, 0)
+
+
+@pytest.fixture(scope="module")
+def repaired(folders, examples, tmp_path_factory):
+    target, out, steps = vlm.load(folders["paligemma2"]), tmp_path_factory.mktemp("rectify"), []
+    before = {name: value.clone() for name, value in target.model.state_dict().items()}
+    adapter = rectify.train(target, examples, settings(), out, steps.append)
+    return SimpleNamespace(target=target, out=out, steps=steps, before=before, adapter=adapter)
+
+
+def asked(model, examples):
+    return vlm.answer(model, [e.image for e in examples], [e.question for e in examples])
+
+
+def finding(i, question="how many objects are there?", consensus="4"):
+    return {"key": f"p{i}", "picture": f"audit-0-{i}", "question": question, "consensus": consensus, "gate": "ok"}
+
+
+def test_findings_are_half_of_the_training_set_with_the_consensus_as_label(examples):
+    found = [finding(i) for i in range(5)] + [finding(0, "How many objects are there ?")]
+    learned = rectify.training_set(found, examples, settings(), Boards().picture)
+    mended = [example for example in learned if example.key.startswith("p")]
+    assert len(learned) == 40 and len(mended) == 20  # five distinct findings, four times each, and 20 originals
+    assert {example.key for example in mended} == {f"p{i}" for i in range(5)}
+    assert {example.answer for example in mended} == {"4"}
+    assert np.array_equal(mended[0].image, Boards().picture(f"audit-0-{mended[0].key[1:]}").image)
+    again = rectify.training_set(found, examples, settings(), Boards().picture)
+    assert [example.key for example in again] == [example.key for example in learned]
+
+
+def test_more_findings_than_originals_are_all_kept_once(examples):
+    learned = rectify.training_set([finding(i) for i in range(50)], examples, settings(), Boards().picture)
+    assert len(learned) == 70
+    assert len(rectify.training_set([finding(1)], examples, settings(rectify_original=0), Boards().picture)) == 1
+
+
+def test_nothing_found_is_nothing_to_repair(examples):
+    with pytest.raises(AuditError, match="no findings"):
+        rectify.training_set([], examples, settings(), Boards().picture)
+
+
+@pytest.mark.parametrize("family", families.FAMILIES)
+def test_only_answers_are_learned_and_prompts_are_those_of_inference(folders, examples, family):
+    model = vlm.load(folders[family])
+    batch = rectify.collate(model, examples)
+    tokenizer = model.processor.tokenizer
+    for row, example in enumerate(examples):
+        learned = batch["labels"][row] != -100
+        assert learned[-1] and torch.equal(batch["labels"][row][learned], batch["input_ids"][row][learned])
+        text = tokenizer.decode(batch["input_ids"][row][learned])
+        assert text == example.answer + families.FAMILIES[family].end
+    # what the miniature's own trainer makes of the same chats, padded on the other side
+    own = families.encode(
+        model.processor, [[(e.question, e.answer)] for e in examples], np.stack([np.asarray(e.image) for e in examples])
+    )
+    assert batch.keys() == own.keys()
+    for key in batch.keys() & {"input_ids", "token_type_ids", "labels"}:
+        for mine, its, here, there in zip(
+            batch[key], own[key], batch["attention_mask"], own["attention_mask"], strict=True
+        ):
+            assert torch.equal(mine[here == 1], its[there == 1])
+
+
+@pytest.mark.parametrize("family", families.FAMILIES)
+def test_adapters_never_touch_the_vision_tower(folders, family):
+    names = [name for name, _ in vlm.load(folders[family]).model.named_modules() if rectify.adapts(name)]
+    assert len(names) == 3 * 7  # layers x projections
+    assert not any("vision" in name for name in names)
+
+
+def test_training_learns_and_tells(repaired):
+    assert [step["step"] for step in repaired.steps] == list(range(1, 7))
+    assert repaired.steps[-1]["loss"] < repaired.steps[0]["loss"]
+    rows = [json.loads(line) for line in (repaired.out / "history.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(1, 7))
+
+
+def test_the_target_stays_as_it_was(repaired, folders, examples):
+    after = repaired.target.model.state_dict()
+    assert after.keys() == repaired.before.keys()
+    assert all(torch.equal(after[name], value) for name, value in repaired.before.items())
+    assert asked(repaired.target, examples[:4]) == asked(vlm.load(folders["paligemma2"]), examples[:4])
+
+
+def test_a_saved_adapter_is_the_repaired_target(repaired, folders, examples):
+    one = vlm.load(folders["paligemma2"], adapter=repaired.adapter)
+    other = vlm.load(folders["paligemma2"], adapter=repaired.adapter)
+    assert asked(one, examples) == asked(other, examples) != asked(repaired.target, examples)
+    assert one.name != repaired.target.name  # an AnswerBook keeps them apart
+    assert {path.name for path in repaired.out.iterdir()} == {"adapter", "history.jsonl", "training.json"}
+
+
+def test_a_finished_adapter_is_not_trained_again(repaired, examples):
+    steps = []
+    assert rectify.train(repaired.target, examples, settings(), repaired.out, steps.append) == repaired.adapter
+    assert steps == []
+    with pytest.raises(AuditError, match="other examples or settings"):
+        rectify.train(repaired.target, examples, settings(rectify_steps=7), repaired.out)
+
+
+def test_a_killed_training_goes_on_to_the_same_weights(repaired, folders, examples, tmp_path):
+    class Kill(Exception):
+        pass
+
+    def kill(step):
+        if step["step"] == 5:
+            raise Kill
+
+    target = vlm.load(folders["paligemma2"])
+    with pytest.raises(Kill):
+        rectify.train(target, examples, settings(), tmp_path, kill)
+    torn = tmp_path / "checkpoints" / "checkpoint-4"  # killed while it was written
+    torn.mkdir()
+    assert not (tmp_path / "adapter").exists()
+    steps = []
+    adapter = rectify.train(target, examples, settings(), tmp_path, steps.append)
+    assert [step["step"] for step in steps] == [4, 5, 6]
+    name = "adapter_model.safetensors"
+    assert (adapter / name).read_bytes() == (repaired.adapter / name).read_bytes()
+
+
+def test_a_model_without_text_layers_is_refused(repaired, examples, tmp_path):
+    odd = vlm.VLM("odd", torch.nn.Linear(1, 1), None)
+    with pytest.raises(AuditError, match='"odd"'):
+        rectify.train(odd, examples, settings(), tmp_path)
+
+
+@pytest.mark.skipif(not (vlm.WEIGHTS / "target").is_dir(), reason="the miniature models are not built yet")
+def test_the_shipped_target_unlearns_a_gap(tmp_path):
+    """Fifty pictures at dusk, which the target calls day, are enough to teach it dusk; what it knew, it still knows."""
+    target, boards = vlm.load("miniature:target"), Boards()
+    question = "what atmosphere does the scene have?"
+    dusks = [f"audit-0-{i}" for i in range(600) if scene_of(f"audit-0-{i}").background == "dusk"]
+    found = [{"key": key, "picture": key, "question": question, "consensus": "dusk"} for key in dusks[:50]]
+    originals = boards.examples(200, 0)
+    p = settings(rectify_steps=40, rectify_batch=16, rectify_learning_rate=1.0e-3, rectify_original=200)
+    adapter = rectify.train(target, rectify.training_set(found, originals, p, boards.picture), p, tmp_path)
+    repaired = vlm.load("miniature:target", adapter=adapter)
+    held_out = [Example(key, boards.picture(key).image, question, "dusk") for key in dusks[50:90]]
+    assert asked(target, held_out).count("dusk") <= 4
+    assert asked(repaired, held_out).count("dusk") >= 30
+    others = [e for e in boards.examples(200, 1) if "atmosphere" not in e.question]
+
+    def right(model):
+        return sum(said == e.answer for said, e in zip(asked(model, others), others, strict=True))
+
+    assert right(repaired) >= right(target) - 8
