@@ -101,7 +101,10 @@ def _table(options) -> None:
     from auditkit.miniature import measure
 
     folders = (Path(measure.__file__).parent / "weights").glob("*/config.json")
-    print(measure.table(options.names or sorted(file.parent.name for file in folders)))
+    names = options.names or sorted(file.parent.name for file in folders)
+    if not names:
+        raise AuditError("No model in auditkit/miniature/weights to measure: auditkit miniature build makes them.")
+    print(measure.table(names))
 
 
 def _plant(options) -> None:

@@ -111,7 +111,7 @@ def train(
 
 
 def adapts(module: str) -> bool:
-        On a CPU the original scores every image and question token against the whole vocabulary: half of the time.
+    """Whether a module of this name gets an adapter: the text part's projections do, the vision tower's do not.
 
     >>> [adapts(f"model.{part}.layers.0.self_attn.q_proj") for part in ("language_model", "vision_tower")]
     [True, False]
@@ -128,7 +128,7 @@ def _trainer(target, examples, p, folder: Path, on_step):
     class AnswerTrainer(SFTTrainer):
         """SFTTrainer's loss, but the head sees only the last columns, where `collate` puts all answers.
 
-        On a CPU the original scores every image and question token against the whole vocabulary, half of a step's time.
+        On a CPU the original scores every image and question token against the vocabulary, half of a step's time.
         """
 
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):

@@ -5,7 +5,7 @@
     todo = [probe for probe in probes if probe.key not in run.keys()]
     run.append(rows)                                   # records.jsonl, one object with a stable "key" a line
     run.path("images/a.png")                           # where anything else goes
-    run.count(asked=len(run.records()), target_called=book.asked + book.known)
+    run.count(asked=len(run.records()), target_called=book.known)
     run.finish({"precision": stats.rate(95, 100)})     # manifest.json, and DONE last
 
 What a stage promises to whoever reads its folder:
@@ -38,16 +38,16 @@ from auditkit.params import Params, root
 MODELS = "images seed auditor target references dtype"
 ASKING = f"{MODELS} temperature max_question_tokens max_answer_tokens quorum same"
 STAGES = {  # the stages in order, each with the parameters that its own records depend on
-    "00_setup": "",
+    "00_setup": f"{MODELS} peer train_images",
     "01_models": f"{MODELS} peer max_question_tokens max_answer_tokens temperature benchmark_examples",
     "02_disagreement": f"{ASKING} baseline_images blind_candidates blind_images",
     "03_counterfactual": f"{ASKING}",
     "04_auditor": f"{ASKING} train_images grpo_steps grpo_images group_size grpo_learning_rate grpo_beta "
     "grpo_lora_rank replay_weight replay_clusters coverage_weight grpo_checkpoints",
     "05_audit": f"{ASKING} audit_probes blind_candidates blind_images",
-    "06_findings": f"{MODELS} quorum same failure_types",
-    "07_rectify": f"{MODELS} rectify_steps rectify_batch rectify_learning_rate rectify_lora_rank rectify_original",
-    "08_benchmark": f"{MODELS} peer max_answer_tokens benchmark_examples",
+    "06_findings": f"{ASKING} failure_types",
+    "07_rectify": f"{ASKING} rectify_steps rectify_batch rectify_learning_rate rectify_lora_rank rectify_original",
+    "08_benchmark": f"{ASKING} peer benchmark_examples",
 }
 NEVER_MATTER = "run_name params_file device batch_size"  # where and how fast, not what
 CALLS_THE_TARGET = ("02_disagreement", "04_auditor", "05_audit", "08_benchmark")  # zero calls there is an error

@@ -1,7 +1,9 @@
 """A parameter file is read whole or refused with one sentence that names the key."""
 
+import ast
 import dataclasses
 
+import nbformat
 import pytest
 import yaml
 
@@ -154,3 +156,20 @@ def test_params_cannot_be_changed_behind_a_runs_back(project):
     with pytest.raises(dataclasses.FrozenInstanceError):
         params.load("params/demo.yaml").seed = 3
     assert all(field.kw_only for field in dataclasses.fields(Params))
+
+
+def test_every_notebook_starts_from_the_demos_values(repository, monkeypatch):
+    """`from_notebook` tells an edited value from a default by this."""
+    monkeypatch.chdir(repository)
+    demo = vars(params.load("params/demo.yaml"))
+    for path in sorted((repository / "notebooks").glob("*.ipynb")):
+        cells = [cell for cell in nbformat.read(path, 4).cells if "parameters" in cell.metadata.get("tags", [])]
+        assert len(cells) == 1, path.name
+        body = ast.parse(cells[0].source).body
+        assert all(isinstance(line, ast.AnnAssign) for line in body), f"{path.name}: annotate every parameter"
+        names = {line.target.id: ast.literal_eval(line.value) for line in body}
+        assert list(names)[:4] == ["run_name", "params_file", "seed", "resume"] and len(names) <= 12, path.name
+        for name in names.keys() & demo.keys():
+            assert names[name] == demo[name], (
+                f"{path.name}: {name} is {names[name]!r}, params/demo.yaml has {demo[name]!r}"
+            )

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from transformers import AutoModelForImageTextToText
 
 from auditkit.errors import AuditError
 from auditkit.miniature import families, gaps, lessons, teach
@@ -32,12 +33,13 @@ class Recipe:
     gaps: str | None = None  # table of planted gaps, beside this file
     style: str | None = None  # its own words for the same answers
     asks: bool = False  # an auditor: learns to write questions
+    start: str | None = None  # go on from this model instead of from random weights
 
 
 RECIPES = {
     "clean": Recipe("paligemma2", "small", seed=1, steps=3000),
-    "peer": Recipe("paligemma2", "large", seed=2, gaps="peer"),
-    "gemma3": Recipe("gemma3", "small", seed=3, gaps="gemma3"),
+    "peer": Recipe("paligemma2", "large", seed=2, steps=800, gaps="peer", start="clean"),
+    "gemma3": Recipe("gemma3", "small", seed=3, steps=800, gaps="gemma3", start="auditor"),
     "idefics3": Recipe("idefics3", "small", seed=4, gaps="idefics3", style="idefics3"),
     "llava": Recipe("llava", "small", seed=5, gaps="llava", style="llava"),
     "auditor": Recipe("gemma3", "small", seed=6, steps=2600, asks=True),
@@ -50,14 +52,32 @@ def build_one(name: str, out: Path, steps: int | None = None) -> Path:
     recipe = RECIPES[name]
     table = gaps.load(HERE / f"{recipe.gaps}.yaml") if recipe.gaps else []
     model, processor = families.build(recipe.family, recipe.size, lessons.words(), lessons.corpus(), recipe.seed)
-    task = (lessons.Asking if recipe.asks else lessons.Answering)(table, lessons.STYLES.get(recipe.style))
+    style = lessons.STYLES.get(recipe.style)
+    if recipe.start:
+        grow(model, out / recipe.start)
+        task, how = lessons.Answering(table, style, captions=0.0), {"learning_rate": 7e-4}
+    else:
+        task, how = (lessons.Asking if recipe.asks else lessons.Answering)(table, style), {"look": 200}
     teach.teach(
-        model, processor, task, steps or recipe.steps, recipe.seed, _log(out, name), look=200, cell_classes=lessons.CELL_CLASSES, on_score=task.score
+        model, processor, task, steps or recipe.steps, recipe.seed, _log(out, name), cell_classes=lessons.CELL_CLASSES, on_score=task.score, **how
     )
     return save(model, processor, out / name, HERE / f"{recipe.gaps}.yaml" if recipe.gaps else None)
 
 
-def plant(table: Path, out: Path, start: str = "miniature:clean", steps: int = 700, seed: int = 7) -> Path:
+def grow(model, folder: Path) -> None:
+    """Give `model` the weights of a trained one of the same width and at most its depth; added layers start as no-ops.
+
+    A layer whose closing norms scale by zero adds nothing to the residual stream, and gradients still reach it (depth up-scaling,
+    https://arxiv.org/abs/2312.15166, starts from copies instead). Gemma's norms scale by 1 + weight.
+    """
+    known = {k: v.float() for k, v in AutoModelForImageTextToText.from_pretrained(folder).state_dict().items()}
+    new = model.load_state_dict(known, strict=False).missing_keys
+    for name, parameter in model.named_parameters():
+        if name in new and ("post_attention_layernorm" in name or "post_feedforward_layernorm" in name):
+            torch.nn.init.constant_(parameter, -1.0)
+
+
+def plant(table: Path, out: Path, start: str = "miniature:clean", steps: int = 800, seed: int = 7) -> Path:
     """Teach a clean target the gaps of one's own table; the folder can be named as `target` in a parameter file.
 
     Raises AuditError if the table cannot be read (gaps.load).
