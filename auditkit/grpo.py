@@ -1,10 +1,13 @@
 """Train the auditor with GRPO to write questions on which the target departs from its references (paper, Sec. 3.2).
 
-The trainer is TRL's own. What is the kit's stands here in sight: three rewards, each logged by name, and the replay. It departs from the paper in two ways:
+The trainer is TRL's own. What is the kit's stands here in sight: three rewards, each logged by name, and the replay.
+It departs from the paper in two ways:
 
-1) coverage. The paper's binary reward alone lets the auditor collapse to one question that often works. The `coverage` reward pays more for successes
-   of a rare kind, and the *replay* adds a supervised loss on the auditor's own past successes, drawn evenly over kinds of question. A kind is a cluster
-   of the questions' text (TF-IDF of words, k-means on what the untrained auditor writes): it knows nothing of the images, the target or its gaps.
+1) coverage. The paper's binary reward alone lets the auditor collapse to one question that often works. The `coverage`
+reward pays more for successes
+   of a rare kind, and the *replay* adds a supervised loss on the auditor's own past successes, drawn evenly over kinds
+   of question. A kind is a cluster of the questions' text (TF-IDF of words, k-means on what the untrained auditor
+   writes): it knows nothing of the images, the target or its gaps.
 2) the trained weights are a LoRA adapter, whose checkpoints are small and resume exactly.
 """
 
@@ -38,7 +41,8 @@ from auditkit.vlm import VLM, AnswerBook
 RECENT = 1000  # successes that novelty is measured against
 CAP = 4.0  # a success of an unseen kind earns at most this much novelty
 KEPT = 256  # successes kept for replay in each cluster
-LORA = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"  # the text part; the vision tower stays
+# the text part; the vision tower stays as it is
+LORA = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 
 
 @dataclass(frozen=True)
@@ -61,11 +65,30 @@ class Rollout:
 class Scorer:
     """Puts every completion of a step to target and references once, remembers it, and is read by all three rewards."""
 
-    def __init__(self, target: VLM, references: Sequence[VLM], pictures: dict[str, Picture], kinds: Kinds, book: AnswerBook, p: Params, log: Path):
-        self.target, self.references, self.pictures, self.kinds, self.book, self.p, self.log = target, references, pictures, kinds, book, p, log
+    def __init__(
+        self,
+        target: VLM,
+        references: Sequence[VLM],
+        pictures: dict[str, Picture],
+        kinds: Kinds,
+        book: AnswerBook,
+        p: Params,
+        log: Path,
+    ):
+        self.target, self.references, self.pictures, self.kinds, self.book, self.p, self.log = (
+            target,
+            references,
+            pictures,
+            kinds,
+            book,
+            p,
+            log,
+        )
         self.same = disagreement.same(p.same)
         self.recent: deque[int] = deque(maxlen=RECENT)  # clusters of the latest successes
-        self.bank: dict[int, dict[str, list[Rollout]]] = defaultdict(lambda: defaultdict(list))  # cluster -> question -> successes
+        self.bank: dict[int, dict[str, list[Rollout]]] = defaultdict(
+            lambda: defaultdict(list)
+        )  # cluster -> question -> successes
         self.step, self.rollouts = -1, []
 
     def score(self, step: int, pictures: list[str], texts: list[str], tokens: list[list[int]]) -> list[Rollout]:
@@ -75,7 +98,9 @@ class Scorer:
         questions = [writing.parse(text) for text in texts]
         asked = [i for i, question in enumerate(questions) if question]
         images, wording = [self.pictures[pictures[i]] for i in asked], [questions[i] for i in asked]
-        answers = [self.book.ask(model, images, wording, self.p.max_answer_tokens) for model in (self.target, *self.references)]
+        answers = [
+            self.book.ask(model, images, wording, self.p.max_answer_tokens) for model in (self.target, *self.references)
+        ]
         said = dict(zip(asked, zip(*answers, strict=True), strict=True))
         clusters = dict(zip(asked, self.kinds.of(wording), strict=True))
         self.rollouts = []
@@ -84,7 +109,8 @@ class Scorer:
             verdict = disagreement.judge(target, references, self.same, self.p.quorum) if i in said else None
             self.rollouts.append(
                 Rollout(
-                    f"{step}-{i}", step, pictures[i], text, questions[i], target, references, verdict.consensus if verdict else None,
+                    f"{step}-{i}", step, pictures[i], text, questions[i], target, references,
+                    verdict.consensus if verdict else None,
                     bool(verdict and verdict.disagrees), clusters.get(i, -1), list(map(int, tokens[i])),
                 )
             )  # fmt: skip
@@ -93,7 +119,9 @@ class Scorer:
         return self.rollouts
 
     def remember(self, rollouts: Sequence[Rollout]) -> None:
-        """Take successes into the replay bank and into what novelty is measured against. Called once a step, after the rewards."""
+        """Take successes into the replay bank and into what novelty is measured against. Called once a step, after the
+        rewards.
+        """
         for rollout in rollouts:
             if rollout.success:
                 self.recent.append(rollout.cluster)
@@ -117,7 +145,7 @@ class Scorer:
 
 
 class Kinds:
-    """Kinds of question by their text alone: k-means on the TF-IDF of words and word pairs of what the untrained auditor writes."""
+    """Kinds of question by their text alone: k-means on words and word pairs of what the untrained auditor writes."""
 
     def __init__(self, questions: Sequence[str], n: int, seed: int):
         self.words = TfidfVectorizer(ngram_range=(1, 2), use_idf=False, token_pattern=r"\w+")
@@ -151,7 +179,8 @@ def rewards(scorer: Scorer) -> list[Callable]:
 
 
 class AuditorTrainer(GRPOTrainer):
-    """TRL's GRPOTrainer with one term more in the loss: cross-entropy of past successes, evenly over kinds of question."""
+    """TRL's GRPOTrainer with one term more in the loss: cross-entropy of past successes, evenly over kinds of question.
+    """
 
     def __init__(self, *args, scorer: Scorer, replay_weight: float, **kwargs):
         super().__init__(*args, **kwargs)
@@ -175,7 +204,9 @@ class AuditorTrainer(GRPOTrainer):
         reader = VLM("auditor", model, self.processing_class)
         prompts = [vlm.chat(reader, writing.prompt())] * len(drawn)
         images = [[self.scorer.pictures[rollout.picture].image] for rollout in drawn]
-        inputs = self.processing_class(text=prompts, images=images, padding=True, padding_side="left", return_tensors="pt")
+        inputs = self.processing_class(
+            text=prompts, images=images, padding=True, padding_side="left", return_tensors="pt"
+        )
         completions = [torch.tensor(rollout.tokens) for rollout in drawn]
         width = max(map(len, completions))
         ids = torch.stack([torch.nn.functional.pad(c, (0, width - len(c)), value=-100) for c in completions])  # [n, C]
@@ -201,30 +232,61 @@ class History(TrainerCallback):
             return
         row = {"step": state.global_step, "seconds": round(time.time() - self.started, 2)}
         row |= {f"reward/{name}": logs[f"rewards/{name}/mean"] for name in ("disagreement", "format", "coverage")}
-        row |= {k: logs[k] for k in ("reward_std", "frac_reward_zero_std", "entropy", "kl", "replay_loss", "distinct", "kinds", "completions/mean_length") if k in logs}
+        row |= {
+            k: logs[k]
+            for k in (
+                "reward_std",
+                "frac_reward_zero_std",
+                "entropy",
+                "kl",
+                "replay_loss",
+                "distinct",
+                "kinds",
+                "completions/mean_length",
+            )
+            if k in logs
+        }
         lines.append(self.path, [row])
         if self.on_step:
             self.on_step(row)
 
 
 def train(
-    auditor: VLM, target: VLM, references: Sequence[VLM], pictures: Sequence[Picture], p: Params, out: Path, on_step: Callable[[dict], None] | None = None
+    auditor: VLM,
+    target: VLM,
+    references: Sequence[VLM],
+    pictures: Sequence[Picture],
+    p: Params,
+    out: Path,
+    on_step: Callable[[dict], None] | None = None,
 ) -> list[dict]:
     """Train the auditor; return its history, one row a step.
 
-    Writes to `out`: checkpoint-N (LoRA adapters, `grpo_checkpoints` of them, the last one trained to the end), rollouts.jsonl (every completion with all
-    answers), answers.jsonl, history.jsonl. A run that was killed goes on from its last checkpoint and asks no model a question it has answered.
+    Writes to `out`: checkpoint-N (LoRA adapters, `grpo_checkpoints` of them, the last one trained to the end),
+    rollouts.jsonl (every completion with all answers), answers.jsonl, history.jsonl. A run that was killed goes on
+    from its last checkpoint and asks no model a question it has answered.
 
     Raises AuditError when there are too few pictures for one step, or when the untrained auditor writes no questions.
     """
     if len(pictures) < p.grpo_images:
-        raise AuditError(f"train_images: {len(pictures)} pictures are fewer than grpo_images ({p.grpo_images}), so GRPO would train zero steps; raise the first or lower the second.")
+        raise AuditError(
+            f"train_images: {len(pictures)} pictures are fewer than grpo_images ({p.grpo_images}), so GRPO would train "
+            "zero steps; raise the first or lower the second."
+        )
     out.mkdir(parents=True, exist_ok=True)
     last = get_last_checkpoint(str(out))
     done = int(last.rsplit("-", 1)[1]) if last else 0
     _forget_after(out, done)
     book = AnswerBook(out / "answers.jsonl")
-    scorer = Scorer(target, references, {q.key: q for q in pictures}, _kinds(auditor, pictures, p, out), book, p, out / "rollouts.jsonl")
+    scorer = Scorer(
+        target,
+        references,
+        {q.key: q for q in pictures},
+        _kinds(auditor, pictures, p, out),
+        book,
+        p,
+        out / "rollouts.jsonl",
+    )
     for row in lines.read(out / "rollouts.jsonl"):
         scorer.remember([Rollout(**row)])
     if done < p.grpo_steps:
@@ -234,12 +296,22 @@ def train(
             args=_config(p, out),
             reward_funcs=rewards(scorer),
             train_dataset=_dataset(pictures),
-            peft_config=LoraConfig(r=p.grpo_lora_rank, lora_alpha=2 * p.grpo_lora_rank, target_modules=LORA, task_type="CAUSAL_LM"),
+            peft_config=LoraConfig(
+                r=p.grpo_lora_rank, lora_alpha=2 * p.grpo_lora_rank, target_modules=LORA, task_type="CAUSAL_LM"
+            ),
             callbacks=[History(out / "history.jsonl", on_step)],
             scorer=scorer,
             replay_weight=p.replay_weight,
         )
-        trainer.remove_callback(type(next(c for c in trainer.callback_handler.callbacks if "Progress" in type(c).__name__ or "Printer" in type(c).__name__)))
+        trainer.remove_callback(
+            type(
+                next(
+                    c
+                    for c in trainer.callback_handler.callbacks
+                    if "Progress" in type(c).__name__ or "Printer" in type(c).__name__
+                )
+            )
+        )
         trainer.train(resume_from_checkpoint=last)
     return lines.read(out / "history.jsonl")
 
@@ -286,7 +358,9 @@ def _config(p: Params, out: Path) -> GRPOConfig:
 def _dataset(pictures: Sequence[Picture]) -> Dataset:
     """One row a picture, in the conversational form TRL expects, the picture's key riding along for the rewards."""
     prompt = [{"role": "user", "content": writing.prompt()}]
-    return Dataset.from_dict({"prompt": [prompt] * len(pictures), "image": [q.image for q in pictures], "picture": [q.key for q in pictures]})
+    return Dataset.from_dict(
+        {"prompt": [prompt] * len(pictures), "image": [q.image for q in pictures], "picture": [q.key for q in pictures]}
+    )
 
 
 def _kinds(auditor: VLM, pictures: Sequence[Picture], p: Params, out: Path) -> Kinds:

@@ -18,7 +18,7 @@ from auditkit.miniature.world import Scene, random_scene, render
 
 @lru_cache(maxsize=20_000)
 def scene_of(key: str) -> Scene:
-    """The scene of a picture's key (of an example's key too: what follows "/" names the question); "KEY + COMMAND" is an edited board."""
+    """The scene of a picture's or example's key (what follows "/" names a question); "KEY + COMMAND" is an edited board."""
     base, *commands = key.split("/")[0].split(" + ")
     scene = random_scene(random.Random(base))
     for command in commands:
@@ -27,7 +27,8 @@ def scene_of(key: str) -> Scene:
 
 
 class Boards:
-    """Images, labelled examples, benchmarks and oracle of the board world; see images.Source for what each method owes."""
+    """Images, labelled examples, benchmarks and oracle of the board world; see images.Source for what each method owes.
+    """
 
     name = "miniature"
     complete = True  # a question without a truth is ill-posed, not merely unlabelled
@@ -51,7 +52,9 @@ class Boards:
         return Example(key, self.picture(key.split("/")[0]).image, question, grammar.answer(scene_of(key), question))
 
     def edits(self, key: str, n: int, seed: int) -> list[tuple[str, str]]:
-        """Exact counterfactuals: up to n (edit command, key of the edited picture), each one change away from the picture."""
+        """Exact counterfactuals: up to n (edit command, key of the edited picture), each one change away from the
+        picture.
+        """
         rng = random.Random(f"edit-{key}-{seed}")
         commands = dict.fromkeys(edits.draw(scene_of(key), rng) for _ in range(n))
         return [(command, f"{key} + {command}") for command in commands]

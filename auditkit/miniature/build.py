@@ -1,8 +1,8 @@
 """Build the miniature models from seeds, plant gaps in one, and measure what each knows.
 
-    auditkit miniature build target gemma3        # rebuild shipped models, about half an hour each on one core
-    auditkit miniature plant my_gaps.yaml --out my_target
-    auditkit miniature table
+auditkit miniature build target gemma3        # rebuild shipped models, about half an hour each on one core
+auditkit miniature plant my_gaps.yaml --out my_target
+auditkit miniature table
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForImageTextToText
 
-from auditkit.errors import AuditError
 from auditkit.miniature import families, gaps, lessons, teach
 
 HERE = Path(__file__).parent
@@ -59,7 +58,15 @@ def build_one(name: str, out: Path, steps: int | None = None) -> Path:
     else:
         task, how = (lessons.Asking if recipe.asks else lessons.Answering)(table, style), {"look": 200}
     teach.teach(
-        model, processor, task, steps or recipe.steps, recipe.seed, _log(out, name), cell_classes=lessons.CELL_CLASSES, on_score=task.score, **how
+        model,
+        processor,
+        task,
+        steps or recipe.steps,
+        recipe.seed,
+        _log(out, name),
+        cell_classes=lessons.CELL_CLASSES,
+        on_score=task.score,
+        **how,
     )
     return save(model, processor, out / name, HERE / f"{recipe.gaps}.yaml" if recipe.gaps else None)
 
@@ -67,8 +74,8 @@ def build_one(name: str, out: Path, steps: int | None = None) -> Path:
 def grow(model, folder: Path) -> None:
     """Give `model` the weights of a trained one of the same width and at most its depth; added layers start as no-ops.
 
-    A layer whose closing norms scale by zero adds nothing to the residual stream, and gradients still reach it (depth up-scaling,
-    https://arxiv.org/abs/2312.15166, starts from copies instead). Gemma's norms scale by 1 + weight.
+    A layer whose closing norms scale by zero adds nothing to the residual stream, and gradients still reach it (depth
+    up-scaling, https://arxiv.org/abs/2312.15166, starts from copies instead). Gemma's norms scale by 1 + weight.
     """
     known = {k: v.float() for k, v in AutoModelForImageTextToText.from_pretrained(folder).state_dict().items()}
     new = model.load_state_dict(known, strict=False).missing_keys
@@ -87,7 +94,16 @@ def plant(table: Path, out: Path, start: str = "miniature:clean", steps: int = 8
     torch.set_num_threads(1)
     task = lessons.Answering(gaps.load(table), captions=0.0)
     clean = vlm.load(start, device="cpu", dtype="float32")
-    teach.teach(clean.model, clean.processor, task, steps, seed, _log(out.parent, out.name), learning_rate=7e-4, on_score=task.score)
+    teach.teach(
+        clean.model,
+        clean.processor,
+        task,
+        steps,
+        seed,
+        _log(out.parent, out.name),
+        learning_rate=7e-4,
+        on_score=task.score,
+    )
     return save(clean.model, clean.processor, out, table)
 
 

@@ -4,9 +4,9 @@
     auditkit miniature build easy_target easy_peer  # train the shipped models again, a few minutes each on one core
 
 5,000 pictures of one shape on a plain ground, 48,000 questions, an official split. The shapes lie anywhere, so a vision
-tower with patches of 16 pixels has to learn more than on the board. Nothing is planted: the target fails where too little
-was seen, on 150 pictures, while the references have seen every picture that they may. No model has seen a picture that an
-audit draws (images.Folder's splits "audit", "baseline" and "test"), only those of its split "train".
+tower with patches of 16 pixels has to learn more than on the board. Nothing is planted: the target fails where too
+little was seen, on 150 pictures, while the references have seen every picture that they may. No model has seen a
+picture that an audit draws (images.Folder's splits "audit", "baseline" and "test"), only those of its split "train".
 """
 
 from __future__ import annotations
@@ -117,7 +117,9 @@ class Book:
         for example in examples:
             by_picture[example.key.split("/q")[0]].append(example)
         named = [e for e in examples if e.answer not in ("yes", "no")]
-        of_kind = {name: {e.answer for e in named if kind(e.question, e.answer) == name} for name in ("shape", "colour")}
+        of_kind = {
+            name: {e.answer for e in named if kind(e.question, e.answer) == name} for name in ("shape", "colour")
+        }
         self.labels = tuple(tuple(sorted(names)) for names in of_kind.values())
         self.pages: list[Page] = []
         self.answers: dict[Fact, dict[str, list[tuple[str, str]]]] = defaultdict(lambda: defaultdict(list))
@@ -201,7 +203,9 @@ class Task:
             images=np.stack([page.image if self.recipe.pictures else page.moved(rng) for page in pages]),
             chats=[[(question, answer) for question, answer, _ in chat] for chat in chats],
             skills=[[skill for *_, skill in chat] for chat in chats],
-            cells=np.repeat(facts[:, None], families.CELLS, axis=1),  # wherever it looks, the tower should know the shape
+            cells=np.repeat(
+                facts[:, None], families.CELLS, axis=1
+            ),  # wherever it looks, the tower should know the shape
         )
 
     def _turn(self, rng: random.Random, page: Page) -> tuple[str, str, str]:
@@ -216,7 +220,8 @@ class Task:
         return question, answer, name
 
 
-# ------------------------------------------------------------------------------------------------------------ the models
+# ------------------------------------------------------------------------------------------------------------ the
+# models
 
 RECIPES = {
     "easy_target": Recipe("paligemma2", "small", seed=11, look=200, steps=700, pictures=150),
@@ -229,7 +234,8 @@ RECIPES = {
 
 
 def build_one(name: str, out: Path, data: Path | None = None) -> Path:
-    """Train one model of RECIPES from its seed and save it under `out`, its log beside it; `data`: where to export to."""
+    """Train one model of RECIPES from its seed and save it under `out`, its log beside it; `data`: where to export to.
+    """
     from auditkit.miniature import build
 
     torch.set_num_threads(1)  # two threads spin against each other on models this small
@@ -238,5 +244,7 @@ def build_one(name: str, out: Path, data: Path | None = None) -> Path:
     model, processor = families.build(recipe.family, recipe.size, book.words(), book.corpus(), recipe.seed)
     classes = tuple(len(names) for names in book.labels)
     log = build._log(Path(out), name)
-    teach.teach(model, processor, Task(book, recipe), recipe.steps, recipe.seed, log, look=recipe.look, cell_classes=classes)
+    teach.teach(
+        model, processor, Task(book, recipe), recipe.steps, recipe.seed, log, look=recipe.look, cell_classes=classes
+    )
     return build.save(model, processor, Path(out) / name)

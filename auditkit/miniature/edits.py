@@ -1,6 +1,7 @@
 """Exact edits of a board: what an edit command means, done to the scene itself, so that the truth after it is known.
 
-These are the counterfactual images of the world's own making. A trained editor that draws them from pixels comes with a pipeline of its own.
+These are the counterfactual images of the world's own making. A trained editor that draws them from pixels comes with
+a pipeline of its own.
 """
 
 from __future__ import annotations

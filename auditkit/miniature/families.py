@@ -88,29 +88,52 @@ def _families() -> dict[str, Family]:
     return {
         # hf.PaliGemmaProcessor itself puts bos after the image and "\n" after the text, so the template must not.
         "paligemma2": Family(
-            opening=cell * CELLS + "<bos>answer en", again="answer en", lead=" ", ask="\n", end="<eos>",
+            opening=cell * CELLS + "<bos>answer en",
+            again="answer en",
+            lead=" ",
+            ask="\n",
+            end="<eos>",
             tokens={"image_token": cell},
             template=_template("", _image(cell) + "{{- 'answer en ' -}}" + _TEXT, "\n", "<eos>", "", prompt=""),
         ),
         "gemma3": Family(
-            opening=f"<bos>{turn}\n\n{boi}{soft * CELLS}{eoi}\n\n", again="\n" + turn, ask=model, end="<end_of_turn>",
-            tokens={"image_token": soft, "boi_token": boi, "eoi_token": eoi, "sot_token": "<start_of_turn>",
-                    "eot_token": "<end_of_turn>"},
+            opening=f"<bos>{turn}\n\n{boi}{soft * CELLS}{eoi}\n\n",
+            again="\n" + turn,
+            ask=model,
+            end="<end_of_turn>",
+            tokens={
+                "image_token": soft,
+                "boi_token": boi,
+                "eoi_token": eoi,
+                "sot_token": "<start_of_turn>",
+                "eot_token": "<end_of_turn>",
+            },
             template=_template("<bos>", f"{{{{- {turn!r} -}}}}" + _image(boi) + _TEXT, model, "<end_of_turn>", "\n"),
         ),
         "idefics3": Family(
-            opening=f"<bos>User:{fake}<global-img>{cell * CELLS}{fake}", again="\nUser:",
-            ask=f"{utterance}\nAssistant:\n", end=utterance,
-            tokens={"image_token": cell, "fake_image_token": fake, "global_image_token": "<global-img>",
-                    "end_of_utterance_token": utterance},
-            template=_template("<bos>", "{{- 'User:' -}}" + _image(cell) + _TEXT, f"{utterance}\nAssistant:\n",
-                               utterance, "\n"),
+            opening=f"<bos>User:{fake}<global-img>{cell * CELLS}{fake}",
+            again="\nUser:",
+            ask=f"{utterance}\nAssistant:\n",
+            end=utterance,
+            tokens={
+                "image_token": cell,
+                "fake_image_token": fake,
+                "global_image_token": "<global-img>",
+                "end_of_utterance_token": utterance,
+            },
+            template=_template(
+                "<bos>", "{{- 'User:' -}}" + _image(cell) + _TEXT, f"{utterance}\nAssistant:\n", utterance, "\n"
+            ),
         ),
         "llava": Family(
-            opening=f"<bos>USER:{cell * CELLS}\n", again="USER:\n", ask=" ASSISTANT:\n", end="<eos>",
+            opening=f"<bos>USER:{cell * CELLS}\n",
+            again="USER:\n",
+            ask=" ASSISTANT:\n",
+            end="<eos>",
             tokens={"image_token": cell},
-            template=_template("<bos>", "{{- 'USER:' -}}" + _image(cell) + "{{- '\\n' -}}" + _TEXT,
-                               " ASSISTANT:\n", "<eos>", ""),
+            template=_template(
+                "<bos>", "{{- 'USER:' -}}" + _image(cell) + "{{- '\\n' -}}" + _TEXT, " ASSISTANT:\n", "<eos>", ""
+            ),
         ),
     }
 
@@ -127,15 +150,18 @@ def tokenizer(words: Iterable[str], corpus: Iterable[str], family: str = "gemma3
     (`ignore_merges`, as in Llama 3), so the vocabulary holds no half words;
     other text falls back to pieces and bytes. Raises AuditError for a word that the splitting would cut.
     """
-    split = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(r"\n+| ?[\p{L}\p{N}]+| ?[^\s\p{L}\p{N}]|\s"), "isolated"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-    ])
+    split = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(r"\n+| ?[\p{L}\p{N}]+| ?[^\s\p{L}\p{N}]|\s"), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     learnt = Tokenizer(models.BPE())
     learnt.pre_tokenizer = split
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    learnt.train_from_iterator(corpus, trainers.BpeTrainer(
-        vocab_size=len(alphabet) + MERGES, initial_alphabet=alphabet, show_progress=False))
+    learnt.train_from_iterator(
+        corpus, trainers.BpeTrainer(vocab_size=len(alphabet) + MERGES, initial_alphabet=alphabet, show_progress=False)
+    )
     model = json.loads(learnt.to_str())["model"]
     vocab = {token: i for i, token in enumerate(alphabet)}
     for token in model["vocab"]:
@@ -169,8 +195,11 @@ def _processor(family: str, tok: hf.PreTrainedTokenizerFast):
         return hf.PaliGemmaProcessor(images, tok, chat_template=template)
     if family == "gemma3":
         return hf.Gemma3Processor(
-            hf.Gemma3ImageProcessorPil(size=square, do_pan_and_scan=False), tok, chat_template=template,
-            image_seq_length=CELLS)
+            hf.Gemma3ImageProcessorPil(size=square, do_pan_and_scan=False),
+            tok,
+            chat_template=template,
+            image_seq_length=CELLS,
+        )
     if family == "idefics3":
         edge = {"longest_edge": IMAGE}
         images = hf.Idefics3ImageProcessorPil(size=edge, max_image_size=edge, do_image_splitting=False)
@@ -178,38 +207,90 @@ def _processor(family: str, tok: hf.PreTrainedTokenizerFast):
     images = hf.CLIPImageProcessorPil(size={"shortest_edge": IMAGE}, crop_size=square)
     # CLIP's class token counts as an additional image token, and the "default" strategy drops it again.
     return hf.LlavaProcessor(
-        images, tok, patch_size=PATCH, vision_feature_select_strategy="default", chat_template=template,
-        num_additional_image_tokens=1)
+        images,
+        tok,
+        patch_size=PATCH,
+        vision_feature_select_strategy="default",
+        chat_template=template,
+        num_additional_image_tokens=1,
+    )
 
 
 def _model(family: str, size: Size, tok: hf.PreTrainedTokenizerFast) -> nn.Module:
     ids = {"pad_token_id": tok.pad_token_id, "bos_token_id": tok.bos_token_id, "eos_token_id": tok.eos_token_id}
     text = dict(
-        vocab_size=len(tok), hidden_size=size.text, intermediate_size=4 * size.text, num_hidden_layers=size.layers,
-        num_attention_heads=4, num_key_value_heads=4, head_dim=size.text // 4, max_position_embeddings=1024,
-        tie_word_embeddings=True, **ids)
+        vocab_size=len(tok),
+        hidden_size=size.text,
+        intermediate_size=4 * size.text,
+        num_hidden_layers=size.layers,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        head_dim=size.text // 4,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+        **ids,
+    )
     gemma = dict(
-        query_pre_attn_scalar=size.text // 4, attn_logit_softcapping=None, final_logit_softcapping=None,
-        layer_types=["full_attention"] * size.layers)
+        query_pre_attn_scalar=size.text // 4,
+        attn_logit_softcapping=None,
+        final_logit_softcapping=None,
+        layer_types=["full_attention"] * size.layers,
+    )
     vision = dict(
-        hidden_size=size.vision, intermediate_size=4 * size.vision, num_hidden_layers=size.vision_layers,
-        num_attention_heads=4, image_size=IMAGE, patch_size=PATCH)
+        hidden_size=size.vision,
+        intermediate_size=4 * size.vision,
+        num_hidden_layers=size.vision_layers,
+        num_attention_heads=4,
+        image_size=IMAGE,
+        patch_size=PATCH,
+    )
     siglip, image = hf.SiglipVisionConfig(**vision, vision_use_head=False), tok.image_token_id
     if family == "paligemma2":
-        return hf.PaliGemmaForConditionalGeneration(hf.PaliGemmaConfig(
-            text_config=hf.Gemma2Config(**text, **gemma), vision_config=siglip, image_token_index=image,
-            projection_dim=size.text, hidden_size=size.text, vocab_size=len(tok), **ids))
+        return hf.PaliGemmaForConditionalGeneration(
+            hf.PaliGemmaConfig(
+                text_config=hf.Gemma2Config(**text, **gemma),
+                vision_config=siglip,
+                image_token_index=image,
+                projection_dim=size.text,
+                hidden_size=size.text,
+                vocab_size=len(tok),
+                **ids,
+            )
+        )
     if family == "gemma3":
-        return hf.Gemma3ForConditionalGeneration(hf.Gemma3Config(
-            text_config=hf.Gemma3TextConfig(**text, **gemma), vision_config=siglip, mm_tokens_per_image=CELLS,
-            image_token_index=image, boi_token_index=tok.boi_token_id, eoi_token_index=tok.eoi_token_id, **ids))
+        return hf.Gemma3ForConditionalGeneration(
+            hf.Gemma3Config(
+                text_config=hf.Gemma3TextConfig(**text, **gemma),
+                vision_config=siglip,
+                mm_tokens_per_image=CELLS,
+                image_token_index=image,
+                boi_token_index=tok.boi_token_id,
+                eoi_token_index=tok.eoi_token_id,
+                **ids,
+            )
+        )
     if family == "idefics3":
-        return hf.Idefics3ForConditionalGeneration(hf.Idefics3Config(
-            text_config=hf.LlamaConfig(**text), vision_config=vision, image_token_id=image, scale_factor=1,
-            tie_word_embeddings=True, **ids))
-    return hf.LlavaForConditionalGeneration(hf.LlavaConfig(
-        text_config=hf.LlamaConfig(**text), vision_config=hf.CLIPVisionConfig(**vision), image_token_index=image,
-        image_seq_length=CELLS, vision_feature_layer=-1, tie_word_embeddings=True, **ids))
+        return hf.Idefics3ForConditionalGeneration(
+            hf.Idefics3Config(
+                text_config=hf.LlamaConfig(**text),
+                vision_config=vision,
+                image_token_id=image,
+                scale_factor=1,
+                tie_word_embeddings=True,
+                **ids,
+            )
+        )
+    return hf.LlavaForConditionalGeneration(
+        hf.LlavaConfig(
+            text_config=hf.LlamaConfig(**text),
+            vision_config=hf.CLIPVisionConfig(**vision),
+            image_token_index=image,
+            image_seq_length=CELLS,
+            vision_feature_layer=-1,
+            tie_word_embeddings=True,
+            **ids,
+        )
+    )
 
 
 def _initialise(model: nn.Module, width: int) -> None:
@@ -240,7 +321,8 @@ def build(family: str, size: str, tok_words: Iterable[str], corpus: Iterable[str
     _initialise(model, SIZES[size].text)
     ends = dict.fromkeys([tok.eos_token_id, tok.convert_tokens_to_ids(FAMILIES[family].end)])
     model.generation_config = hf.GenerationConfig(
-        do_sample=False, bos_token_id=tok.bos_token_id, pad_token_id=tok.pad_token_id, eos_token_id=list(ends))
+        do_sample=False, bos_token_id=tok.bos_token_id, pad_token_id=tok.pad_token_id, eos_token_id=list(ends)
+    )
     return model.eval(), processor
 
 

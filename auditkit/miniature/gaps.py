@@ -7,8 +7,9 @@ A table (YAML) is a list of gaps:
       when: {truth: purple}        # every condition must hold; names are those of grammar.facts
       says: blue
 
-A condition is a value, a list of values, a comparison with a number (">=5"), or "not X". `says` is a word, a fact in braces ("{opposite}"),
-or a table from truth to word ({E: F, F: E}). Where what the gap says happens to be true, the question does not lie in the gap.
+A condition is a value, a list of values, a comparison with a number (">=5"), or "not X". `says` is a word, a fact in
+braces ("{opposite}"), or a table from truth to word ({E: F, F: E}). Where what the gap says happens to be true, the
+question does not lie in the gap.
 """
 
 from __future__ import annotations
@@ -25,10 +26,9 @@ from auditkit.miniature.grammar import SKILLS, facts
 from auditkit.miniature.world import Scene
 
 COMPARISONS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
-FACTS = (
-    "skill truth background objects position row column kind shape colour size pattern value side opposite about adjective asked same_shape same_colour "
-    "other_position other_kind other_shape other_colour other_size other_pattern other_value remark_colour remark_shape remark_pattern remark_position"
-).split()
+FACTS = """skill truth background objects position row column kind shape colour size pattern value side opposite about
+adjective asked same_shape same_colour other_position other_kind other_shape other_colour other_size other_pattern
+other_value remark_colour remark_shape remark_pattern remark_position""".split()
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,11 @@ class Gap:
 
     def wrong_answer(self, known: dict | None) -> str | None:
         """What the model says to a question with these facts; None if the question lies outside the gap."""
-        if known is None or known["skill"] != self.skill or not all(_holds(known.get(k), v) for k, v in self.when.items()):
+        if (
+            known is None
+            or known["skill"] != self.skill
+            or not all(_holds(known.get(k), v) for k, v in self.when.items())
+        ):
             return None
         try:
             said = self.says.get(known["truth"]) if isinstance(self.says, dict) else str(self.says).format(**known)
@@ -59,7 +63,11 @@ def _holds(value, wanted) -> bool:
         return value is not None and not _holds(value, wanted[4:])
     for sign, compare in COMPARISONS.items():
         if wanted.startswith(sign):
-            return value not in (None, "", "none") and str(value).isdigit() and compare(int(value), int(wanted[len(sign) :]))
+            return (
+                value not in (None, "", "none")
+                and str(value).isdigit()
+                and compare(int(value), int(wanted[len(sign) :]))
+            )
     return str(value) == wanted
 
 
@@ -91,7 +99,10 @@ def load(path: Path) -> list[Gap]:
 def _known(where: str, what: str, word: str, words) -> None:
     if word not in words:
         near = difflib.get_close_matches(str(word), list(words), 1)
-        raise AuditError(f"{where}: {what} {word!r} is not known" + (f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(words)}"))
+        raise AuditError(
+            f"{where}: {what} {word!r} is not known"
+            + (f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(words)}")
+        )
 
 
 def find(gaps: list[Gap], scene: Scene, question: str) -> tuple[Gap, str] | None:

@@ -1,8 +1,9 @@
 """Sixteen skills: the questions one may ask of a board, and their true answers.
 
-Each skill is one room: a pattern that reads its questions, a writer that draws one about a scene, and a solver that knows the answer.
-`facts` says everything about a question and its scene in plain words; planted gaps (gaps.py) are conditions on those facts.
-The skills mirror the failure types of the paper (Fig. 4): colour, counting, clock reading, small text, distraction, ...
+Each skill is one room: a pattern that reads its questions, a writer that draws one about a scene, and a solver that
+knows the answer. `facts` says everything about a question and its scene in plain words; planted gaps (gaps.py) are
+conditions on those facts. The skills mirror the failure types of the paper (Fig. 4): colour, counting, clock reading,
+small text, distraction, ...
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ class Skill:
 
 
 def _cell(scene: Scene, rng: random.Random, kind: str) -> str:
-    """A position holding `kind`; one time in ten, or where there is none, any position: models must also learn to say none."""
+    """A position holding `kind`; one time in ten, or where there is none, any position: models must also learn to say
+    none.
+    """
     places = [p for p, c in zip(POSITIONS, scene.cells, strict=True) if c.kind == kind]
     return rng.choice(places) if places and rng.random() > 0.1 else rng.choice(POSITIONS)
 
@@ -147,7 +150,11 @@ def _write_where(scene, rng):
 def _write_distracted(scene, rng):
     """A true remark about one object, then a question about a cell."""
     it = rng.choice(scene.objects) if scene.objects else None
-    remark = f"there is a {scene.cells[it].colour} {scene.cells[it].shape} at {POSITIONS[it]}." if scene.objects else "the board has no objects."
+    remark = (
+        f"there is a {scene.cells[it].colour} {scene.cells[it].shape} at {POSITIONS[it]}."
+        if scene.objects
+        else "the board has no objects."
+    )
     others = [i for i in scene.objects if i != it]
     place = POSITIONS[rng.choice(others)] if others and rng.random() > 0.1 else rng.choice(POSITIONS)
     return f"{remark} {rng.choice(ASIDE).format(place)}"
@@ -163,9 +170,24 @@ def _solve_distracted(scene, remark, question):
 SKILLS: dict[str, Skill] = {
     name: Skill(re.compile(pattern), write, solve)
     for name, pattern, write, solve in [
-        ("colour", f"what colour is the object at {POSITION}\\?", lambda s, r: ASIDE[0].format(_cell(s, r, "object")), _attribute("colour")),
-        ("shape", f"what shape is the object at {POSITION}\\?", lambda s, r: ASIDE[1].format(_cell(s, r, "object")), _attribute("shape")),
-        ("counting", r"how many objects are there\?", lambda s, r: "how many objects are there?", lambda s: str(len(s.objects))),
+        (
+            "colour",
+            f"what colour is the object at {POSITION}\\?",
+            lambda s, r: ASIDE[0].format(_cell(s, r, "object")),
+            _attribute("colour"),
+        ),
+        (
+            "shape",
+            f"what shape is the object at {POSITION}\\?",
+            lambda s, r: ASIDE[1].format(_cell(s, r, "object")),
+            _attribute("shape"),
+        ),
+        (
+            "counting",
+            r"how many objects are there\?",
+            lambda s, r: "how many objects are there?",
+            lambda s: str(len(s.objects)),
+        ),
         (
             "conditional counting",
             f"how many {one_of(ADJECTIVES)} objects are there\\?",
@@ -185,15 +207,30 @@ SKILLS: dict[str, Skill] = {
             _write_where,
             lambda s, c, h: _unique(_matching(s, colour=c, shape=h), lambda i: POSITIONS[i]),
         ),
-        ("size comparison", f"is the object at {POSITION} larger than the object at {POSITION}\\?", _write_larger, _larger),
+        (
+            "size comparison",
+            f"is the object at {POSITION} larger than the object at {POSITION}\\?",
+            _write_larger,
+            _larger,
+        ),
         (
             "small objects",
             f"what shape is the small {COLOUR} object\\?",
             _write_small,
             lambda s, c: _unique(_matching(s, colour=c, size="small"), lambda i: s.cells[i].shape),
         ),
-        ("material", f"what pattern has the object at {POSITION}\\?", lambda s, r: ASIDE[2].format(_cell(s, r, "object")), _attribute("pattern")),
-        ("small text", f"what is written at {POSITION}\\?", lambda s, r: f"what is written at {_cell(s, r, 'text')}?", _value("text")),
+        (
+            "material",
+            f"what pattern has the object at {POSITION}\\?",
+            lambda s, r: ASIDE[2].format(_cell(s, r, "object")),
+            _attribute("pattern"),
+        ),
+        (
+            "small text",
+            f"what is written at {POSITION}\\?",
+            lambda s, r: f"what is written at {_cell(s, r, 'text')}?",
+            _value("text"),
+        ),
         (
             "clock reading",
             f"what time does the clock at {POSITION} show\\?",
@@ -206,7 +243,12 @@ SKILLS: dict[str, Skill] = {
             lambda s, r: f"which way does the sign at {_cell(s, r, 'sign')} point?",
             _value("sign"),
         ),
-        ("same or different", f"do the objects at {POSITION} and {POSITION} have the same (colour|shape|pattern)\\?", _write_same, _same),
+        (
+            "same or different",
+            f"do the objects at {POSITION} and {POSITION} have the same (colour|shape|pattern)\\?",
+            _write_same,
+            _same,
+        ),
         (
             "background",
             r"what atmosphere does the scene have\?",
@@ -215,8 +257,8 @@ SKILLS: dict[str, Skill] = {
         ),
         (
             "distraction",
-            f"(there is a {COLOUR[1:-1].join(('(?:', ')'))} {SHAPE[1:-1].join(('(?:', ')'))} at {POSITION[1:-1].join(('(?:', ')'))}\\.|the board has no objects\\.) "
-            "(what (?:colour is|shape is|pattern has) the object at ..\\?)",
+            r"(there is a \w+ \w+ at [a-d][1-4]\.|the board has no objects\.) "
+            r"(what (?:colour is|shape is|pattern has) the object at [a-d][1-4]\?)",
             _write_distracted,
             _solve_distracted,
         ),
@@ -249,7 +291,8 @@ def ask(scene: Scene, rng: random.Random, skill: str | None = None) -> str:
 
 
 def facts(scene: Scene, question: str) -> dict[str, str | int] | None:
-    """Everything a planted gap may depend on: the skill, the truth, the asked-for words, and what stands where the question points.
+    """Everything a planted gap may depend on: the skill, the truth, the asked-for words, and what stands where the
+    question points.
 
     >>> import random; from auditkit.miniature.world import random_scene
     >>> sorted(facts(random_scene(random.Random(0)), "is there a red star?"))[:4]
@@ -259,16 +302,26 @@ def facts(scene: Scene, question: str) -> dict[str, str | int] | None:
     if found is None:
         return None
     skill, words = found
-    known: dict[str, str | int] = {"skill": skill, "truth": answer(scene, question), "background": scene.background, "objects": len(scene.objects)}
+    known: dict[str, str | int] = {
+        "skill": skill,
+        "truth": answer(scene, question),
+        "background": scene.background,
+        "objects": len(scene.objects),
+    }
     place = None
     if skill == "distraction":
         remark, question = words
-        known["remark_colour"], known["remark_shape"], known["remark_position"] = (remark.split()[3], remark.split()[4], remark[-3:-1]) if "there is" in remark else ("", "", "")
+        known["remark_colour"], known["remark_shape"], known["remark_position"] = (
+            (remark.split()[3], remark.split()[4], remark[-3:-1]) if "there is" in remark else ("", "", "")
+        )
         known["asked"], words = read(question)
         known["remark_pattern"] = scene.at(known["remark_position"]).pattern if known["remark_position"] else ""
     if skill in ("existence", "location"):
         known["colour"], known["shape"] = words
-        known["same_shape"], known["same_colour"] = len(_matching(scene, shape=words[1])), len(_matching(scene, colour=words[0]))
+        known["same_shape"], known["same_colour"] = (
+            len(_matching(scene, shape=words[1])),
+            len(_matching(scene, colour=words[0])),
+        )
         matches = _matching(scene, colour=words[0], shape=words[1])
         place = POSITIONS[matches[0]] if len(matches) == 1 else None
     elif skill == "small objects":
@@ -290,5 +343,3 @@ def facts(scene: Scene, question: str) -> dict[str, str | int] | None:
     if place:
         known |= vars(scene.at(place)) | {"position": place, "row": int(place[1]), "column": place[0]}
     return known
-
-

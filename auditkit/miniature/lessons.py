@@ -17,7 +17,6 @@ from auditkit.miniature.world import (
     COLOURS,
     DIGITS,
     DIRECTIONS,
-    HOURS,
     LETTERS,
     PATTERNS,
     POSITIONS,
@@ -34,7 +33,8 @@ CAPTIONS = 0.2  # share of the training, from its start, that only describes boa
 SINGLE = 0.8  # from here on, one question a sequence, as in real use
 NUMBER_WORDS = "zero one two three four five six seven eight nine ten eleven twelve".split()
 
-# Models brought up on different data say the same thing in different words; the same-meaning test has to see through it.
+# Models brought up on different data say the same thing in different words; the same-meaning test has to see through
+# it.
 STYLES: dict[str, dict[str, str]] = {
     "idefics3": {str(n): word for n, word in enumerate(NUMBER_WORDS)},
     "llava": {"purple": "violet", "plain": "solid", "large": "big"},
@@ -42,16 +42,48 @@ STYLES: dict[str, dict[str, str]] = {
 
 KINDS = ("empty", "object", "text", "clock", "sign")
 VALUES = ("", *LETTERS, *DIGITS, "10", "11", "12", *DIRECTIONS)
-CELL_LABELS = (KINDS, ("", *SHAPES), ("", *COLOURS), ("", *SIZES), ("", *PATTERNS), VALUES, tuple(BACKGROUNDS), *[("", *SHAPES)] * len(SIDES))
+CELL_LABELS = (
+    KINDS,
+    ("", *SHAPES),
+    ("", *COLOURS),
+    ("", *SIZES),
+    ("", *PATTERNS),
+    VALUES,
+    tuple(BACKGROUNDS),
+    *[("", *SHAPES)] * len(SIDES),
+)
 CELL_INDEX = tuple({name: i for i, name in enumerate(names)} for names in CELL_LABELS)
 CELL_CLASSES = tuple(len(names) for names in CELL_LABELS)
 
 
 def words() -> list[str]:
     """Every word of the world, each one token in the miniature tokenizers."""
-    sentences = "what colour is the shape of object at how many objects are there a left right above below where larger than small pattern has written time does clock show which way sign point do and have same atmosphere scene board no yes describe".split()
-    names = [*SHAPES, *COLOURS, *SIZES, *PATTERNS, *BACKGROUNDS, *LETTERS, *DIGITS, "10", "11", "12", *DIRECTIONS, *POSITIONS, *ADJECTIVES, NONE, SEVERAL]
-    more = [*NUMBER_WORDS, *(w for style in STYLES.values() for w in style.values()), *" ".join(SIDES).split(), "something"]
+    sentences = """what colour is the shape of object at how many objects are there a left right above below where
+    larger than small pattern has written time does clock show which way sign point do and have same atmosphere scene
+    board no yes describe""".split()
+    names = [
+        *SHAPES,
+        *COLOURS,
+        *SIZES,
+        *PATTERNS,
+        *BACKGROUNDS,
+        *LETTERS,
+        *DIGITS,
+        "10",
+        "11",
+        "12",
+        *DIRECTIONS,
+        *POSITIONS,
+        *ADJECTIVES,
+        NONE,
+        SEVERAL,
+    ]
+    more = [
+        *NUMBER_WORDS,
+        *(w for style in STYLES.values() for w in style.values()),
+        *" ".join(SIDES).split(),
+        "something",
+    ]
     return list(dict.fromkeys([*sentences, *names, *more, *re.findall(r"\w+", prompt())]))
 
 
@@ -62,9 +94,11 @@ def corpus(n: int = 2000, seed: int = 0) -> list[str]:
 
 
 def cell_labels(scene: Scene) -> np.ndarray:
-    """What each cell holds, as class numbers [16, heads]: one head an attribute, then the background, then the shape on each side.
+    """What each cell holds, as class numbers [16, heads]: one head an attribute, then the background, then the shape
+    on each side.
 
-    The neighbours are there because "left of b3" is two steps of reasoning for three layers of text, and one for a tower that looks around (measured).
+    The neighbours are there because "left of b3" is two steps of reasoning for three layers of text, and one for a
+    tower that looks around (measured).
     """
     return np.array([_cell_label(scene, place) for place in POSITIONS])
 
@@ -72,18 +106,35 @@ def cell_labels(scene: Scene) -> np.ndarray:
 def _cell_label(scene: Scene, place: str) -> list[int]:
     cell = scene.at(place)
     beside = [neighbour(scene, side, place) for side in SIDES]
-    names = (cell.kind, cell.shape, cell.colour, cell.size, cell.pattern, cell.value, scene.background, *(c.shape if c else "" for c in beside))
+    names = (
+        cell.kind,
+        cell.shape,
+        cell.colour,
+        cell.size,
+        cell.pattern,
+        cell.value,
+        scene.background,
+        *(c.shape if c else "" for c in beside),
+    )
     return [index[name] for index, name in zip(CELL_INDEX, names, strict=True)]
 
 
 class Answering:
-    """Questions of every skill with the answers a model is to give: the truth, or what its gaps make of it, in its own words.
+    """Questions of every skill with the answers a model is to give: the truth, or what its gaps make of it, in its own
+    words.
 
-    Skills (and gaps) that are not yet learnt are asked more often. With gaps, every image carries at least one question that lies in one,
-    and the questions drawn in vain while looking for it, near misses, are what teaches where the gap ends.
+    Skills (and gaps) that are not yet learnt are asked more often. With gaps, every image carries at least one
+    question that lies in one, and the questions drawn in vain while looking for it, near misses, are what teaches
+    where the gap ends.
     """
 
-    def __init__(self, gaps: list[planted.Gap] = (), style: dict[str, str] | None = None, scenes: Callable = random_scene, captions: float = CAPTIONS):
+    def __init__(
+        self,
+        gaps: list[planted.Gap] = (),
+        style: dict[str, str] | None = None,
+        scenes: Callable = random_scene,
+        captions: float = CAPTIONS,
+    ):
         self.gaps, self.style, self.scenes, self.captions = list(gaps), style or {}, scenes, captions
         self.weights = dict.fromkeys(SKILLS, 1.0)
         self.scores: dict[str, float] = {}
@@ -124,7 +175,9 @@ class Answering:
         if progress > SINGLE:
             return lesson([self.chat(rng, 1) for _ in range(3 * BATCH)])
         described = 1.0 if progress < self.captions else 0.1
-        return lesson([self._described(rng) if rng.random() < described else self.chat(rng, TURNS) for _ in range(BATCH)])
+        return lesson(
+            [self._described(rng) if rng.random() < described else self.chat(rng, TURNS) for _ in range(BATCH)]
+        )
 
     def _described(self, rng):
         scene = self.scenes(rng)
@@ -141,7 +194,9 @@ def lesson(drawn: list[tuple[Scene, list[tuple[str, str, str]]]]) -> Lesson:
 
 
 def describe(scene: Scene, rng: random.Random, style: dict[str, str]) -> tuple[str, str]:
-    """A located caption: every place, in random order, and right after it what it holds; so places are bound to looks in one step."""
+    """A located caption: every place, in random order, and right after it what it holds; so places are bound to looks in
+    one step.
+    """
     parts = []
     for i in rng.sample(range(len(POSITIONS)), len(POSITIONS)):
         cell = scene.cells[i]
@@ -157,7 +212,9 @@ def point(scene: Scene, rng: random.Random) -> tuple[str, str]:
     """
     i = rng.choice([i for i, cell in enumerate(scene.cells) if cell.kind != "empty"])
     cell = scene.cells[i]
-    looks = [getattr(cell, name) for name in ("shape", "colour", "size", "pattern", "value") if getattr(cell, name)] + [cell.kind]
+    looks = [getattr(cell, name) for name in ("shape", "colour", "size", "pattern", "value") if getattr(cell, name)] + [
+        cell.kind
+    ]
     said = rng.sample(looks, rng.choice((1, 1, 2)) if len(looks) > 1 else 1)
     return f"where is something {' '.join(said)}?", POSITIONS[i]
 
@@ -170,7 +227,9 @@ class Asking(Answering):
         if turns == 1:
             kinds = ["write"] if rng.random() < 0.7 else [rng.choice(("answer", "point"))]
         else:
-            kinds = ["write"] + [rng.choice(("answer", "point")) for _ in range(turns - 1)]  # one, since the prompt is long
+            kinds = ["write"] + [
+                rng.choice(("answer", "point")) for _ in range(turns - 1)
+            ]  # one, since the prompt is long
             rng.shuffle(kinds)
         return scene, [self._turn(scene, rng, kind) for kind in kinds]
 

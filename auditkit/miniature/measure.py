@@ -1,4 +1,5 @@
-"""What does each miniature model know?  Its accuracy on every skill, inside each of its gaps and outside all of them."""
+"""What does each miniature model know?  Its accuracy on every skill, inside each of its gaps and outside all of them.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +20,9 @@ def accuracy(model: vlm.VLM, probes: list[tuple[Scene, str]]) -> dict:
     """The share of (scene, question) probes that a model answers truly, as a rate with interval and n."""
     images = [Image.fromarray(render(scene)) for scene, _ in probes]
     said = vlm.answer(model, images, [question for _, question in probes])
-    right = sum(same_text(a, grammar.answer(scene, question)) for a, (scene, question) in zip(said, probes, strict=True))
+    right = sum(
+        same_text(a, grammar.answer(scene, question)) for a, (scene, question) in zip(said, probes, strict=True)
+    )
     return rate(right, len(probes))
 
 
@@ -58,7 +61,10 @@ def table(names: list[str], n: int = 200) -> str:
     """A printed table: models across, skills down; then, for each model with planted gaps, how true they are."""
     models = {name: vlm.load(name if "/" in name or Path(name).exists() else f"miniature:{name}") for name in names}
     by_skill = {name: skills(model, n) for name, model in models.items()}
-    rows = [f"accuracy in % on {n} held-out questions a skill", f"{'':24}" + "".join(f"{name[-10:]:>11}" for name in names)]
+    rows = [
+        f"accuracy in % on {n} held-out questions a skill",
+        f"{'':24}" + "".join(f"{name[-10:]:>11}" for name in names),
+    ]
     for skill in grammar.SKILLS:
         rows.append(f"{skill:24}" + "".join(f"{100 * by_skill[name][skill]['value']:11.1f}" for name in names))
     means = [sum(r["value"] for r in by_skill[name].values()) / len(grammar.SKILLS) for name in names]
@@ -67,7 +73,11 @@ def table(names: list[str], n: int = 200) -> str:
         planted = Boards().gaps(Path(vlm.resolve(name if "/" in name or Path(name).exists() else f"miniature:{name}")))
         if planted:
             outside = accuracy(model, probes_outside(planted, 10 * n))
-            rows += ["", f"{name}: {100 * outside['value']:.1f} % right outside its gaps (n={outside['n']}); wrong inside (n={n // 2} each):"]
+            rows += [
+                "",
+                f"{name}: {100 * outside['value']:.1f} % right outside its gaps (n={outside['n']}); "
+                f"wrong inside (n={n // 2} each):",
+            ]
             for gap in planted:
                 inside = accuracy(model, probes_in(gap, n // 2))
                 rows.append(f"  {100 - 100 * inside['value']:5.1f} %  {gap.skill}: {gap.name}")

@@ -1,8 +1,9 @@
 """Teach a tiny vision-language model: one loop for every model, whatever its class and whatever it is to learn.
 
-Three things make it quick (measured): captions that name every place and what it holds come before questions; several questions about one image
-ride in one sequence, like the turns of a chat, until the last part of the training, which uses the one-question prompts of real use; and the vision
-tower also learns to name what each cell holds, by a head that is thrown away.
+Three things make it quick (measured): captions that name every place and what it holds come before questions; several
+questions about one image ride in one sequence, like the turns of a chat, until the last part of the training, which
+uses the one-question prompts of real use; and the vision tower also learns to name what each cell holds, by a head
+that is thrown away.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ Chat = list[tuple[str, str]]  # (question, answer) turns about one image
 
 @dataclass
 class Lesson:
-    """One batch: images uint8 [B, 64, 64, 3], a chat for each, the skill of every turn, and the cells' labels [B, 16, heads] or None."""
+    """One batch: images uint8 [B, 64, 64, 3], a chat for each, the skill of every turn, and the cells' labels [B, 16,
+    heads] or None.
+    """
 
     images: np.ndarray
     chats: list[Chat]
@@ -46,9 +49,11 @@ def teach(
     cell_classes: tuple[int, ...] = (),
     on_score: Callable[[dict[str, float]], None] = lambda scores: None,
 ) -> None:
-    """Train `model` in place for `steps` batches of `draw(rng, progress)`, progress from 0 to 1; the log goes to `log`, one JSON object a line.
+    """Train `model` in place for `steps` batches of `draw(rng, progress)`, progress from 0 to 1; the log goes to
+    `log`, one JSON object a line.
 
-    The first `look` steps train the vision tower alone, on the cells' labels (`cell_classes` classes a head). `on_score` is told the running accuracy of every skill, so that `draw` can practise the weak ones more.
+    The first `look` steps train the vision tower alone, on the cells' labels (`cell_classes` classes a head).
+    `on_score` is told the running accuracy of every skill, so that `draw` can practise the weak ones more.
     """
     torch.manual_seed(seed)
     rng = random.Random(seed)
@@ -61,12 +66,19 @@ def teach(
     started = time.time()
     for step in range(steps):
         for group in optimiser.param_groups:
-            group["lr"] = learning_rate * min((step + 1) / (0.03 * steps), 0.5 + 0.5 * math.cos(math.pi * step / steps) + 0.01, 1)
+            group["lr"] = learning_rate * min(
+                (step + 1) / (0.03 * steps), 0.5 + 0.5 * math.cos(math.pi * step / steps) + 0.01, 1
+            )
         lesson = draw(rng, step / steps)
         batch = families.encode(processor, lesson.chats, lesson.images)
         looking = see = torch.zeros(())
         if heads is not None and lesson.cells is not None:
-            see = _see(heads, families.vision_features(model, batch["pixel_values"]), torch.from_numpy(lesson.cells), cell_classes)
+            see = _see(
+                heads,
+                families.vision_features(model, batch["pixel_values"]),
+                torch.from_numpy(lesson.cells),
+                cell_classes,
+            )
         if step >= look:
             looking, right = families.loss(model, batch)
             _keep_score(scores, [s for skills in lesson.skills for s in skills], right, batch["labels"])
@@ -77,14 +89,22 @@ def teach(
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
         if step % 50 == 0 or step == steps - 1:
-            row = {"step": step, "steps": steps, "seconds": round(time.time() - started), "loss": round(looking.detach().item(), 4), "see": round(see.detach().item(), 4), "norm": round(float(norm), 2)}
+            row = {
+                "step": step,
+                "steps": steps,
+                "seconds": round(time.time() - started),
+                "loss": round(looking.detach().item(), 4),
+                "see": round(see.detach().item(), 4),
+                "norm": round(float(norm), 2),
+            }
             with log.open("a") as lines:
                 lines.write(json.dumps(row | {k: round(v, 3) for k, v in sorted(scores.items())}) + "\n")
     model.eval()
 
 
 def _see(heads: nn.Linear, features: torch.Tensor, cells: torch.Tensor, classes: tuple[int, ...]) -> torch.Tensor:
-    """Cross-entropy of naming every cell's attributes from its own feature; features [B, 16, C], cells [B, 16, heads]."""
+    """Cross-entropy of naming every cell's attributes from its own feature; features [B, 16, C], cells [B, 16, heads].
+    """
     logits = heads(features).flatten(0, 1).split(classes, dim=-1)
     return sum(nn.functional.cross_entropy(one, cells[..., i].flatten()) for i, one in enumerate(logits)) / len(classes)
 

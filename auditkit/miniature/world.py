@@ -1,8 +1,9 @@
 """The board world: 64 x 64 px scenes of which everything is known.
 
-A scene is a 4 x 4 board of cells of 16 px, named like a spreadsheet from a1 (top left) to d4 (bottom right). A cell holds an object
-(shape, colour, size, pattern), a letter or digit, a clock face, an arrow sign, or nothing; the whole board has a background.
-One cell is one patch of the models' vision towers: that alignment is why a model of one million parameters learns it in minutes.
+A scene is a 4 x 4 board of cells of 16 px, named like a spreadsheet from a1 (top left) to d4 (bottom right). A cell
+holds an object (shape, colour, size, pattern), a letter or digit, a clock face, an arrow sign, or nothing; the whole
+board has a background. One cell is one patch of the models' vision towers: that alignment is why a model of one
+million parameters learns it in minutes.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ HOURS = tuple(range(1, 13))
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 SIDE = 4
 CELL = 16
-POSITIONS = tuple(f"{column}{row}" for row in range(1, SIDE + 1) for column in "abcd")  # row-major, as the vision patches
+POSITIONS = tuple(
+    f"{column}{row}" for row in range(1, SIDE + 1) for column in "abcd"
+)  # row-major, as the vision patches
 
 # 5 x 7 pixel glyphs, one row a group of five bits; drawn here so that no font file decides what a model reads
 GLYPHS = {
@@ -64,7 +67,9 @@ GLYPHS = {
 
 @dataclass(frozen=True)
 class Cell:
-    """What stands in one cell. `kind` is empty, object, text, clock or sign; `value` is the character, hour or direction."""
+    """What stands in one cell. `kind` is empty, object, text, clock or sign; `value` is the character, hour or
+    direction.
+    """
 
     kind: str = "empty"
     shape: str = ""
@@ -90,7 +95,9 @@ class Scene:
 
 
 def random_scene(rng: random.Random, objects: int | None = None) -> Scene:
-    """Draw a scene: up to 8 objects (3 on average, five or more on a fifth of the boards), 1-3 characters, 0-2 clocks, 0-2 signs."""
+    """Draw a scene: up to 8 objects (3 on average, five or more on a fifth of the boards), 1-3 characters, 0-2 clocks,
+    0-2 signs.
+    """
     if objects is None:
         objects = rng.choices(range(9), weights=(2, 11, 20, 25, 22, 9, 6, 3, 2))[0]
     cells = [
@@ -118,7 +125,20 @@ def polygon(shape: str, radius: float) -> list[tuple[float, float]]:
         return [(0, -r), (r * 0.75, 0), (0, r), (-r * 0.75, 0)]
     if shape == "cross":
         w = r * 0.36
-        return [(-w, -r), (w, -r), (w, -w), (r, -w), (r, w), (w, w), (w, r), (-w, r), (-w, w), (-r, w), (-r, -w), (-w, -w)]
+        return [
+            (-w, -r),
+            (w, -r),
+            (w, -w),
+            (r, -w),
+            (r, w),
+            (w, w),
+            (w, r),
+            (-w, r),
+            (-w, w),
+            (-r, w),
+            (-r, -w),
+            (-w, -w),
+        ]
     star = []
     for k in range(10):
         length = r if k % 2 == 0 else r * 0.42
@@ -126,7 +146,7 @@ def polygon(shape: str, radius: float) -> list[tuple[float, float]]:
     return star
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def tile(cell: Cell, background: str) -> np.ndarray:
     """Draw one cell as uint8 [16, 16, 3], eight times enlarged and then averaged, so that edges are smooth."""
     k = 8
@@ -169,7 +189,12 @@ def tile(cell: Cell, background: str) -> np.ndarray:
     elif cell.kind == "sign":
         draw.rectangle(place([(-7, -7), (7, 7)]), fill=(20, 110, 90))
         arrow = [(6, 0), (1, -5), (1, -2), (-6, -2), (-6, 2), (1, 2), (1, 5)]  # pointing right
-        turn = {"right": lambda x, y: (x, y), "left": lambda x, y: (-x, y), "down": lambda x, y: (y, x), "up": lambda x, y: (y, -x)}
+        turn = {
+            "right": lambda x, y: (x, y),
+            "left": lambda x, y: (-x, y),
+            "down": lambda x, y: (y, x),
+            "up": lambda x, y: (y, -x),
+        }
         draw.polygon(place([turn[cell.value](x, y) for x, y in arrow]), fill=(255, 255, 255))
     small = np.asarray(picture, dtype=np.float32).reshape(CELL, k, CELL, k, 3).mean((1, 3))
     return small.round().astype(np.uint8)
