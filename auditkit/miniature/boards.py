@@ -18,7 +18,7 @@ from auditkit.miniature.world import Scene, random_scene, render
 
 @lru_cache(maxsize=20_000)
 def scene_of(key: str) -> Scene:
-    """The scene of a picture's or example's key (what follows "/" names a question); "KEY + COMMAND" is an edited board."""
+    """The scene of a picture or example key (what follows "/" names a question); "KEY + COMMAND" is an edited board."""
     base, *commands = key.split("/")[0].split(" + ")
     scene = random_scene(random.Random(base))
     for command in commands:

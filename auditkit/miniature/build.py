@@ -40,7 +40,7 @@ RECIPES = {
     "peer": Recipe("paligemma2", "large", seed=2, steps=800, gaps="peer", start="clean"),
     "gemma3": Recipe("gemma3", "small", seed=3, steps=800, gaps="gemma3", start="auditor"),
     "idefics3": Recipe("idefics3", "small", seed=4, gaps="idefics3", style="idefics3"),
-    "llava": Recipe("llava", "small", seed=5, gaps="llava", style="llava"),
+    "llava": Recipe("llava", "small", seed=5, steps=2000, gaps="llava", style="llava"),
     "auditor": Recipe("gemma3", "small", seed=6, steps=2600, asks=True),
 }
 

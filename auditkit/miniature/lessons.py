@@ -137,11 +137,11 @@ class Answering:
     ):
         self.gaps, self.style, self.scenes, self.captions = list(gaps), style or {}, scenes, captions
         self.weights = dict.fromkeys(SKILLS, 1.0)
-        self.scores: dict[str, float] = {}
+        self.gap_weights = [1.0] * len(self.gaps)
 
     def score(self, scores: dict[str, float]) -> None:
-        self.scores = dict(scores)
         self.weights = {skill: 0.15 + (1 - scores.get(skill, 0.0)) for skill in SKILLS}
+        self.gap_weights = [0.15 + (1 - scores.get(f"gap: {gap.name}", 0.0)) for gap in self.gaps]
 
     def turn(self, scene: Scene, question: str) -> tuple[str, str, str]:
         """(question, answer to learn, what it counts as: its skill or its gap)"""
@@ -150,8 +150,8 @@ class Answering:
         return question, self.style.get(said, said), f"gap: {hit[0].name}" if hit else read(question)[0]
 
     def scene_in_gap(self, rng: random.Random) -> tuple[Scene, str]:
-        """A scene with a question that lies in some gap, all gaps alike; after 40 draws in vain, a near miss."""
-        gap = rng.choice(self.gaps)
+        """A scene with a question that lies in some gap; after 40 draws in vain, a near miss."""
+        gap = rng.choices(self.gaps, self.gap_weights)[0]
         for _ in range(40):
             scene = self.scenes(rng)
             question = ask(scene, rng, gap.skill)
@@ -194,9 +194,7 @@ def lesson(drawn: list[tuple[Scene, list[tuple[str, str, str]]]]) -> Lesson:
 
 
 def describe(scene: Scene, rng: random.Random, style: dict[str, str]) -> tuple[str, str]:
-    """A located caption: every place, in random order, and right after it what it holds; so places are bound to looks in
-    one step.
-    """
+    """A located caption: every place, in random order, and after each what it holds, so that looks bind to places."""
     parts = []
     for i in rng.sample(range(len(POSITIONS)), len(POSITIONS)):
         cell = scene.cells[i]

@@ -1,0 +1,290 @@
+"""The notebooks: what a reader may rely on in each, the whole smoke run, and a run that is killed and goes on."""
+
+import ast
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import filelock
+import nbformat
+import pytest
+import yaml
+
+from auditkit import audit, lines, params, report, runs
+
+NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("[0-9]*.ipynb"))
+FIRST = ["run_name", "params_file", "seed", "resume"]
+
+
+# ---- each notebook as it is committed ------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
+def book(request):
+    return nbformat.read(request.param, as_version=4)
+
+
+@pytest.fixture
+def path(request, book) -> Path:
+    return request.node.callspec.params["book"]
+
+
+def code(book) -> list:
+    return [cell for cell in book.cells if cell.cell_type == "code"]
+
+
+def test_there_are_nine_in_the_order_of_the_stages():
+    assert [path.name[:2] for path in NOTEBOOKS] == [stage[:2] for stage in runs.STAGES]
+
+
+def test_it_is_committed_clean(book, path):
+    nbformat.validate(book)
+    ids = [cell.id for cell in book.cells]
+    assert len(set(ids)) == len(ids) and all(id.startswith(f"{path.name[:2]}-") for id in ids)
+    assert set(book.metadata) <= {"kernelspec", "language_info"} and book.metadata.kernelspec.name == "python3"
+    for cell in code(book):
+        assert cell.outputs == [] and cell.execution_count is None, cell.id
+    assert all(set(cell.metadata) <= {"tags"} for cell in book.cells)
+
+
+def test_its_parameters_are_those_of_the_demo(book):
+    (cell,) = [cell for cell in book.cells if "parameters" in cell.metadata.get("tags", [])]
+    assert book.cells.index(cell) == 1
+    written = cell.source.splitlines()
+    settings = ast.parse(cell.source).body
+    assert all(isinstance(setting, ast.AnnAssign) for setting in settings), "papermill knows only annotated types"
+    assert all(re.search(r"  # \S", line) for line in written) and len(written) == len(settings) <= 12
+    values = {setting.target.id: ast.literal_eval(setting.value) for setting in settings}
+    assert list(values)[:4] == FIRST and values.pop("resume") is True
+    demo = vars(params.load("params/demo.yaml"))
+    for name, value in values.items():
+        assert value == demo.get(name, value), name
+
+
+def test_it_follows_the_skeleton(book, path):
+    number, stage = path.name[:2], next(s for s in runs.STAGES if s.startswith(path.name[:2]))
+    words = "\n".join(cell.source for cell in book.cells if cell.cell_type == "markdown")
+    source = "\n".join(cell.source for cell in code(book))
+    assert re.match(rf"# {number} · \w.*\n\n\*\*.+\?\*\*", book.cells[0].source), "title and the question it answers"
+    assert "## What we saw" in words
+    assert "p = params.from_notebook(globals())" in source
+    assert f'run = runs.open(p, "{stage}", resume=resume)' in source
+    assert source.count("run.finish(") == 1
+    assert "plots." in source
+    following = NOTEBOOKS[(int(number) + 1) % len(NOTEBOOKS)].name
+    assert f"]({following})" in book.cells[-1].source
+
+
+def test_it_calls_the_library_and_defines_no_method_of_its_own(book):
+    for cell in code(book):
+        tree = ast.parse(cell.source)
+        for node in ast.walk(tree):
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+                assert node.end_lineno - node.lineno < 5, f"{cell.id}: {node.name}"
+        if "parameters" not in cell.metadata.get("tags", []):
+            assert "miniature" not in cell.source, f"{cell.id}: one code path, whatever the images and models"
+
+
+def test_no_variable_takes_the_name_of_a_parameter(book):
+    """Otherwise running the set-up cell a second time in JupyterLab would take it for an edited parameter."""
+    for cell in code(book):
+        if "parameters" in cell.metadata.get("tags", []):
+            continue
+        names = set()
+        for node in ast.parse(cell.source).body:  # at the top level: what a function calls its own is nobody's concern
+            if isinstance(node, (ast.Import, ast.ImportFrom)):
+                names |= {(alias.asname or alias.name).split(".")[0] for alias in node.names}
+            elif not isinstance(node, ast.FunctionDef):
+                stored = (n for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store))
+                names |= {name.id for name in stored}
+        assert not names & params.FIELDS.keys(), cell.id
+
+
+# ---- the smoke run -------------------------------------------------------------------------------------------------
+
+
+def make_project(folder: Path) -> Path:
+    """A project of a test's own: the notebooks and parameter files, and outputs that are nobody else's."""
+    folder.mkdir(parents=True)
+    for name in ("notebooks", "params"):
+        shutil.copytree(NOTEBOOKS[0].parents[1] / name, folder / name, ignore=shutil.ignore_patterns(".*"))
+    return folder
+
+
+def auditkit(project: Path, *arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "auditkit.cli", "run", "params/smoke.yaml", *arguments]
+    return subprocess.run(command, cwd=project, capture_output=True, text=True, timeout=1200)
+
+
+@pytest.fixture(scope="session")
+def smoke(tmp_path_factory) -> Path:
+    """The project after `auditkit run params/smoke.yaml`, run once for all processes of pytest-xdist."""
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    with filelock.FileLock(base / "smoke.lock"):
+        project = base / "smoke-project"
+        if not project.exists():
+            done = auditkit(make_project(project))
+            (base / "smoke.log").write_text(f"{done.returncode}\n{done.stdout}\n{done.stderr}")
+    log = (base / "smoke.log").read_text()
+    assert log.startswith("0\n"), log
+    assert f"{project / 'outputs/smoke/report.html'}\n" in log, "a run ends by printing the report's path"
+    return project
+
+
+@pytest.fixture(scope="session")
+def manifests(smoke) -> dict:
+    folder = smoke / "outputs" / "smoke"
+    return {stage: json.loads((folder / stage / "manifest.json").read_text()) for stage in runs.STAGES}
+
+
+@pytest.fixture(scope="session")
+def metrics(manifests) -> dict:
+    return {stage: manifest["metrics"] for stage, manifest in manifests.items()}
+
+
+@pytest.fixture(scope="session")
+def p(smoke):
+    return params.load(smoke / "params" / "smoke.yaml")
+
+
+def test_every_stage_is_done_with_its_notebook_beside(smoke, manifests):
+    for stage, manifest in manifests.items():
+        folder = smoke / "outputs" / "smoke" / stage
+        assert (folder / "DONE").is_file() and manifest["status"] == "done"
+        executed = nbformat.read(folder / "notebook.ipynb", as_version=4)
+        assert all(cell.execution_count for cell in code(executed) if cell.source), stage
+        errors = [out for cell in code(executed) for out in cell.outputs if out.output_type == "error"]
+        pictures = [out for cell in code(executed) for out in cell.outputs if "image/png" in out.get("data", {})]
+        assert not errors and pictures, stage
+        keys = [row["key"] for row in lines.read(folder / "records.jsonl")]
+        assert keys and len(keys) == len(set(keys)), stage
+
+
+def test_the_counts_tell_the_truth(smoke, manifests, p):
+    counts = {stage: manifest["counts"] for stage, manifest in manifests.items()}
+    folder = smoke / "outputs" / "smoke"
+    assert counts["02_disagreement"]["asked"] == p.baseline_images
+    assert counts["04_auditor"]["asked"] == p.grpo_steps * p.grpo_images * p.group_size
+    assert counts["05_audit"]["asked"] == p.audit_probes
+    for stage in ("02_disagreement", "05_audit"):
+        records = lines.read(folder / stage / "records.jsonl")
+        parsed = sum(row["question"] is not None for row in records)
+        assert counts[stage]["parsed"] == parsed >= 0.9 * len(records)
+        assert counts[stage]["target_called"] <= parsed
+        assert counts[stage]["references_called"] == len(p.references) * counts[stage]["target_called"]
+    for stage in runs.STAGES:
+        answers = said(folder / stage)
+        assert len(answers) == len(lines.read(folder / stage / "answers.jsonl")), f"{stage}: something was asked twice"
+
+
+def test_what_each_notebook_measured(metrics, manifests, p):
+    """Facts about the shipped models and the method; bounds are loose where a smoke run has few samples."""
+    assert metrics["01_models"]["models"] == 3 + len(p.references)
+    accuracy = metrics["01_models"]["accuracy"]
+    assert min(accuracy[name] for name in ("gemma3", "idefics3", "llava")) > 0.8 > 0.1 < accuracy["target"] < 0.95
+
+    baseline = metrics["02_disagreement"]
+    assert baseline["untrained"]["n"] == baseline["untrained_by_consensus"]["n"] == p.baseline_images
+    assert baseline["references_agree"]["value"] > 0.85
+    assert baseline["untrained"]["low"] < 0.35, "the planted gaps cover about a fifth of what is asked"
+    assert abs(baseline["untrained"]["value"] - baseline["untrained_by_consensus"]["value"]) < 0.15
+
+    assert metrics["03_counterfactual"]["made"] == manifests["03_counterfactual"]["counts"]["images_made"] > 0
+    assert 0 <= metrics["03_counterfactual"]["turned"]["value"] < 0.4
+    assert metrics["04_auditor"]["steps"] == p.grpo_steps
+    assert metrics["04_auditor"]["checkpoints"] == p.grpo_checkpoints
+
+    last = list(audit.shares(["untrained", *map(str, range(p.grpo_checkpoints))], p.audit_probes).values())[-1]
+    assert metrics["05_audit"]["trained"]["n"] == last
+    assert metrics["05_audit"]["best_blind_question"]["rate"]["n"] == p.blind_images // 2
+
+    findings = metrics["06_findings"]
+    assert findings["findings"] == manifests["05_audit"]["counts"]["findings"] > 0
+    assert 1 <= findings["types"] <= p.failure_types
+    assert findings["planted"] >= 24 and findings["precision"]["value"] > 0.6
+
+    assert metrics["07_rectify"]["pairs"] == findings["findings"]
+    assert metrics["07_rectify"]["steps"] == p.rectify_steps
+
+    benchmarks = metrics["08_benchmark"]["benchmarks"]
+    assert len(benchmarks) == 16 and all(set(sides) == {"before", "after", "peer"} for sides in benchmarks.values())
+    assert {side["n"] for sides in benchmarks.values() for side in sides.values()} == {p.benchmark_examples}
+
+
+def test_the_stage_files_are_what_the_report_reads(smoke, metrics, p):
+    folder = smoke / "outputs" / "smoke"
+    history = lines.read(folder / "04_auditor" / "history.jsonl")
+    assert [row["step"] for row in history] == list(range(1, p.grpo_steps + 1))
+    scored = lines.read(folder / "05_audit" / "scored.jsonl")
+    assert len(scored) == p.audit_probes and {row["gate"] for row in scored} <= set(report.GATES)
+    types = json.loads((folder / "06_findings" / "types.json").read_text())
+    assert sum(kind["size"] for kind in types) == metrics["06_findings"]["findings"]
+    for kind in types:
+        for example in kind["examples"]:
+            assert (folder / "06_findings" / "images" / f"{report.slug(example['picture'])}.png").is_file()
+    summary = json.loads((folder / "summary.json").read_text())
+    assert set(summary["search_success"]) == {"untrained", "trained", "best_blind_question"}
+    assert set(summary["seconds"]) == set(runs.STAGES)
+    assert summary["planted_gaps"]["planted"] == metrics["06_findings"]["planted"]
+    assert "no stage" not in (folder / "report.html").read_text() and (folder / "report.html").stat().st_size > 50_000
+
+
+def test_running_again_does_nothing(smoke):
+    again = auditkit(smoke)
+    assert again.returncode == 0 and again.stdout.count("done before, skipped") == len(runs.STAGES), again.stderr
+
+
+# ---- killed in the middle ------------------------------------------------------------------------------------------
+
+
+def test_a_killed_run_ends_in_the_same_records(smoke, tmp_path):
+    """Killed in the middle of 04, and again in 05: what comes out is what came out of the run that nobody disturbed."""
+    project = make_project(tmp_path / "project")
+    for stage in list(runs.STAGES)[:4]:
+        shutil.copytree(smoke / "outputs" / "smoke" / stage, project / "outputs" / "smoke" / stage)
+    once, twice = smoke / "outputs" / "smoke", project / "outputs" / "smoke"
+    steps = yaml.safe_load((project / "params" / "smoke.yaml").read_text())["grpo_steps"]
+    kill_when(project, lambda: len(rows(twice / "04_auditor" / "history.jsonl")) > steps // 2)
+    assert not (twice / "04_auditor" / "DONE").exists()
+    kill_when(project, lambda: rows(twice / "05_audit" / "answers.jsonl"))
+    assert not (twice / "05_audit" / "DONE").exists()
+    assert auditkit(project, "--only", "05").returncode == 0
+
+    files = {"04_auditor": ["rollouts", "records"], "05_audit": ["proposals", "records", "scored"]}
+    for stage, names in files.items():
+        for name in names:
+            assert rows(twice / stage / f"{name}.jsonl") == rows(once / stage / f"{name}.jsonl"), f"{stage}/{name}"
+        assert said(twice / stage) == said(once / stage), stage
+        assert len(said(twice / stage)) == len(rows(twice / stage / "answers.jsonl")), f"{stage}: something asked twice"
+    metrics = [json.loads((run / "05_audit" / "manifest.json").read_text())["metrics"] for run in (once, twice)]
+    assert metrics[0] == metrics[1]
+
+
+def said(folder: Path) -> dict:
+    return {(row["model"], row["picture"], row["question"]): row["answer"] for row in rows(folder / "answers.jsonl")}
+
+
+def rows(path: Path) -> list[dict]:
+    """The whole lines of a file that somebody may be writing to."""
+    return [json.loads(line) for line in path.read_text().split("\n")[:-1]] if path.exists() else []
+
+
+def kill_when(project: Path, condition) -> None:
+    """Start the smoke run and kill its whole process group as soon as the condition holds."""
+    command = [sys.executable, "-m", "auditkit.cli", "run", "params/smoke.yaml"]
+    with open(project / "killed.log", "a") as log:
+        process = subprocess.Popen(command, cwd=project, stdout=log, stderr=log, start_new_session=True)
+        until = time.monotonic() + 900
+        while not condition():
+            assert process.poll() is None, (project / "killed.log").read_text()
+            assert time.monotonic() < until, "waited in vain"
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
