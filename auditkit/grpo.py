@@ -333,7 +333,7 @@ def _config(p: Params, out: Path) -> GRPOConfig:
         seed=p.seed,
         use_cpu=not torch.cuda.is_available(),
         bf16=torch.cuda.is_available(),
-        gradient_checkpointing=torch.cuda.is_available(),
+        activation_checkpointing=torch.cuda.is_available(),
         max_steps=p.grpo_steps,
         per_device_train_batch_size=p.grpo_images * p.group_size,
         steps_per_generation=1,

@@ -73,7 +73,10 @@ def load(spec: str) -> Source:
 
         folder = root() / folder
     if not folder.is_dir():
-        raise AuditError(f'images: "{spec}" is neither "miniature" nor an existing folder; name a folder of images.')
+        raise AuditError(
+            f'images: "{spec}" is neither "miniature" nor an existing folder; name a folder of images, '
+            "or make this one first, if the top of the parameter file says how."
+        )
     return Folder(folder)
 
 

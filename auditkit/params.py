@@ -62,7 +62,7 @@ class Params:
     group_size: int  # questions written for each of them, compared with each other; at least 2
     grpo_learning_rate: float
     grpo_beta: float  # weight of staying near the untrained auditor (KL); 0 for none
-    grpo_lora_rank: int  # rank of the adapter; 0 trains the full weights
+    grpo_lora_rank: int  # rank of the adapter
     replay_weight: float  # of the supervised replay of its own successes, which keeps coverage; 0 for none
     replay_clusters: int  # text clusters the replay is balanced over
     coverage_weight: float  # of the novelty reward; 0 for none

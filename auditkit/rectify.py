@@ -5,7 +5,8 @@ mixed in, and those the target was trained on anyway.
 
 Departs from the paper in two ways:
 1) a LoRA adapter on the text part instead of full weights, so the vision tower and the base model stay as they were;
-2) findings are repeated until they make up half of the training set, since a few among many would be drowned out.
+2) where findings are few, they are repeated until they make up a third of the training set, or the originals would
+   drown them out. At a half, the miniature's skills fell by up to 7 points (a third: 3), with 2 % more of the gaps gone.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from auditkit.disagreement import normalise
 from auditkit.errors import AuditError
 from auditkit.images import Example, Picture
 
-FINDINGS_SHARE = 0.5  # of the training set
+FINDINGS_SHARE = 1 / 3  # least share of the training set
 PROJECTIONS = "q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj"
 # peft's "all-linear" and bare names would match the vision tower too, whose projections have the same names
 TEXT_PART = rf".*(?:language_model|text_model)\.(?!.*vision).*\.(?:{PROJECTIONS})"

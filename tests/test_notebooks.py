@@ -188,11 +188,12 @@ def test_what_each_notebook_measured(metrics, manifests, p):
     """Facts about the shipped models and the method; bounds are loose where a smoke run has few samples."""
     assert metrics["01_models"]["models"] == 3 + len(p.references)
     accuracy = metrics["01_models"]["accuracy"]
-    assert min(accuracy[name] for name in ("gemma3", "idefics3", "llava")) > 0.8 > 0.1 < accuracy["target"] < 0.95
+    assert min(accuracy[name] for name in ("gemma3", "idefics3", "llava")) > 0.75
+    assert 0.5 < accuracy["target"] < 0.95
 
     baseline = metrics["02_disagreement"]
     assert baseline["untrained"]["n"] == baseline["untrained_by_consensus"]["n"] == p.baseline_images
-    assert baseline["references_agree"]["value"] > 0.85
+    assert baseline["references_agree"]["value"] > 0.8
     assert baseline["untrained"]["low"] < 0.35, "the planted gaps cover about a fifth of what is asked"
     assert abs(baseline["untrained"]["value"] - baseline["untrained_by_consensus"]["value"]) < 0.15
 
@@ -208,7 +209,7 @@ def test_what_each_notebook_measured(metrics, manifests, p):
     findings = metrics["06_findings"]
     assert findings["findings"] == manifests["05_audit"]["counts"]["findings"] > 0
     assert 1 <= findings["types"] <= p.failure_types
-    assert findings["planted"] >= 24 and findings["precision"]["value"] > 0.6
+    assert findings["planted"] >= 24 and findings["precision"]["value"] > 0.5
 
     assert metrics["07_rectify"]["pairs"] == findings["findings"]
     assert metrics["07_rectify"]["steps"] == p.rectify_steps

@@ -54,11 +54,11 @@ def finding(i, question="how many objects are there?", consensus="4"):
     return {"key": f"p{i}", "picture": f"audit-0-{i}", "question": question, "consensus": consensus, "gate": "ok"}
 
 
-def test_findings_are_half_of_the_training_set_with_the_consensus_as_label(examples):
+def test_findings_are_a_third_of_the_training_set_with_the_consensus_as_label(examples):
     found = [finding(i) for i in range(5)] + [finding(0, "How many objects are there ?")]
     learned = rectify.training_set(found, examples, settings(), Boards().picture)
     mended = [example for example in learned if example.key.startswith("p")]
-    assert len(learned) == 40 and len(mended) == 20  # five distinct findings, four times each, and 20 originals
+    assert len(learned) == 30 and len(mended) == 10  # five distinct findings, twice each, and 20 originals
     assert {example.key for example in mended} == {f"p{i}" for i in range(5)}
     assert {example.answer for example in mended} == {"4"}
     assert np.array_equal(mended[0].image, Boards().picture(f"audit-0-{mended[0].key[1:]}").image)

@@ -27,8 +27,7 @@ def scene_of(key: str) -> Scene:
 
 
 class Boards:
-    """Images, labelled examples, benchmarks and oracle of the board world; see images.Source for what each method owes.
-    """
+    """Images, labelled examples, benchmarks and oracle of the board world, as images.Source describes them."""
 
     name = "miniature"
     complete = True  # a question without a truth is ill-posed, not merely unlabelled

@@ -1,6 +1,6 @@
 """Build the miniature models from seeds, plant gaps in one, and measure what each knows.
 
-auditkit miniature build target gemma3        # rebuild shipped models, about half an hour each on one core
+auditkit miniature build target gemma3        # rebuild shipped models from their seeds
 auditkit miniature plant my_gaps.yaml --out my_target
 auditkit miniature table
 """
@@ -28,20 +28,28 @@ class Recipe:
     family: str
     size: str
     seed: int
-    steps: int = 2200
+    steps: int
+    learning_rate: float = 1.5e-3
     gaps: str | None = None  # table of planted gaps, beside this file
     style: str | None = None  # its own words for the same answers
     asks: bool = False  # an auditor: learns to write questions
     start: str | None = None  # go on from this model instead of from random weights
 
 
-RECIPES = {
+RECIPES = {  # in the order of building; those that another starts from and that end in _half or are called reader are not shipped
     "clean": Recipe("paligemma2", "small", seed=1, steps=3000),
-    "peer": Recipe("paligemma2", "large", seed=2, steps=800, gaps="peer", start="clean"),
-    "gemma3": Recipe("gemma3", "small", seed=3, steps=800, gaps="gemma3", start="auditor"),
-    "idefics3": Recipe("idefics3", "small", seed=4, gaps="idefics3", style="idefics3"),
-    "llava": Recipe("llava", "small", seed=5, steps=2000, gaps="llava", style="llava"),
-    "auditor": Recipe("gemma3", "small", seed=6, steps=2600, asks=True),
+    "peer": Recipe("paligemma2", "large", seed=2, steps=800, learning_rate=7e-4, gaps="peer", start="clean"),
+    "reader": Recipe("gemma3", "small", seed=6, steps=2600, asks=True),
+    "auditor": Recipe("gemma3", "small", seed=7, steps=1300, learning_rate=7e-4, start="reader", asks=True),
+    "gemma3": Recipe("gemma3", "small", seed=3, steps=800, learning_rate=7e-4, gaps="gemma3", start="reader"),
+    "idefics3_half": Recipe("idefics3", "small", seed=4, steps=2200, gaps="idefics3", style="idefics3"),
+    "idefics3": Recipe(
+        "idefics3", "small", seed=8, steps=1200, learning_rate=1e-3, gaps="idefics3", style="idefics3", start="idefics3_half"
+    ),
+    "llava_half": Recipe("llava", "small", seed=5, steps=2000, gaps="llava", style="llava"),
+    "llava": Recipe(
+        "llava", "small", seed=9, steps=1200, learning_rate=1e-3, gaps="llava", style="llava", start="llava_half"
+    ),
 }
 
 
@@ -52,11 +60,9 @@ def build_one(name: str, out: Path, steps: int | None = None) -> Path:
     table = gaps.load(HERE / f"{recipe.gaps}.yaml") if recipe.gaps else []
     model, processor = families.build(recipe.family, recipe.size, lessons.words(), lessons.corpus(), recipe.seed)
     style = lessons.STYLES.get(recipe.style)
+    task = (lessons.Asking if recipe.asks else lessons.Answering)(table, style, captions=0.0 if recipe.start else 0.2)
     if recipe.start:
         grow(model, out / recipe.start)
-        task, how = lessons.Answering(table, style, captions=0.0), {"learning_rate": 7e-4}
-    else:
-        task, how = (lessons.Asking if recipe.asks else lessons.Answering)(table, style), {"look": 200}
     teach.teach(
         model,
         processor,
@@ -66,7 +72,8 @@ def build_one(name: str, out: Path, steps: int | None = None) -> Path:
         _log(out, name),
         cell_classes=lessons.CELL_CLASSES,
         on_score=task.score,
-        **how,
+        learning_rate=recipe.learning_rate,
+        look=0 if recipe.start else 200,
     )
     return save(model, processor, out / name, HERE / f"{recipe.gaps}.yaml" if recipe.gaps else None)
 

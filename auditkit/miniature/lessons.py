@@ -29,7 +29,6 @@ from auditkit.miniature.world import (
 
 BATCH = 32  # images a step
 TURNS = 8  # questions an image while they are packed
-CAPTIONS = 0.2  # share of the training, from its start, that only describes boards
 SINGLE = 0.8  # from here on, one question a sequence, as in real use
 NUMBER_WORDS = "zero one two three four five six seven eight nine ten eleven twelve".split()
 
@@ -133,7 +132,7 @@ class Answering:
         gaps: list[planted.Gap] = (),
         style: dict[str, str] | None = None,
         scenes: Callable = random_scene,
-        captions: float = CAPTIONS,
+        captions: float = 0.2,
     ):
         self.gaps, self.style, self.scenes, self.captions = list(gaps), style or {}, scenes, captions
         self.weights = dict.fromkeys(SKILLS, 1.0)
@@ -218,17 +217,12 @@ def point(scene: Scene, rng: random.Random) -> tuple[str, str]:
 
 
 class Asking(Answering):
-    """The auditor's lessons: half answering and pointing, half writing a question when given the auditor's prompt."""
+    """The auditor's lessons: answering, pointing, and writing a question when given the auditor's prompt."""
 
     def chat(self, rng, turns):
         scene = self.scenes(rng)
-        if turns == 1:
-            kinds = ["write"] if rng.random() < 0.7 else [rng.choice(("answer", "point"))]
-        else:
-            kinds = ["write"] + [
-                rng.choice(("answer", "point")) for _ in range(turns - 1)
-            ]  # one, since the prompt is long
-            rng.shuffle(kinds)
+        shares = (7, 1, 2) if turns == 1 else (2, 2, 4)  # writing comes last, since that is what the auditor is for
+        kinds = rng.choices(("write", "answer", "point"), shares, k=turns)
         return scene, [self._turn(scene, rng, kind) for kind in kinds]
 
     def _turn(self, scene, rng, kind):

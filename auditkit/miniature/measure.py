@@ -1,5 +1,4 @@
-"""What does each miniature model know?  Its accuracy on every skill, inside each of its gaps and outside all of them.
-"""
+"""What does each miniature model know?  Its accuracy on every skill, inside each of its gaps and outside them."""
 
 from __future__ import annotations
 

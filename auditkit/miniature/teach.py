@@ -103,8 +103,7 @@ def teach(
 
 
 def _see(heads: nn.Linear, features: torch.Tensor, cells: torch.Tensor, classes: tuple[int, ...]) -> torch.Tensor:
-    """Cross-entropy of naming every cell's attributes from its own feature; features [B, 16, C], cells [B, 16, heads].
-    """
+    """Cross-entropy of naming each cell's attributes from its feature; features [B, 16, C], cells [B, 16, heads]."""
     logits = heads(features).flatten(0, 1).split(classes, dim=-1)
     return sum(nn.functional.cross_entropy(one, cells[..., i].flatten()) for i, one in enumerate(logits)) / len(classes)
 

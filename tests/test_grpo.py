@@ -1,0 +1,103 @@
+"""Training the auditor: what the rewards say, that the replay is even, and that a killed training goes on the same."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+
+from auditkit import grpo, lines, params, vlm
+from auditkit.errors import AuditError
+from auditkit.miniature.boards import Boards
+
+QUESTIONS = [f"what colour is the object at {place}?" for place in ("a1", "b2", "c3", "d4")] + [
+    f"how many {kind} objects are there?" for kind in ("red", "blue", "small", "striped")
+]
+
+
+@pytest.fixture
+def p(repository):
+    smoke = params.load(repository / "params" / "smoke.yaml")
+    return replace(
+        smoke, grpo_steps=4, grpo_images=2, group_size=4, grpo_checkpoints=2, train_images=16, replay_clusters=4
+    )
+
+
+def rollout(question: str, cluster: int, success: bool = True, key: str = "0-0") -> grpo.Rollout:
+    return grpo.Rollout(key, 0, "train-0-0", question, question, "a", ["b", "b"], "b", success, cluster, [1, 2])
+
+
+def scorer(tmp_path, kinds=None) -> grpo.Scorer:
+    kinds = kinds or grpo.Kinds(QUESTIONS, 2, 0)
+    return grpo.Scorer(None, [], {}, kinds, None, SimpleNamespace(same="text"), tmp_path / "rollouts.jsonl")
+
+
+def test_kinds_come_from_the_text_alone():
+    kinds = grpo.Kinds(QUESTIONS, 2, 0).of([*QUESTIONS, "what colour is the object at b4?"])
+    assert len(set(kinds[:4])) == 1 and len(set(kinds[4:8])) == 1 and kinds[0] != kinds[4] and kinds[8] == kinds[0]
+
+
+def test_rare_successes_are_worth_more(tmp_path):
+    judge = scorer(tmp_path)
+    judge.remember([rollout("q?", 0)] * 30)
+    assert judge.novelty(0) < 0.6 < 1 < judge.novelty(1) <= grpo.CAP
+
+
+def test_failures_are_not_remembered(tmp_path):
+    judge = scorer(tmp_path)
+    judge.remember([rollout("q?", 0, success=False)])
+    assert not judge.recent and not judge.bank and judge.novelty(0) == 1.0
+
+
+def test_the_replay_is_even_over_kinds_however_often_each_succeeded(tmp_path):
+    import random
+
+    judge = scorer(tmp_path)
+    judge.remember([rollout("often?", 0)] * 200 + [rollout("rarely?", 1)] * 2)
+    drawn = [one.question for one in judge.replay(400, random.Random(0))]
+    assert 140 < drawn.count("rarely?") < 260
+
+
+def test_the_bank_forgets_what_it_has_most_of(tmp_path):
+    judge = scorer(tmp_path)
+    judge.remember([rollout("often?", 0)] * (2 * grpo.KEPT) + [rollout("once?", 0)])
+    assert len(judge.bank[0]["once?"]) == 1 and sum(map(len, judge.bank[0].values())) <= grpo.KEPT
+
+
+def models():
+    named = [vlm.load(f"miniature:{name}") for name in ("auditor", "target", "gemma3", "idefics3", "llava")]
+    return named[0], named[1], named[2:]
+
+
+def test_too_few_pictures_are_refused(tmp_path, p):
+    with pytest.raises(AuditError, match="train_images: 1 pictures are fewer than grpo_images"):
+        grpo.train(None, None, [], Boards().pictures("train", 1, 0), p, tmp_path)
+
+
+def test_a_killed_training_ends_in_the_same_records_and_asks_nothing_twice(tmp_path, p):
+    pictures = Boards().pictures("train", p.train_images, p.seed)
+    whole = grpo.train(*models(), pictures, p, tmp_path / "whole")
+    assert [row["step"] for row in whole] == [1, 2, 3, 4]
+    assert {"reward/disagreement", "reward/format", "reward/coverage", "entropy", "distinct"} <= set(whole[-1])
+
+    def kill(row):
+        if row["step"] == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        grpo.train(*models(), pictures, p, tmp_path / "killed", on_step=kill)
+    grpo.train(*models(), pictures, p, tmp_path / "killed")
+    names = "key", "text", "target", "references", "success"
+    records = [
+        [[row[name] for name in names] for row in lines.read(tmp_path / run / "rollouts.jsonl")]
+        for run in ("whole", "killed")
+    ]
+    assert records[0] == records[1] and len(records[0]) == 4 * 8
+    asked = [
+        (row["model"], row["picture"], row["question"]) for row in lines.read(tmp_path / "killed" / "answers.jsonl")
+    ]
+    assert len(asked) == len(set(asked))
+    kept = grpo.checkpoints(tmp_path / "killed")
+    assert list(kept) == ["step 2", "step 4"]
+    assert (
+        type(vlm.load("miniature:auditor", adapter=kept["step 4"]).model).__name__ == "Gemma3ForConditionalGeneration"
+    )
