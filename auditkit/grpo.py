@@ -1,14 +1,15 @@
 """Train the auditor with GRPO to write questions on which the target departs from its references (paper, Sec. 3.2).
 
 The trainer is TRL's own. What is the kit's stands here in sight: three rewards, each logged by name, and the replay.
-It departs from the paper in two ways:
+It departs from the paper in three ways:
 
 1) coverage. The paper's binary reward alone lets the auditor collapse to one question that often works. The `coverage`
-reward pays more for successes
-   of a rare kind, and the *replay* adds a supervised loss on the auditor's own past successes, drawn evenly over kinds
-   of question. A kind is a cluster of the questions' text (TF-IDF of words, k-means on what the untrained auditor
-   writes): it knows nothing of the images, the target or its gaps.
-2) the trained weights are a LoRA adapter, whose checkpoints are small and resume exactly.
+   reward pays more for successes of a rare kind, and the *replay* adds a supervised loss on the auditor's own past
+   successes, drawn evenly over kinds of question. A kind is a cluster of the questions' text (TF-IDF of words, k-means
+   on what the untrained auditor writes): it knows nothing of the images, the target or its gaps.
+2) the reward has a quorum of its own, by default all references, while an audit may count a majority: what two of three
+   references get wrong alike would otherwise be learnt like any gap;
+3) the trained weights are a LoRA adapter, whose checkpoints are small and resume exactly.
 """
 
 from __future__ import annotations
@@ -106,7 +107,7 @@ class Scorer:
         self.rollouts = []
         for i, text in enumerate(texts):
             target, *references = said.get(i, (None,))
-            verdict = disagreement.judge(target, references, self.same, self.p.quorum) if i in said else None
+            verdict = disagreement.judge(target, references, self.same, self.p.grpo_quorum) if i in said else None
             self.rollouts.append(
                 Rollout(
                     f"{step}-{i}", step, pictures[i], text, questions[i], target, references,

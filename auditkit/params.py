@@ -61,6 +61,7 @@ class Params:
     grpo_images: int  # pictures a step
     group_size: int  # questions written for each of them, compared with each other; at least 2
     grpo_learning_rate: float
+    grpo_quorum: float = 1.0  # as quorum, for the reward: stricter, so that no blind spot of a majority is learnt
     grpo_beta: float  # weight of staying near the untrained auditor (KL); 0 for none
     grpo_lora_rank: int  # rank of the adapter
     replay_weight: float  # of the supervised replay of its own successes, which keeps coverage; 0 for none
@@ -274,6 +275,7 @@ def _refuse_impossible(p: Params) -> None:
         ),
         (p.target not in p.references, f"references: {p.target} is the target and would vote for its own answer."),
         (0 < p.quorum <= 1, f"quorum: {p.quorum} is not in (0, 1], the share of the references that must agree."),
+        (0 < p.grpo_quorum <= 1, f"grpo_quorum: {p.grpo_quorum} is not in (0, 1], as for quorum."),
         (
             p.temperature > 0,
             f"temperature: {p.temperature} makes all questions of a group equal, which teaches nothing; use more.",

@@ -36,7 +36,8 @@ class Recipe:
     start: str | None = None  # go on from this model instead of from random weights
 
 
-RECIPES = {  # in the order of building; those that another starts from and that end in _half or are called reader are not shipped
+# In the order of building. What only serves as another's start, reader and the halves, is not shipped.
+RECIPES = {
     "clean": Recipe("paligemma2", "small", seed=1, steps=3000),
     "peer": Recipe("paligemma2", "large", seed=2, steps=800, learning_rate=7e-4, gaps="peer", start="clean"),
     "reader": Recipe("gemma3", "small", seed=6, steps=2600, asks=True),
@@ -44,12 +45,10 @@ RECIPES = {  # in the order of building; those that another starts from and that
     "gemma3": Recipe("gemma3", "small", seed=3, steps=800, learning_rate=7e-4, gaps="gemma3", start="reader"),
     "idefics3_half": Recipe("idefics3", "small", seed=4, steps=2200, gaps="idefics3", style="idefics3"),
     "idefics3": Recipe(
-        "idefics3", "small", seed=8, steps=1200, learning_rate=1e-3, gaps="idefics3", style="idefics3", start="idefics3_half"
+        "idefics3", "small", 8, 1200, learning_rate=1e-3, gaps="idefics3", style="idefics3", start="idefics3_half"
     ),
     "llava_half": Recipe("llava", "small", seed=5, steps=2000, gaps="llava", style="llava"),
-    "llava": Recipe(
-        "llava", "small", seed=9, steps=1200, learning_rate=1e-3, gaps="llava", style="llava", start="llava_half"
-    ),
+    "llava": Recipe("llava", "small", 9, 1200, learning_rate=1e-3, gaps="llava", style="llava", start="llava_half"),
 }
 
 

@@ -29,6 +29,10 @@ from auditkit.miniature import families, teach
 
 Fact = tuple[str, ...]  # what the official answers say a picture shows, as ("rectangle", "blue")
 MANIFEST = "easy_vqa.json"  # written last, so that an export that was interrupted is done again
+# Shares of the training with questions. Presence, absence and both at once are a parity, which shows no slope to a model
+# that knows neither: with both from the start nothing was learnt in 400 batches, without denials 98 % in 540.
+DENIALS = 0.35  # from here on, questions with "not" and "no" too
+SINGLE = 0.75  # from here on, one question a sequence, as in real use
 
 
 # ------------------------------------------------------------------------------------------------------------- the data
@@ -216,9 +220,9 @@ class Task:
     def __call__(self, rng: random.Random, progress: float) -> teach.Lesson:
         looking = self.recipe.look / self.recipe.steps
         done = (progress - looking) / (1 - looking)
-        pictures, turns = (32, 0) if done < 0 else (16, 8) if done < 0.7 else (48, 1)
+        pictures, turns = (32, 0) if done < 0 else (12, 8) if done < SINGLE else (64, 1)
         pages = rng.choices(self.pages, k=pictures)
-        chats = [[self._turn(rng, page) for _ in range(turns)] for page in pages]
+        chats = [[self._turn(rng, page, denials=done > DENIALS) for _ in range(turns)] for page in pages]
         images = np.stack([page.image if self.recipe.pictures else page.moved(rng) for page in pages])
         facts = np.array([[index[name] for index, name in zip(self.index, page.fact, strict=True)] for page in pages])
         facts = np.repeat(facts[:, None], families.CELLS, axis=1)  # wherever it looks, the tower should know the shape
@@ -229,12 +233,12 @@ class Task:
             cells=np.concatenate([facts, edges(images)], axis=-1),
         )
 
-    def _turn(self, rng: random.Random, page: Page) -> tuple[str, str, str]:
+    def _turn(self, rng: random.Random, page: Page, denials: bool) -> tuple[str, str, str]:
         if self.recipe.pictures:
             question, answer = rng.choice(page.rows)
             return question, answer, kind(question, answer)
         kinds = self.book.answers[page.fact]
-        name = rng.choice(tuple(kinds))
+        name = rng.choice([name for name in kinds if denials or not name.startswith("absence")])
         answer = rng.choice(sorted({answer for _, answer in kinds[name]}))  # yes as often as no
         question = rng.choice([question for question, said in kinds[name] if said == answer])
         if self.recipe.asks and rng.random() < 0.5:
@@ -242,16 +246,15 @@ class Task:
         return question, answer, name
 
 
-# ------------------------------------------------------------------------------------------------------------ the
-# models
+# ----------------------------------------------------------------------------------------------------------- the models
 
 RECIPES = {
-    "easy_target": Recipe("paligemma2", "small", seed=11, look=200, steps=700, pictures=150),
-    "easy_peer": Recipe("paligemma2", "large", seed=12, look=700, steps=1200),
-    "easy_gemma3": Recipe("gemma3", "small", seed=13, look=900, steps=2000),
-    "easy_idefics3": Recipe("idefics3", "small", seed=14, look=900, steps=2000),
-    "easy_llava": Recipe("llava", "small", seed=15, look=900, steps=2000),
-    "easy_auditor": Recipe("gemma3", "small", seed=16, look=800, steps=1800, asks=True),
+    "easy_target": Recipe("paligemma2", "tiny", seed=11, look=200, steps=700, pictures=150),
+    "easy_peer": Recipe("paligemma2", "small", seed=12, look=700, steps=1200),
+    "easy_gemma3": Recipe("gemma3", "tiny", seed=13, look=900, steps=2000),
+    "easy_idefics3": Recipe("idefics3", "tiny", seed=14, look=900, steps=2000),
+    "easy_llava": Recipe("llava", "tiny", seed=15, look=900, steps=2000),
+    "easy_auditor": Recipe("gemma3", "tiny", seed=16, look=800, steps=1800, asks=True),
 }
 
 
@@ -265,9 +268,8 @@ def build_one(name: str, out: Path, data: Path | None = None) -> Path:
     model, processor = families.build(recipe.family, recipe.size, book.words(), book.corpus(), recipe.seed)
     classes = (*map(len, book.labels), *[families.PATCH + 1] * 4)
     log = build._log(Path(out), name)
-    teach.teach(
-        model, processor, Task(book, recipe), recipe.steps, recipe.seed, log, look=recipe.look, cell_classes=classes
-    )
+    task, rate = Task(book, recipe), 2.5e-3
+    teach.teach(model, processor, task, recipe.steps, recipe.seed, log, rate, recipe.look, classes)
     return build.save(model, processor, Path(out) / name)
 
 
