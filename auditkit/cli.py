@@ -75,7 +75,9 @@ def _parser() -> argparse.ArgumentParser:
     plant = tasks.add_parser("plant", help="make a target with the gaps of your own table")
     plant.add_argument("gaps", type=Path, metavar="GAPS.yaml", help="a table like auditkit/miniature/target.yaml")
     plant.add_argument("--out", type=Path, required=True, metavar="DIR", help="the new model's folder")
-    for task, command in ((build, _build), (table, _table), (plant, _plant)):
+    easy = tasks.add_parser("easy", help="write the published data set easy-VQA as a plain folder")
+    easy.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder, such as data/easy_vqa")
+    for task, command in ((build, _build), (table, _table), (plant, _plant), (easy, _easy)):
         task.add_argument("--debug", action="store_true", help="show tracebacks")
         task.set_defaults(command=command)
     return parser
@@ -113,6 +115,12 @@ def _plant(options) -> None:
     from auditkit.miniature import build
 
     print(f"target: {runs.shown(build.plant(options.gaps, options.out))}")
+
+
+def _easy(options) -> None:
+    from auditkit.miniature import easy
+
+    print(f"easy-VQA: {runs.shown(easy.export(options.out))}")
 
 
 def _run(options) -> int:

@@ -105,8 +105,14 @@ BANDS = {
 }  # the bands aimed at (0.75-0.88, 0.93-0.97, 0.97-1), widened by what 300 questions leave open
 
 
+def need(name: str) -> None:
+    if not (vlm.WEIGHTS / name).is_dir():
+        pytest.skip(f"{name} is not shipped yet; auditkit.miniature.easy.build_one makes it")
+
+
 @pytest.mark.parametrize("name", BANDS)
 def test_shipped_models_are_as_good_as_they_should_be(name, examples):
+    need(name)
     model = vlm.load(f"miniature:{name}", device="cpu")
     said = vlm.answer(model, [e.image for e in examples], [e.question for e in examples])
     right = sum(same_text(a, e.answer) for a, e in zip(said, examples, strict=True)) / len(examples)
@@ -115,6 +121,7 @@ def test_shipped_models_are_as_good_as_they_should_be(name, examples):
 
 
 def test_the_auditor_writes_questions_of_every_kind(source):
+    need("easy_auditor")
     model = vlm.load("miniature:easy_auditor", device="cpu")
     probes = auditor.propose(model, source.pictures("audit", 200, 0), 1.0, 32, seed=0)
     questions = [probe.question for probe in probes if probe.question]

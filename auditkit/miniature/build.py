@@ -33,15 +33,19 @@ class Recipe:
     gaps: str | None = None  # table of planted gaps, beside this file
     style: str | None = None  # its own words for the same answers
     asks: bool = False  # an auditor: learns to write questions
+    summary: bool = False  # knows what is on the board before it writes; one prompt a sequence throughout
     start: str | None = None  # go on from this model instead of from random weights
 
 
-# In the order of building. What only serves as another's start, reader and the halves, is not shipped.
+# In the order of building. What only serves as another's start, reader, asker and the halves, is not shipped.
 RECIPES = {
     "clean": Recipe("paligemma2", "small", seed=1, steps=3000),
     "peer": Recipe("paligemma2", "large", seed=2, steps=800, learning_rate=7e-4, gaps="peer", start="clean"),
     "reader": Recipe("gemma3", "small", seed=6, steps=2600, asks=True),
-    "auditor": Recipe("gemma3", "small", seed=7, steps=1300, learning_rate=7e-4, start="reader", asks=True),
+    "asker": Recipe("gemma3", "small", seed=7, steps=1300, learning_rate=7e-4, start="reader", asks=True),
+    "auditor": Recipe(
+        "gemma3", "small", seed=10, steps=800, learning_rate=1e-3, start="asker", asks=True, summary=True
+    ),
     "gemma3": Recipe("gemma3", "small", seed=3, steps=800, learning_rate=7e-4, gaps="gemma3", start="reader"),
     "idefics3_half": Recipe("idefics3", "small", seed=4, steps=2200, gaps="idefics3", style="idefics3"),
     "idefics3": Recipe(
@@ -60,6 +64,8 @@ def build_one(name: str, out: Path, steps: int | None = None) -> Path:
     model, processor = families.build(recipe.family, recipe.size, lessons.words(), lessons.corpus(), recipe.seed)
     style = lessons.STYLES.get(recipe.style)
     task = (lessons.Asking if recipe.asks else lessons.Answering)(table, style, captions=0.0 if recipe.start else 0.2)
+    if recipe.summary:
+        task.single = 0.0
     if recipe.start:
         grow(model, out / recipe.start)
     teach.teach(
@@ -70,6 +76,7 @@ def build_one(name: str, out: Path, steps: int | None = None) -> Path:
         recipe.seed,
         _log(out, name),
         cell_classes=lessons.CELL_CLASSES,
+        contents=len(lessons.CONTENTS) if recipe.summary else 0,
         on_score=task.score,
         learning_rate=recipe.learning_rate,
         look=0 if recipe.start else 200,

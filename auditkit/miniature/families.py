@@ -430,22 +430,20 @@ def answer_index(labels: torch.Tensor) -> torch.Tensor:
     return (first.flatten().cumsum(0) - 1)[answer.flatten()]
 
 
-def loss(model: nn.Module, batch: dict[str, torch.Tensor], weights: torch.Tensor | None = None):
+def states(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The text part's last states from which the answer tokens of a batch are predicted: [n_answer_tokens, width]."""
+    hidden = model.model(**{k: v for k, v in batch.items() if k != "labels"}, use_cache=False).last_hidden_state
+    return hidden[:, :-1][batch["labels"][:, 1:] != -100]
+
+
+def loss(model: nn.Module, batch: dict[str, torch.Tensor], found: torch.Tensor | None = None):
     """Cross-entropy over the answer tokens of a batch from encode(); the head is applied at those positions alone.
 
-    weights: one float per answer (see answer_index), or None. Returns (mean, correct [n_answer_tokens] bool).
+    found: what `states` gave, if it was called before. Returns (mean, correct [n_answer_tokens] bool).
     """
-    labels = batch["labels"]
-    hidden = model.model(**{k: v for k, v in batch.items() if k != "labels"}, use_cache=False).last_hidden_state
-    answer = labels[:, 1:] != -100
-    logits, wanted = model.lm_head(hidden[:, :-1][answer]), labels[:, 1:][answer]
-    each = nn.functional.cross_entropy(logits, wanted, reduction="none")
-    if weights is None:
-        mean = each.mean()
-    else:
-        w = weights[answer_index(labels)]
-        mean = (w * each).sum() / w.sum().clamp_min(1e-9)
-    return mean, logits.argmax(-1) == wanted
+    logits = model.lm_head(states(model, batch) if found is None else found)
+    wanted = batch["labels"][:, 1:][batch["labels"][:, 1:] != -100]
+    return nn.functional.cross_entropy(logits, wanted), logits.argmax(-1) == wanted
 
 
 def vision_features(model: nn.Module, pixel_values: torch.Tensor) -> torch.Tensor:
