@@ -169,8 +169,8 @@ def rewards(scorer: Scorer) -> list[Callable]:
         return [float(rollout.success) for rollout in score(**step)]
 
     def format(**step) -> list[float]:  # noqa: A001 (TRL logs a reward under its function's name)
-        """0 for one well-formed question, -1 for anything else."""
-        return [0.0 if rollout.question else -1.0 for rollout in score(**step)]
+        """1 for one well-formed question, 0 for anything else."""
+        return [float(rollout.question is not None) for rollout in score(**step)]
 
     def coverage(**step) -> list[float]:
         """How rare the kind of question is among the latest successes; nothing without a success."""
@@ -194,10 +194,10 @@ class AuditorTrainer(GRPOTrainer):
         drawn = self.scorer.replay(len(rollouts) // 2, random.Random(f"{self.args.seed}-{self.state.global_step}"))
         if self.replay_weight and drawn:
             again = self._replay_loss(model, drawn)
-            self._log_metric("replay_loss", again.item())
+            self._metrics["train"]["replay_loss"].append(again.item())
             loss = loss + self.replay_weight * again
-        self._log_metric("distinct", len({r.text for r in rollouts}) / len(rollouts))
-        self._log_metric("kinds", len({r.cluster for r in rollouts if r.success}))
+        self._metrics["train"]["distinct"].append(len({r.text for r in rollouts}) / len(rollouts))
+        self._metrics["train"]["kinds"].append(len({r.cluster for r in rollouts if r.success}))
         return loss
 
     def _replay_loss(self, model, drawn: list[Rollout]) -> torch.Tensor:
