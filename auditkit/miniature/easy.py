@@ -266,10 +266,10 @@ class Task:
 RECIPES = {
     "easy_target": Recipe("paligemma2", "tiny", seed=11, look=200, steps=700, pictures=150),
     "easy_peer": Recipe("paligemma2", "small", seed=12, look=700, steps=1200),
-    "easy_gemma3": Recipe("gemma3", "tiny", seed=13, look=1000, steps=2600),
-    "easy_idefics3": Recipe("idefics3", "tiny", seed=14, look=1000, steps=2600),
-    "easy_llava": Recipe("llava", "tiny", seed=15, look=1000, steps=2600),
-    "easy_auditor": Recipe("gemma3", "tiny", seed=16, look=1000, steps=2600, asks=True),
+    "easy_gemma3": Recipe("gemma3", "tiny", seed=13, look=2000, steps=3400),
+    "easy_idefics3": Recipe("idefics3", "tiny", seed=14, look=2000, steps=3400),
+    "easy_llava": Recipe("llava", "tiny", seed=15, look=2000, steps=3400),
+    "easy_auditor": Recipe("gemma3", "tiny", seed=16, look=2000, steps=3400, asks=True),
 }
 
 
