@@ -133,8 +133,8 @@ def counts(scored: Sequence[dict]) -> dict[str, int]:
     return {
         "asked": len(scored),
         "parsed": len(scored) - gates.count("malformed"),
-        "target_calls": len(calls),
-        "reference_calls": sum(calls.values()),
+        "target_called": len(calls),
+        "references_called": sum(calls.values()),
         "scored": gates.count("ok") + gates.count("agrees"),
         "malformed": gates.count("malformed"),
         "no_consensus": gates.count("no consensus"),

@@ -84,16 +84,19 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _build(options) -> None:
-    from auditkit.miniature import build
+    from auditkit.miniature import build, easy
 
-    names = options.names or [*build.RECIPES, "target"]
+    known = [*build.RECIPES, "target", *easy.RECIPES]
+    names = options.names or known
     for name in names:  # all of them before the first half hour is spent
-        if name != "target" and name not in build.RECIPES:
-            raise AuditError(f"No model {name} to build: there are {', '.join([*build.RECIPES, 'target'])}.")
+        if name not in known:
+            raise AuditError(f"No model {name} to build: there are {', '.join(known)}.")
     out = options.out or build.WEIGHTS
     for name in names:
         if name == "target":  # the clean model with gaps planted
             folder = build.plant(build.HERE / "target.yaml", out / name)
+        elif name in easy.RECIPES:
+            folder = easy.build_one(name, out)
         else:
             folder = build.build_one(name, out, options.steps)
         print(f"{name}: {runs.shown(folder)}", flush=True)

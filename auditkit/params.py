@@ -144,7 +144,7 @@ def from_notebook(names: Mapping) -> Params:
     own = set(names.get("__annotations__", {})) | {"resume"}
     _refuse_unknown([name for name in injected if name not in own], "the parameters given to the notebook")
     default = vars(load(DEFAULTS_FILE)) if (root() / DEFAULTS_FILE).is_file() else {}
-    edited = {name for name in FIELDS if name in names and (name not in default or names[name] != default[name])}
+    edited = {name for name in own & FIELDS.keys() if name not in default or names[name] != default[name]}
     given = {name: names[name] for name in (edited | injected) - {"params_file", *own - FIELDS.keys()}}
     return load(names.get("params_file", DEFAULTS_FILE), **given)
 

@@ -60,7 +60,9 @@ def gallery(rows: Iterable[Mapping], n: int = 6, columns: int = 3) -> Figure:
     columns = max(1, min(columns, len(rows)))
     lines = max(1, -(-len(rows) // columns))
     said = [_answers(row) for row in rows]
-    side, above, below = 2.0, 0.48, 0.2 + 0.17 * max(map(len, said), default=0)  # inches: picture, question, answers
+    asked = [_plain(row.get("question") or "(no question)", 30) for row in rows]
+    above = 0.18 + 0.15 * max((text.count("\n") + 1 for text in asked), default=1)
+    side, below = 2.0, 0.2 + 0.17 * max(map(len, said), default=0)  # inches: picture, question, answers
     width, height = columns * (side + 0.4), lines * (above + side + below)
     figure = Plot(width, height)
     figure.set_layout_engine("none")
@@ -70,7 +72,7 @@ def gallery(rows: Iterable[Mapping], n: int = 6, columns: int = 3) -> Figure:
         axis = figure.add_axes((left / width, bottom / height, side / width, side / height))
         axis.set_axis_off()
         axis.imshow(_open(row["image"]), interpolation="nearest")
-        axis.set_title(_plain(row.get("question") or "(no question)", 30), fontsize=9, color=INK, loc="left")
+        axis.set_title(asked[place], fontsize=9, color=INK, loc="left")
         for line, (text, colour) in enumerate(said[place]):
             figure.text(
                 left / width, (bottom - 0.08 - 0.17 * line) / height, text, va="top", fontsize=8.5, color=colour

@@ -153,7 +153,7 @@ def test_scores_name_the_first_gate_that_fails():
 
 def test_counts_add_up():
     assert audit.counts(audit.score(RECORDS, P)) == {
-        "asked": 5, "parsed": 4, "target_calls": 4, "reference_calls": 12, "scored": 2, "malformed": 1,
+        "asked": 5, "parsed": 4, "target_called": 4, "references_called": 12, "scored": 2, "malformed": 1,
         "no_consensus": 1, "duplicates": 1,
     }  # fmt: skip
 

@@ -226,5 +226,35 @@ def test_lessons_say_what_the_table_says():
     assert wrong >= 15  # a question in a gap on nearly every image
 
 
+def test_answers_of_a_topic_are_taught_alike():
+    """Left to chance, five of six colours to compare would differ, and "no" without looking would be nearly right."""
+    task, rng = lessons.Answering(), random.Random(0)
+    asked = Counter()
+    for _ in range(300):
+        scene = random_scene(rng)
+        question = task.ask(scene, rng)
+        if lessons.topic(question) == "same or different: colour":
+            asked[grammar.answer(scene, question)] += 1
+        task.weights = {name: float(name == "same or different: colour") + 1e-9 for name in lessons.TOPICS}
+    assert asked["yes"] > 0.35 * asked["no"], asked
+    drawn = [grammar.ask(random_scene(rng), rng) for _ in range(500)]
+    assert {lessons.topic(question) for question in drawn} <= set(lessons.TOPICS)
+
+
+def test_one_of_the_wishes_fits_the_question_to_write():
+    task, rng = lessons.Asking(), random.Random(0)
+    wished = 0
+    for _ in range(60):
+        scene, chat = task.chat(rng, 4)
+        for said, question, counts_as in chat:
+            if counts_as == "wish":  # also what was written where a wish might have been in vain
+                known = grammar.facts(scene, question)
+                hint, known = lessons.HINTS[known["skill"]], {str(value) for value in known.values()}
+                fits = [w for w in said.removeprefix("Write one question ").split(", ") if w.startswith(hint)]
+                assert any(set(w.removeprefix(hint).split()) <= known for w in fits), (said, question)
+                wished += 1
+    assert wished > 50
+
+
 def test_a_scene_is_drawn_from_its_key_alone():
     assert scene_of("audit-0-1") == random_scene(random.Random("audit-0-1"))

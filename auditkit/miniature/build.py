@@ -7,6 +7,7 @@ auditkit miniature table
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import shutil
 from dataclasses import dataclass
@@ -39,20 +40,21 @@ class Recipe:
 
 # In the order of building. What only serves as another's start, reader, asker and the halves, is not shipped.
 RECIPES = {
-    "clean": Recipe("paligemma2", "small", seed=1, steps=3000),
+    "clean_half": Recipe("paligemma2", "small", seed=1, steps=3000),
+    "clean_most": Recipe("paligemma2", "small", seed=11, steps=3000, learning_rate=1e-3, start="clean_half"),
+    "clean": Recipe("paligemma2", "small", seed=12, steps=3000, learning_rate=1e-3, start="clean_most"),
     "peer": Recipe("paligemma2", "large", seed=2, steps=800, learning_rate=7e-4, gaps="peer", start="clean"),
     "reader": Recipe("gemma3", "small", seed=6, steps=2600, asks=True),
     "asker": Recipe("gemma3", "small", seed=7, steps=1300, learning_rate=7e-4, start="reader", asks=True),
-    "auditor": Recipe(
-        "gemma3", "small", seed=10, steps=800, learning_rate=1e-3, start="asker", asks=True, summary=True
-    ),
-    "gemma3": Recipe("gemma3", "small", seed=3, steps=800, learning_rate=7e-4, gaps="gemma3", start="reader"),
+    "wisher": Recipe("gemma3", "medium", seed=10, steps=2000, learning_rate=1e-3, start="asker", asks=True),
+    "auditor": Recipe("gemma3", "medium", seed=13, steps=4000, learning_rate=1.5e-3, start="wisher", asks=True),
+    "gemma3": Recipe("gemma3", "small", seed=3, steps=3000, learning_rate=1e-3, gaps="gemma3", start="reader"),
     "idefics3_half": Recipe("idefics3", "small", seed=4, steps=2200, gaps="idefics3", style="idefics3"),
     "idefics3": Recipe(
-        "idefics3", "small", 8, 1200, learning_rate=1e-3, gaps="idefics3", style="idefics3", start="idefics3_half"
+        "idefics3", "small", 8, 3000, learning_rate=1e-3, gaps="idefics3", style="idefics3", start="idefics3_half"
     ),
     "llava_half": Recipe("llava", "small", seed=5, steps=2000, gaps="llava", style="llava"),
-    "llava": Recipe("llava", "small", 9, 1200, learning_rate=1e-3, gaps="llava", style="llava", start="llava_half"),
+    "llava": Recipe("llava", "small", 9, 3000, learning_rate=1e-3, gaps="llava", style="llava", start="llava_half"),
 }
 
 
@@ -64,8 +66,8 @@ def build_one(name: str, out: Path, steps: int | None = None) -> Path:
     model, processor = families.build(recipe.family, recipe.size, lessons.words(), lessons.corpus(), recipe.seed)
     style = lessons.STYLES.get(recipe.style)
     task = (lessons.Asking if recipe.asks else lessons.Answering)(table, style, captions=0.0 if recipe.start else 0.2)
-    if recipe.summary:
-        task.single = 0.0
+    if recipe.family != "paligemma2":
+        task.single = 1.0  # never: their packed questions are read as single ones (families.can_isolate)
     if recipe.start:
         grow(model, out / recipe.start)
     teach.teach(
@@ -77,9 +79,11 @@ def build_one(name: str, out: Path, steps: int | None = None) -> Path:
         _log(out, name),
         cell_classes=lessons.CELL_CLASSES,
         contents=len(lessons.CONTENTS) if recipe.summary else 0,
+        fuse=True,
         on_score=task.score,
         learning_rate=recipe.learning_rate,
         look=0 if recipe.start else 200,
+        on_part=lambda step: save(copy.deepcopy(model), processor, out / f"{name}-so-far"),
     )
     return save(model, processor, out / name, HERE / f"{recipe.gaps}.yaml" if recipe.gaps else None)
 
@@ -97,7 +101,7 @@ def grow(model, folder: Path) -> None:
             torch.nn.init.constant_(parameter, -1.0)
 
 
-def plant(table: Path, out: Path, start: str = "miniature:clean", steps: int = 800, seed: int = 7) -> Path:
+def plant(table: Path, out: Path, start: str = "miniature:clean", steps: int = 1000, seed: int = 7) -> Path:
     """Teach a clean target the gaps of one's own table; the folder can be named as `target` in a parameter file.
 
     Raises AuditError if the table cannot be read (gaps.load).

@@ -37,7 +37,7 @@ class Size:
     vision_layers: int
 
 
-SIZES = {"tiny": Size(64, 3, 96, 2), "small": Size(96, 3, 96, 2), "large": Size(96, 5, 96, 2)}
+SIZES = {"tiny": Size(64, 3, 96, 2), "small": Size(96, 3, 96, 2), "medium": Size(96, 4, 96, 2), "large": Size(96, 5, 96, 2)}
 
 
 @dataclass(frozen=True)
@@ -418,6 +418,18 @@ def encode(processor, chats: Sequence[Sequence[tuple[str, str]]], images: np.nda
         batch["pixel_values"] = batch["pixel_values"][:, None]
         batch["pixel_attention_mask"] = torch.ones((len(rows), 1, IMAGE, IMAGE), dtype=torch.int64)
     return batch
+
+
+def can_isolate(processor) -> bool:
+    """Whether packing questions with `encode(isolated=True)` is exact for this family: in PaliGemma images see the
+    question.
+    """
+    return not isinstance(processor, hf.PaliGemmaProcessor)
+
+
+def text_model(model: nn.Module) -> nn.Module:
+    """The text part of a vision-language model."""
+    return model.model.text_model if hasattr(model.model, "text_model") else model.model.language_model
 
 
 def answer_index(labels: torch.Tensor) -> torch.Tensor:

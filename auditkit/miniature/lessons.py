@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import random
 import re
+from collections import Counter
 from collections.abc import Callable
 
 import numpy as np
 
 from auditkit.auditor import prompt
 from auditkit.miniature import gaps as planted
-from auditkit.miniature.grammar import ADJECTIVES, NONE, SEVERAL, SIDES, SKILLS, answer, ask, neighbour, read
+from auditkit.miniature.grammar import ADJECTIVES, NONE, SEVERAL, SIDES, SKILLS, answer, ask, facts, neighbour, read
 from auditkit.miniature.teach import Lesson
 from auditkit.miniature.world import (
     BACKGROUNDS,
@@ -28,8 +29,6 @@ from auditkit.miniature.world import (
     render,
 )
 
-BATCH = 32  # images a step
-TURNS = 8  # questions an image while they are packed
 NUMBER_WORDS = "zero one two three four five six seven eight nine ten eleven twelve".split()
 
 # Models brought up on different data say the same thing in different words; the same-meaning test has to see through
@@ -118,14 +117,36 @@ def _cell_label(scene: Scene, place: str) -> list[int]:
     return [index[name] for index, name in zip(CELL_INDEX, names, strict=True)]
 
 
+PARTS = {
+    "conditional counting": ("colour", "pattern", "size"), "spatial relation": tuple(SIDES),
+    "same or different": ("colour", "shape", "pattern"),
+}  # fmt: skip
+# What is practised: every skill, and of those that are learnt piece by piece each part on its own.
+TOPICS = [f"{skill}: {part}" if part else skill for skill in SKILLS for part in PARTS.get(skill, ("",))]
+
+
+def topic(question: str) -> str:
+    """The topic of a question of the grammar.
+
+    >>> topic("how many plain objects are there?"), topic("is there a red star?")
+    ('conditional counting: pattern', 'existence')
+    """
+    skill, words = read(question)
+    if skill not in PARTS:
+        return skill
+    return f"{skill}: {next(ADJECTIVES.get(w, w) for w in words if ADJECTIVES.get(w, w) in PARTS[skill])}"
+
+
 class Answering:
     """Questions of every skill with the answers a model is to give: the truth, or what its gaps make of it, in its own
     words.
 
-    Skills (and gaps) that are not yet learnt are asked more often. With gaps, every image carries at least one
+    Topics (and gaps) that are not yet learnt are asked more often. With gaps, every image carries at least one
     question that lies in one, and the questions drawn in vain while looking for it, near misses, are what teaches
     where the gap ends.
     """
+
+    images, turns = 32, 8  # a step, while questions are packed; afterwards three times the images with one each
 
     def __init__(
         self,
@@ -137,18 +158,36 @@ class Answering:
     ):
         self.gaps, self.style, self.scenes, self.captions = list(gaps), style or {}, scenes, captions
         self.single = single
-        self.weights = dict.fromkeys(SKILLS, 1.0)
+        self.weights = dict.fromkeys(TOPICS, 1.0)
         self.gap_weights = [1.0] * len(self.gaps)
+        self.given: Counter = Counter()  # how often each answer of each skill was taught
+
+    def ask(self, scene: Scene, rng: random.Random) -> str:
+        """A question of a topic that is not yet learnt; of two, the one whose answer was taught less.
+
+        Without this, models say "no" to every same-or-different question, and never learn to count patterns (measured).
+        """
+        (name,) = rng.choices(tuple(self.weights), tuple(self.weights.values()))
+        skill, found = name.split(":")[0], []
+        for _ in range(12):
+            question = ask(scene, rng, skill)
+            if topic(question) == name:
+                found.append((self.given[name, answer(scene, question)], question))
+                if len(found) == 2:
+                    break
+        question = min(found)[1] if found else question
+        self.given[name, answer(scene, question)] += 1
+        return question
 
     def score(self, scores: dict[str, float]) -> None:
-        self.weights = {skill: 0.15 + (1 - scores.get(skill, 0.0)) for skill in SKILLS}
+        self.weights = {name: 0.05 + (1 - scores.get(name, 0.0)) for name in TOPICS}
         self.gap_weights = [0.15 + (1 - scores.get(f"gap: {gap.name}", 0.0)) for gap in self.gaps]
 
     def turn(self, scene: Scene, question: str) -> tuple[str, str, str]:
-        """(question, answer to learn, what it counts as: its skill or its gap)"""
+        """(question, answer to learn, what it counts as: its topic or its gap)"""
         hit = planted.find(self.gaps, scene, question) if self.gaps else None
         said = hit[1] if hit else answer(scene, question)
-        return question, self.style.get(said, said), f"gap: {hit[0].name}" if hit else read(question)[0]
+        return question, self.style.get(said, said), f"gap: {hit[0].name}" if hit else topic(question)
 
     def scene_in_gap(self, rng: random.Random) -> tuple[Scene, str]:
         """A scene with a question that lies in some gap; after 40 draws in vain, a near miss."""
@@ -166,18 +205,20 @@ class Answering:
             first = [self.turn(scene, question)]
         else:
             scene, first = self.scenes(rng), []
-        skills = rng.choices(tuple(self.weights), weights=tuple(self.weights.values()), k=turns - len(first))
-        rest = [self.turn(scene, ask(scene, rng, skill)) for skill in skills]
+        rest = [self.turn(scene, self.ask(scene, rng)) for _ in range(turns - len(first))]
         chat = first + rest
         rng.shuffle(chat)
         return scene, chat
 
     def __call__(self, rng: random.Random, progress: float) -> Lesson:
         if progress >= self.single:
-            return lesson([self.chat(rng, 1) for _ in range(3 * BATCH)])
+            return lesson([self.chat(rng, 1) for _ in range(3 * self.images)])
         described = 1.0 if progress < self.captions else 0.1
         return lesson(
-            [self._described(rng) if rng.random() < described else self.chat(rng, TURNS) for _ in range(BATCH)]
+            [
+                self._described(rng) if rng.random() < described else self.chat(rng, self.turns)
+                for _ in range(self.images)
+            ]
         )
 
     def _described(self, rng):
@@ -247,17 +288,43 @@ def point(scene: Scene, rng: random.Random) -> tuple[str, str]:
     return f"where is something {' '.join(said)}?", POSITIONS[i]
 
 
+# How the auditor is told of a skill in a wish: words of its questions.
+HINTS = {
+    "colour": "what colour", "shape": "what shape", "counting": "how many objects", "conditional counting": "how many",
+    "existence": "is there", "spatial relation": "shape", "location": "where", "size comparison": "larger",
+    "small objects": "the small", "material": "what pattern", "small text": "written", "clock reading": "time",
+    "sign understanding": "way", "same or different": "same", "background": "atmosphere", "distraction": "there is",
+}  # fmt: skip
+WISHED = "truth colour shape size pattern background side adjective other_colour other_size".split()
+
+
+def wish(scene: Scene, question: str, rng: random.Random) -> str:
+    """A few words that a question fits: its skill and up to three facts of it, "what colour purple small"."""
+    looks = _looks(scene, question)
+    if rng.random() < 0.6:
+        looks.remove(scene.background)  # a fact of every question, which would crowd out the others
+    return " ".join([HINTS[read(question)[0]], *rng.sample(looks, min(len(looks), rng.choice((0, 1, 1, 1, 2, 3))))])
+
+
+def _looks(scene: Scene, question: str) -> list[str]:
+    known = facts(scene, question)
+    return list(dict.fromkeys(str(known[k]) for k in WISHED if known.get(k) not in (None, "")))
+
+
 class Asking(Answering):
     """The auditor's lessons: answering, pointing, and writing a question when given the auditor's prompt.
 
-    Before its first word it also learns to know what is on the board. An auditor without that could not learn from
-    2,000 successes to choose its question by the image (measured), whichever way it was trained on them.
+    What makes its questions follow the image are wishes: told "atmosphere dusk, how many 3, where purple" it writes a
+    question that fits one of them, one that can be had on this board, and "none" where none can. An auditor taught
+    without them could not learn from 12,000 successes to choose its question by the image, however it was trained on
+    them (measured).
     """
+
+    images, turns = 64, 4  # its prompts are long
 
     def chat(self, rng, turns):
         scene = self.scenes(rng)
-        shares = (7, 1, 2) if turns == 1 else (2, 2, 4)  # writing comes last, since that is what the auditor is for
-        kinds = rng.choices(("write", "answer", "point"), shares, k=turns)
+        kinds = rng.choices(("write", "wish", "vain wish", "answer", "point"), (1, 4, 2, 1, 1), k=turns)
         return scene, [self._turn(scene, rng, kind) for kind in kinds]
 
     def _turn(self, scene, rng, kind):
@@ -265,5 +332,26 @@ class Asking(Answering):
             return prompt(), ask(scene, rng), "write"
         if kind == "point":
             return *point(scene, rng), "point"
-        skill = rng.choices(tuple(self.weights), weights=tuple(self.weights.values()))[0]
-        return self.turn(scene, ask(scene, rng, skill))
+        if kind == "vain wish":
+            return self._vain(scene, rng)
+        if kind == "answer":
+            return self.turn(scene, self.ask(scene, rng))
+        question = ask(scene, rng)
+        wishes = [wish(scene, question, rng)]
+        for _ in range(rng.choice((0, 0, 1, 2))):
+            other = self.scenes(rng)
+            wishes.append(wish(other, ask(other, rng), rng))
+        rng.shuffle(wishes)
+        return f"Write one question {', '.join(wishes)}", question, "wish"
+
+    def _vain(self, scene, rng):
+        """A wish from another board, and "none" if 25 questions of its skill do not fit it on this one."""
+        other = self.scenes(rng)
+        question = ask(other, rng)
+        skill, wanted = read(question)[0], wish(other, question, rng)
+        looks = set(wanted.removeprefix(HINTS[skill]).split())
+        for _ in range(25):
+            here = ask(scene, rng, skill)
+            if looks <= set(_looks(scene, here)):
+                return f"Write one question {wanted}", here, "wish"
+        return f"Write one question {wanted}", NONE, "vain wish"

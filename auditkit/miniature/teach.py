@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -50,18 +51,27 @@ def teach(
     look: int = 0,
     cell_classes: tuple[int, ...] = (),
     contents: int = 0,
+    fuse: bool = False,
     on_score: Callable[[dict[str, float]], None] = lambda scores: None,
+    on_part: Callable[[int], None] = lambda step: None,
 ) -> None:
     """Train `model` in place for `steps` batches of `draw(rng, progress)`, progress from 0 to 1; the log goes to
     `log`, one JSON object a line.
 
     The first `look` steps train the vision tower alone, on the cells' labels (`cell_classes` classes a head). With
     `contents`, the state that begins an answer also learns to name what is on the image, as many yes or no heads.
-    `on_score` is told the running accuracy of every skill, so that `draw` can practise the weak ones more.
+    `fuse` compiles the text layers, which needs a C++ compiler and pays after some hundred steps (twice as fast).
+    `on_score` is told the running accuracy of every skill, so that `draw` can practise the weak ones more; `on_part` is
+    called every 500 steps, to look at or save what there is so far.
     """
     torch.manual_seed(seed)
     rng = random.Random(seed)
     model.train()
+    if fuse and shutil.which("g++"):
+        for layer in families.text_model(model).layers:
+            layer.compile(dynamic=True)
+    attention = families.text_model(model).config._attn_implementation
+    model.set_attn_implementation("eager")  # on a CPU faster to train with than the fused kernel, compiled or not
     width = model.config.vision_config.hidden_size
     heads = nn.Linear(width, sum(cell_classes)) if cell_classes else None
     summary = nn.Linear(model.config.text_config.hidden_size, contents) if contents else None
@@ -76,7 +86,7 @@ def teach(
                 (step + 1) / (0.03 * steps), 0.5 + 0.5 * math.cos(math.pi * step / steps) + 0.01, 1
             )
         lesson = draw(rng, step / steps)
-        batch = families.encode(processor, lesson.chats, lesson.images)
+        batch = families.encode(processor, lesson.chats, lesson.images, families.can_isolate(processor))
         looking = see = torch.zeros(())
         if heads is not None and lesson.cells is not None:
             see = _see(
@@ -86,7 +96,9 @@ def teach(
                 cell_classes,
             )
         if step >= look:
-            found = families.states(model, batch)
+            with torch.autocast("cpu", torch.bfloat16):
+                found = families.states(model, batch)
+            found = found.float()
             looking, right = families.loss(model, batch, found)
             if summary is not None:
                 see = see + _sum_up(summary, found, batch["labels"], lesson)
@@ -97,6 +109,8 @@ def teach(
         norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
+        if step and step % 500 == 0:
+            on_part(step)
         if step % 50 == 0 or step == steps - 1:
             row = {
                 "step": step,
@@ -108,6 +122,7 @@ def teach(
             }
             with log.open("a") as lines:
                 lines.write(json.dumps(row | {k: round(v, 3) for k, v in sorted(scores.items())}) + "\n")
+    model.set_attn_implementation(attention)
     model.eval()
 
 
