@@ -34,7 +34,6 @@ class Recipe:
     gaps: str | None = None  # table of planted gaps, beside this file
     style: str | None = None  # its own words for the same answers
     asks: bool = False  # an auditor: learns to write questions
-    summary: bool = False  # knows what is on the board before it writes; one prompt a sequence throughout
     start: str | None = None  # go on from this model instead of from random weights
 
 
@@ -78,7 +77,6 @@ def build_one(name: str, out: Path, steps: int | None = None) -> Path:
         recipe.seed,
         _log(out, name),
         cell_classes=lessons.CELL_CLASSES,
-        contents=len(lessons.CONTENTS) if recipe.summary else 0,
         fuse=True,
         on_score=task.score,
         learning_rate=recipe.learning_rate,

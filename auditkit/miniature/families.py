@@ -37,7 +37,12 @@ class Size:
     vision_layers: int
 
 
-SIZES = {"tiny": Size(64, 3, 96, 2), "small": Size(96, 3, 96, 2), "medium": Size(96, 4, 96, 2), "large": Size(96, 5, 96, 2)}
+SIZES = {
+    "tiny": Size(64, 3, 96, 2),
+    "small": Size(96, 3, 96, 2),
+    "medium": Size(96, 4, 96, 2),
+    "large": Size(96, 5, 96, 2),
+}
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,6 @@ from auditkit.miniature.world import (
     COLOURS,
     DIGITS,
     DIRECTIONS,
-    HOURS,
     LETTERS,
     PATTERNS,
     POSITIONS,
@@ -232,7 +231,6 @@ def lesson(drawn: list[tuple[Scene, list[tuple[str, str, str]]]]) -> Lesson:
         chats=[[(q, a) for q, a, _ in chat] for _, chat in drawn],
         skills=[[s for *_, s in chat] for _, chat in drawn],
         cells=np.stack([cell_labels(scene) for scene, _ in drawn]),
-        contents=np.stack([contents(scene) for scene, _ in drawn]),
     )
 
 
@@ -244,34 +242,6 @@ def describe(scene: Scene, rng: random.Random, style: dict[str, str]) -> tuple[s
         looks = (cell.colour, cell.shape, cell.size, cell.pattern, cell.value) if cell.kind != "empty" else (NONE,)
         parts.append(" ".join([POSITIONS[i], *(style.get(look, look) for look in looks if look)]))
     return "describe the board", " ".join(parts)
-
-
-_NAMES = {"shape": SHAPES, "colour": tuple(COLOURS), "size": tuple(SIZES), "pattern": PATTERNS}
-PAIRS = (("colour", "shape"), ("colour", "size"), ("shape", "size"), ("shape", "pattern"), ("colour", "pattern"))
-CONTENTS = {
-    name: i
-    for i, name in enumerate(
-        [
-            *SHAPES, *COLOURS, *SIZES, *PATTERNS, *BACKGROUNDS, *VALUES[1:], *(f"clock {n}" for n in HOURS),
-            *(f"at least {n}" for n in range(1, 9)),
-            *(f"{a} {b}" for one, other in PAIRS for a in _NAMES[one] for b in _NAMES[other]),
-        ]
-    )
-}  # fmt: skip
-
-
-def contents(scene: Scene) -> np.ndarray:
-    """What is on the board, yes or no for each name in CONTENTS: looks, pairs of looks, characters, hours, how many."""
-    there = [scene.background, *(f"at least {n}" for n in range(1, len(scene.objects) + 1))]
-    for cell in scene.cells:
-        there += [look for look in (cell.shape, cell.colour, cell.size, cell.pattern) if look]
-        there += [f"{getattr(cell, a)} {getattr(cell, b)}" for a, b in PAIRS if cell.kind == "object"]
-        there += (
-            [cell.value] if cell.kind in ("text", "sign") else [f"clock {cell.value}"] if cell.kind == "clock" else []
-        )
-    held = np.zeros(len(CONTENTS), dtype=np.float32)
-    held[[CONTENTS[name] for name in there]] = 1
-    return held
 
 
 def point(scene: Scene, rng: random.Random) -> tuple[str, str]:
@@ -352,6 +322,6 @@ class Asking(Answering):
         looks = set(wanted.removeprefix(HINTS[skill]).split())
         for _ in range(25):
             here = ask(scene, rng, skill)
-            if looks <= set(_looks(scene, here)):
+            if looks <= set(" ".join(_looks(scene, here)).split()):
                 return f"Write one question {wanted}", here, "wish"
         return f"Write one question {wanted}", NONE, "vain wish"

@@ -28,16 +28,14 @@ Chat = list[tuple[str, str]]  # (question, answer) turns about one image
 
 @dataclass
 class Lesson:
-    """One batch: images uint8 [B, 64, 64, 3], a chat for each, and the skill of every turn.
-
-    Optional: `cells`, what each cell holds [B, 16, heads], and `contents`, what the image holds [B, K] of 0 and 1.
+    """One batch: images uint8 [B, 64, 64, 3], a chat for each, the skill of every turn, and optionally what each cell
+    holds, as class numbers [B, 16, heads].
     """
 
     images: np.ndarray
     chats: list[Chat]
     skills: list[list[str]]
     cells: np.ndarray | None = None
-    contents: np.ndarray | None = None
 
 
 def teach(
@@ -50,7 +48,6 @@ def teach(
     learning_rate: float = 1.5e-3,
     look: int = 0,
     cell_classes: tuple[int, ...] = (),
-    contents: int = 0,
     fuse: bool = False,
     on_score: Callable[[dict[str, float]], None] = lambda scores: None,
     on_part: Callable[[int], None] = lambda step: None,
@@ -58,8 +55,7 @@ def teach(
     """Train `model` in place for `steps` batches of `draw(rng, progress)`, progress from 0 to 1; the log goes to
     `log`, one JSON object a line.
 
-    The first `look` steps train the vision tower alone, on the cells' labels (`cell_classes` classes a head). With
-    `contents`, the state that begins an answer also learns to name what is on the image, as many yes or no heads.
+    The first `look` steps train the vision tower alone, on the cells' labels (`cell_classes` classes a head).
     `fuse` compiles the text layers, which needs a C++ compiler and pays after some hundred steps (twice as fast).
     `on_score` is told the running accuracy of every skill, so that `draw` can practise the weak ones more; `on_part` is
     called every 500 steps, to look at or save what there is so far.
@@ -74,8 +70,7 @@ def teach(
     model.set_attn_implementation("eager")  # on a CPU faster to train with than the fused kernel, compiled or not
     width = model.config.vision_config.hidden_size
     heads = nn.Linear(width, sum(cell_classes)) if cell_classes else None
-    summary = nn.Linear(model.config.text_config.hidden_size, contents) if contents else None
-    thrown_away = [p for head in (heads, summary) if head for p in head.parameters()]
+    thrown_away = list(heads.parameters()) if heads else []
     parameters = [p for p in model.parameters() if p.requires_grad] + thrown_away
     optimiser = torch.optim.AdamW(parameters, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
     scores: dict[str, float] = {}
@@ -100,8 +95,6 @@ def teach(
                 found = families.states(model, batch)
             found = found.float()
             looking, right = families.loss(model, batch, found)
-            if summary is not None:
-                see = see + _sum_up(summary, found, batch["labels"], lesson)
             _keep_score(scores, [s for skills in lesson.skills for s in skills], right, batch["labels"])
             if step % 20 == 0:
                 on_score(scores)
@@ -130,16 +123,6 @@ def _see(heads: nn.Linear, features: torch.Tensor, cells: torch.Tensor, classes:
     """Cross-entropy of naming each cell's attributes from its feature; features [B, 16, C], cells [B, 16, heads]."""
     logits = heads(features).flatten(0, 1).split(classes, dim=-1)
     return sum(nn.functional.cross_entropy(one, cells[..., i].flatten()) for i, one in enumerate(logits)) / len(classes)
-
-
-def _sum_up(summary: nn.Linear, found: torch.Tensor, labels: torch.Tensor, lesson: Lesson) -> torch.Tensor:
-    """Cross-entropy of naming the image's contents from the state before each answer's first token."""
-    which = families.answer_index(labels)
-    first = torch.ones_like(which, dtype=torch.bool)
-    first[1:] = which[1:] != which[:-1]
-    image = torch.tensor([i for i, chat in enumerate(lesson.chats) for _ in chat])  # of each answer
-    wanted = torch.from_numpy(lesson.contents).float()[image]
-    return 4 * nn.functional.binary_cross_entropy_with_logits(summary(found[first]), wanted)
 
 
 def _keep_score(scores: dict[str, float], skills: list[str], right: torch.Tensor, labels: torch.Tensor) -> None:
