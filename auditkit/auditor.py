@@ -43,6 +43,11 @@ def prompt() -> str:
 def parse(text: str) -> str | None:
     """The question in what an auditor wrote, or None if it is not exactly one well-formed question.
 
+    One line may come before it: what it looked at. To look first and then to ask is what lets training choose by the
+    image (a miniature auditor that asked at once stayed below 50 % search success).
+
+    >>> parse("a busy street, a bus far away\\nWhat colour is the bus?")
+    'What colour is the bus?'
     >>> parse(" What colour is the bus? ")
     'What colour is the bus?'
     >>> parse('Question: "how many dogs are there?"')
@@ -50,8 +55,8 @@ def parse(text: str) -> str | None:
     >>> [parse(text) for text in ("a red bus", "why?", "what is it?\\nA bus.", "is is is is it?", "what <pad> is it?")]
     [None, None, None, None, None]
     """
-    text = text.strip()
-    if "\n" in text or SPECIAL.search(text):
+    *before, text = text.strip().split("\n") if text.strip() else [""]
+    if len(before) > 1 or any("?" in line for line in before) or SPECIAL.search(text):
         return None
     question = " ".join(LEAD.sub("", text.strip(QUOTES)).strip(QUOTES).split())
     words = re.findall(r"[^\W_]+(?:['’-][^\W_]+)*", question.lower())

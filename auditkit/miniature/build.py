@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from auditkit.miniature import families, gaps, lessons, teach
 
@@ -34,6 +34,7 @@ class Recipe:
     gaps: str | None = None  # table of planted gaps, beside this file
     style: str | None = None  # its own words for the same answers
     asks: bool = False  # an auditor: learns to write questions
+    shares: tuple[int, ...] = lessons.Asking.shares  # of an auditor's lessons
     start: str | None = None  # go on from this model instead of from random weights
 
 
@@ -46,7 +47,8 @@ RECIPES = {
     "reader": Recipe("gemma3", "small", seed=6, steps=2600, asks=True),
     "asker": Recipe("gemma3", "small", seed=7, steps=1300, learning_rate=7e-4, start="reader", asks=True),
     "wisher": Recipe("gemma3", "medium", seed=10, steps=2000, learning_rate=1e-3, start="asker", asks=True),
-    "auditor": Recipe("gemma3", "medium", seed=13, steps=4000, learning_rate=1.5e-3, start="wisher", asks=True),
+    "pointer": Recipe("gemma3", "medium", seed=13, steps=4000, learning_rate=1.5e-3, start="wisher", asks=True),
+    "auditor": Recipe("gemma3", "medium", seed=14, steps=2200, learning_rate=1e-3, start="pointer", asks=True, shares=(5, 1, 0, 1, 1)),
     "gemma3": Recipe("gemma3", "small", seed=3, steps=3000, learning_rate=1e-3, gaps="gemma3", start="reader"),
     "idefics3_half": Recipe("idefics3", "small", seed=4, steps=2200, gaps="idefics3", style="idefics3"),
     "idefics3": Recipe(
@@ -65,10 +67,11 @@ def build_one(name: str, out: Path, steps: int | None = None) -> Path:
     model, processor = families.build(recipe.family, recipe.size, lessons.words(), lessons.corpus(), recipe.seed)
     style = lessons.STYLES.get(recipe.style)
     task = (lessons.Asking if recipe.asks else lessons.Answering)(table, style, captions=0.0 if recipe.start else 0.2)
+    task.shares = recipe.shares
     if recipe.family != "paligemma2":
         task.single = 1.0  # never: their packed questions are read as single ones (families.can_isolate)
     if recipe.start:
-        grow(model, out / recipe.start)
+        grow(model, processor, out / recipe.start)
     teach.teach(
         model,
         processor,
@@ -86,13 +89,21 @@ def build_one(name: str, out: Path, steps: int | None = None) -> Path:
     return save(model, processor, out / name, HERE / f"{recipe.gaps}.yaml" if recipe.gaps else None)
 
 
-def grow(model, folder: Path) -> None:
-    """Give `model` the weights of a trained one of the same width and at most its depth; added layers start as no-ops.
+def grow(model, processor, folder: Path) -> None:
+    """Give `model` the weights of a trained one of the same width and at most its depth; added layers start as no-ops,
+    words are matched by their spelling.
 
     A layer whose closing norms scale by zero adds nothing to the residual stream, and gradients still reach it (depth
     up-scaling, https://arxiv.org/abs/2312.15166, starts from copies instead). Gemma's norms scale by 1 + weight.
     """
     known = {k: v.float() for k, v in AutoModelForImageTextToText.from_pretrained(folder).state_dict().items()}
+    vocabulary = AutoProcessor.from_pretrained(folder).tokenizer.get_vocab()
+    pairs = [(i, vocabulary[word]) for word, i in processor.tokenizer.get_vocab().items() if word in vocabulary]
+    here, there = map(list, zip(*pairs, strict=True))
+    own = model.state_dict()
+    for name in known:
+        if "embed_tokens" in name or "lm_head" in name:
+            known[name] = own[name].clone().index_copy_(0, torch.tensor(here), known[name][there])
     new = model.load_state_dict(known, strict=False).missing_keys
     for name, parameter in model.named_parameters():
         if name in new and ("post_attention_layernorm" in name or "post_feedforward_layernorm" in name):

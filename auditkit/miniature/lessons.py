@@ -281,6 +281,18 @@ def _looks(scene: Scene, question: str) -> list[str]:
     return list(dict.fromkeys(str(known[k]) for k in WISHED if known.get(k) not in (None, "")))
 
 
+def look_and_ask(scene: Scene, rng: random.Random) -> str:
+    """What the auditor is to write: what it sees, which detail it picks, and on the next line a question about it.
+
+    First the background and how many objects, then the skill and the facts of the question: "dusk 4, what colour
+    purple star small dotted". Each is true of the board, so what training has left to learn is which to prefer.
+    """
+    question = ask(scene, rng)
+    looks = [look for look in _looks(scene, question) if look != scene.background]
+    hint = HINTS[read(question)[0]]
+    return f"{scene.background} {len(scene.objects)}, {' '.join([hint, *looks])}\n{question}"
+
+
 class Asking(Answering):
     """The auditor's lessons: answering, pointing, and writing a question when given the auditor's prompt.
 
@@ -291,15 +303,16 @@ class Asking(Answering):
     """
 
     images, turns = 64, 4  # its prompts are long
+    shares = 1, 4, 2, 1, 1  # of write, wish, vain wish, answer, point
 
     def chat(self, rng, turns):
         scene = self.scenes(rng)
-        kinds = rng.choices(("write", "wish", "vain wish", "answer", "point"), (1, 4, 2, 1, 1), k=turns)
+        kinds = rng.choices(("write", "wish", "vain wish", "answer", "point"), self.shares, k=turns)
         return scene, [self._turn(scene, rng, kind) for kind in kinds]
 
     def _turn(self, scene, rng, kind):
         if kind == "write":
-            return prompt(), ask(scene, rng), "write"
+            return prompt(), look_and_ask(scene, rng), "write"
         if kind == "point":
             return *point(scene, rng), "point"
         if kind == "vain wish":
