@@ -48,7 +48,9 @@ RECIPES = {
     "asker": Recipe("gemma3", "small", seed=7, steps=1300, learning_rate=7e-4, start="reader", asks=True),
     "wisher": Recipe("gemma3", "medium", seed=10, steps=2000, learning_rate=1e-3, start="asker", asks=True),
     "pointer": Recipe("gemma3", "medium", seed=13, steps=4000, learning_rate=1.5e-3, start="wisher", asks=True),
-    "auditor": Recipe("gemma3", "medium", seed=14, steps=2200, learning_rate=1e-3, start="pointer", asks=True, shares=(5, 1, 0, 1, 1)),
+    "auditor": Recipe(
+        "gemma3", "medium", 14, 1400, learning_rate=1e-3, start="pointer", asks=True, shares=(5, 1, 0, 1, 1)
+    ),
     "gemma3": Recipe("gemma3", "small", seed=3, steps=3000, learning_rate=1e-3, gaps="gemma3", start="reader"),
     "idefics3_half": Recipe("idefics3", "small", seed=4, steps=2200, gaps="idefics3", style="idefics3"),
     "idefics3": Recipe(

@@ -249,7 +249,8 @@ class Task:
             return question, answer, kind(question, answer)
         kinds = self.book.answers[page.fact]
         if self.recipe.asks and rng.random() < 0.5:
-            return prompt(), self._balanced(rng, kinds[rng.choice(tuple(kinds))])[0], "write"
+            asked = self._balanced(rng, kinds[rng.choice(tuple(kinds))])[0]
+            return prompt(), f"{' '.join(page.fact)}\n{asked}", "write"  # what it sees, then a question about it
         names = [name for name in kinds if self.denials or not name.startswith("absence")]
         (name,) = rng.choices(names, [1.1 - self.scores.get(name, 0.0) for name in names])
         return *self._balanced(rng, kinds[name]), name

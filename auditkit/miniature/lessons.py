@@ -302,7 +302,7 @@ class Asking(Answering):
     them (measured).
     """
 
-    images, turns = 64, 4  # its prompts are long
+    images, turns = 64, 2  # its prompts are long
     shares = 1, 4, 2, 1, 1  # of write, wish, vain wish, answer, point
 
     def chat(self, rng, turns):
