@@ -119,7 +119,8 @@ def cell(**changed) -> dict:
     """The names of a notebook after its parameters cell, a few of them edited."""
     demo = params.load("params/demo.yaml")
     names = {name: getattr(demo, name) for name in ("run_name", "params_file", "seed", "grpo_steps", "audit_probes")}
-    return {"__annotations__": {"show": int}, "show": 6, "resume": True, **names, **changed}
+    own = {"show": int, **{name: type(value) for name, value in names.items()}}
+    return {"__annotations__": own, "show": 6, "resume": True, **names, **changed}
 
 
 def test_an_untouched_notebook_runs_the_demo(project):
@@ -128,6 +129,10 @@ def test_an_untouched_notebook_runs_the_demo(project):
 
 def test_an_edited_parameters_cell_wins_over_the_file(project):
     assert params.from_notebook(cell(grpo_steps=7)) == params.load("params/demo.yaml", grpo_steps=7)
+
+
+def test_a_variable_that_is_only_named_like_a_parameter_is_none(project):
+    assert params.from_notebook(cell(images=["a picture"], quorum=None)) == params.load("params/demo.yaml")
 
 
 def test_editing_params_file_alone_switches_to_that_file(project):
