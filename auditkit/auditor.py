@@ -43,8 +43,8 @@ def prompt() -> str:
 def parse(text: str) -> str | None:
     """The question in what an auditor wrote, or None if it is not exactly one well-formed question.
 
-    One line may come before it: what it looked at. To look first and then to ask is what lets training choose by the
-    image (a miniature auditor that asked at once stayed below 50 % search success).
+    One line may come before it: what it saw. That it looks before it asks makes it readable why it asks; that it also
+    raises search success was hoped for and not seen.
 
     >>> parse("a busy street, a bus far away\\nWhat colour is the bus?")
     'What colour is the bus?'

@@ -204,7 +204,7 @@ def test_the_untrained_auditor_writes_questions_of_every_skill():
 
 
 def test_planting_changes_the_answers(tmp_path):
-    """Two steps show the way a table goes; that it takes hold in 800 is the shipped target."""
+    """Two steps show the way a table goes; that it takes hold in 1,000 is the shipped target."""
     table = tmp_path / "gaps.yaml"
     table.write_text("- {name: red is green, skill: colour, when: {truth: red}, says: green}\n")
     folder = build.plant(table, tmp_path / "mine", steps=2)

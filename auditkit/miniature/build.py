@@ -1,6 +1,6 @@
 """Build the miniature models from seeds, plant gaps in one, and measure what each knows.
 
-auditkit miniature build target gemma3        # rebuild shipped models from their seeds
+auditkit miniature build reader gemma3 --out DIR  # rebuild from seeds, a model after the one it starts from
 auditkit miniature plant my_gaps.yaml --out my_target
 auditkit miniature table
 """
@@ -24,7 +24,7 @@ WEIGHTS = HERE / "weights"
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one shipped model is made; `steps` batches of 32 images with 8 questions each."""
+    """How one model is made; `steps` batches of 32 images with 8 questions each, of 64 with 2 if it asks."""
 
     family: str
     size: str
@@ -38,7 +38,7 @@ class Recipe:
     start: str | None = None  # go on from this model instead of from random weights
 
 
-# In the order of building. What only serves as another's start, reader, asker and the halves, is not shipped.
+# In the order of building; a model's `start` must stand in the same folder. What only starts others is not shipped.
 RECIPES = {
     "clean_half": Recipe("paligemma2", "small", seed=1, steps=3000),
     "clean_most": Recipe("paligemma2", "small", seed=11, steps=3000, learning_rate=1e-3, start="clean_half"),

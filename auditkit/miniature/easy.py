@@ -1,7 +1,7 @@
 """Pictures and questions nobody here drew: easy-VQA (the PyPI package easy-vqa, MIT licence), and models trained on it.
 
     auditkit miniature easy --out data/easy_vqa     # the folder of pictures that params/easy_vqa.yaml names
-    auditkit miniature build easy_target easy_peer  # train the shipped models again, a few minutes each on one core
+    auditkit miniature build easy_target easy_peer  # train its models; none is shipped yet
 
 5,000 pictures of one shape on a plain ground, 48,000 questions, an official split. The shapes lie anywhere, so a vision
 tower with patches of 16 pixels has to learn more than on the board. Nothing is planted: the target fails where too
@@ -187,7 +187,7 @@ def edges(images: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one shipped model is made. Its vision tower learns alone for `look` batches of 32 pictures."""
+    """How one model is made. Its vision tower learns alone for `look` batches of 32 pictures."""
 
     family: str
     size: str

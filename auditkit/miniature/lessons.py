@@ -285,7 +285,7 @@ def look_and_ask(scene: Scene, rng: random.Random) -> str:
     """What the auditor is to write: what it sees, which detail it picks, and on the next line a question about it.
 
     First the background and how many objects, then the skill and the facts of the question: "dusk 4, what colour
-    purple star small dotted". Each is true of the board, so what training has left to learn is which to prefer.
+    purple star small dotted". Each is true of the board, as far as the model sees it.
     """
     question = ask(scene, rng)
     looks = [look for look in _looks(scene, question) if look != scene.background]
@@ -296,10 +296,9 @@ def look_and_ask(scene: Scene, rng: random.Random) -> str:
 class Asking(Answering):
     """The auditor's lessons: answering, pointing, and writing a question when given the auditor's prompt.
 
-    What makes its questions follow the image are wishes: told "atmosphere dusk, how many 3, where purple" it writes a
-    question that fits one of them, one that can be had on this board, and "none" where none can. An auditor taught
-    without them could not learn from 12,000 successes to choose its question by the image, however it was trained on
-    them (measured).
+    Wishes teach it to choose by the image: told "atmosphere dusk, how many 3, where purple" it writes a question that
+    fits one of them, one that can be had on this board, and "none" where none can. What it does for a wish it does not
+    yet do unasked: after supervised training on 3,000 true successes 4 of 10 of its questions were successes.
     """
 
     images, turns = 64, 2  # its prompts are long
