@@ -91,8 +91,9 @@ def run(
 def score(records: Sequence[dict], p) -> list[dict]:
     """The records with consensus, agreement, disagrees and gate, in their order; those given are left as they are.
 
-    The gate is the first reason why a probe is no finding: "malformed", "duplicate" (the same question on the same
-    picture came before), "no consensus" or "agrees"; "ok" is a finding. `p`: uses quorum and same.
+    The gate is the first reason why a probe is no finding: "malformed", "implausible" (a word of the question is less
+    probable to the untrained auditor than p.min_token_probability), "duplicate" (the same question on the same picture
+    came before), "no consensus" or "agrees"; "ok" is a finding. `p`: uses min_token_probability, quorum and same.
 
     Raises AuditError when the target was never asked, and when the references never agree.
     """
@@ -106,13 +107,14 @@ def score(records: Sequence[dict], p) -> list[dict]:
             verdict = judge(record["target"], list(record["references"].values()), alike, p.quorum)
             row |= {"consensus": verdict.consensus, "agreement": verdict.agreement, "disagrees": verdict.disagrees}
             row["gate"] = (
+                "implausible" if (record.get("rarest") or 1.0) < p.min_token_probability else
                 "duplicate" if asked in seen else
                 "no consensus" if verdict.consensus is None else
                 "ok" if verdict.disagrees else "agrees"
             )  # fmt: skip
             seen.add(asked)
         scored.append(row)
-    answered = [row for row in scored if row["gate"] != "malformed"]
+    answered = [row for row in scored if row["question"] is not None]
     if not answered:
         raise AuditError(f"none of {len(scored)} probes holds a question, so the target was never asked; "
                          "look at what the auditor wrote in proposals.jsonl.")  # fmt: skip
@@ -137,6 +139,7 @@ def counts(scored: Sequence[dict]) -> dict[str, int]:
         "references_called": sum(calls.values()),
         "scored": gates.count("ok") + gates.count("agrees"),
         "malformed": gates.count("malformed"),
+        "implausible": gates.count("implausible"),
         "no_consensus": gates.count("no consensus"),
         "duplicates": gates.count("duplicate"),
     }
@@ -146,6 +149,7 @@ def _propose(auditors: Mapping[str, VLM], dealt: Mapping[str, Sequence[Picture]]
     """One probe a picture, batch after batch, each saved as it is written; a batch on file is not asked for again."""
     known = {row["key"]: Probe(**row) for row in lines.read(path)}
     probes: list[Probe] = []
+    untrained = next(iter(auditors.values()))
     for name, vlm in auditors.items():
         begun, new = time.monotonic(), 0
         for start in range(0, len(dealt[name]), vlm.batch_size):
@@ -155,9 +159,10 @@ def _propose(auditors: Mapping[str, VLM], dealt: Mapping[str, Sequence[Picture]]
                 # its own seed: an auditor writes the same whether or not the batches before were asked in this process
                 seed = int(hashlib.sha256(f"{p.seed}/{keys[0]}".encode()).hexdigest()[:8], 16)
                 written = auditing.write(vlm, batch, p.temperature, p.max_question_tokens, seed)
+                rarest = auditing.rarest(untrained, batch, [probe.text for probe in written])
                 fresh = {
-                    key: replace(probe, key=key, checkpoint=name)
-                    for key, probe in zip(keys, written, strict=True)
+                    key: replace(probe, key=key, checkpoint=name, rarest=least)
+                    for key, probe, least in zip(keys, written, rarest, strict=True)
                     if key not in known
                 }
                 lines.append(path, map(asdict, fresh.values()))

@@ -32,6 +32,7 @@ class Probe:
     way: str = "question"  # question | regenerate | edit
     pairing: str = "(Q*, I)"  # which of question and image are the auditor's: (Q*, I*), (Q*, I), (Q, I*)
     checkpoint: str = ""  # of the auditor
+    rarest: float | None = None  # probability of the question's least likely token to the untrained auditor
 
 
 @cache
@@ -66,6 +67,24 @@ def parse(text: str) -> str | None:
         return None
     stutters = any(a == b == c for a, b, c in zip(words, words[1:], words[2:], strict=False))
     return None if stutters else question
+
+
+def rarest(untrained: VLM, pictures: Sequence[Picture], texts: Sequence[str]) -> list[float | None]:
+    """How probable the least likely token of each text's question is to the untrained auditor; None without a question.
+
+    A policy paid for disagreement learns sentences that are no questions but that references happen to answer alike
+    ("what shape is the same colour?"). The auditor before training would hardly have written them: one word of them is
+    next to impossible there, whatever was noted before.
+    """
+    asked = [i for i, text in enumerate(texts) if parse(text)]
+    images = [pictures[i].image for i in asked]
+    found = models.probabilities(untrained, images, [prompt()] * len(asked), [texts[i].strip() for i in asked])
+    least: list[float | None] = [None] * len(texts)
+    for i, chances in zip(asked, found, strict=True):
+        question = texts[i].strip().split("\n")[-1]
+        n = len(untrained.processor.tokenizer(question, add_special_tokens=False)["input_ids"])
+        least[i] = min(chances[-n:])
+    return least
 
 
 def propose(

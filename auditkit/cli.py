@@ -68,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     tasks = miniature.add_subparsers(required=True, metavar="TASK")
     build = tasks.add_parser("build", help="train models again from their seeds")
     build.add_argument("names", nargs="*", metavar="NAME", help="which models; none: all")
-    build.add_argument("--out", type=Path, metavar="DIR", help="where they go; default: into the package")
+    build.add_argument("--out", type=Path, metavar="DIR", help="where they go; default: outputs/miniature")
     build.add_argument("--steps", type=int, metavar="N", help="training steps; default: each model's own")
     table = tasks.add_parser("table", help="print each model's measured accuracy on each skill and in each gap")
     table.add_argument("names", nargs="*", metavar="NAME", help="which models; none: all")
@@ -91,14 +91,15 @@ def _build(options) -> None:
     for name in names:  # all of them before the first half hour is spent
         if name not in known:
             raise AuditError(f"No model {name} to build: there are {', '.join(known)}.")
-    out = options.out or build.WEIGHTS
+    out = options.out or params.root() / "outputs" / "miniature"
+    steps = {"steps": options.steps} if options.steps else {}
     for name in names:
         if name == "target":  # the clean model with gaps planted
-            folder = build.plant(build.HERE / "target.yaml", out / name)
+            folder = build.plant(build.HERE / "target.yaml", out / name, **steps)
         elif name in easy.RECIPES:
-            folder = easy.build_one(name, out)
+            folder = easy.build_one(name, out, **steps)
         else:
-            folder = build.build_one(name, out, options.steps)
+            folder = build.build_one(name, out, **steps)
         print(f"{name}: {runs.shown(folder)}", flush=True)
 
 

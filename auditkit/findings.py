@@ -82,8 +82,10 @@ def explain(types: Sequence[FailureType], records: Sequence[dict]) -> str:
     templates = list(dict.fromkeys(f"“{t.template}”" for t in types[:chosen]))
     if len(templates) > 5:
         templates = [*templates[:4], f"{len(templates) - 4} more"]
-    text.append(f"To repair most with least, fine-tune it on {_list(templates)}: "
-                f"{chosen} of {len(types)} failure types hold {held} of {sum(t.size for t in types)} findings.")
+    text.append(
+        f"To repair most with least, fine-tune it on {_list(templates)}: "
+        f"{chosen} of {len(types)} failure types hold {held} of {sum(t.size for t in types)} findings."
+    )
     return " ".join(text)
 
 

@@ -91,12 +91,19 @@ class Scorer:
             lambda: defaultdict(list)
         )  # cluster -> question -> successes
         self.step, self.rollouts = -1, []
+        self.auditor: VLM | None = None  # with its adapter, which is switched off to see what it was before training
 
     def score(self, step: int, pictures: list[str], texts: list[str], tokens: list[list[int]]) -> list[Rollout]:
         """The rollouts of a step; computed at the first call of the step, in one batch a model."""
         if step == self.step:
             return self.rollouts
-        questions = [writing.parse(text) for text in texts]
+        with self.auditor.model.disable_adapter():
+            rarest = writing.rarest(self.auditor, [self.pictures[key] for key in pictures], texts)
+        least = self.p.min_token_probability
+        questions = [
+            writing.parse(text) if (chance or 0.0) >= least else None
+            for text, chance in zip(texts, rarest, strict=True)
+        ]
         asked = [i for i, question in enumerate(questions) if question]
         images, wording = [self.pictures[pictures[i]] for i in asked], [questions[i] for i in asked]
         answers = [
@@ -169,7 +176,7 @@ def rewards(scorer: Scorer) -> list[Callable]:
         return [float(rollout.success) for rollout in score(**step)]
 
     def format(**step) -> list[float]:  # noqa: A001 (TRL logs a reward under its function's name)
-        """1 for one well-formed question, 0 for anything else."""
+        """1 for one well-formed question, 0 for anything else, also for what the untrained auditor would never say."""
         return [float(rollout.question is not None) for rollout in score(**step)]
 
     def coverage(**step) -> list[float]:
@@ -180,8 +187,7 @@ def rewards(scorer: Scorer) -> list[Callable]:
 
 
 class AuditorTrainer(GRPOTrainer):
-    """TRL's GRPOTrainer with one term more in the loss: cross-entropy of past successes, evenly over kinds of question.
-    """
+    """TRL's GRPOTrainer with one term more in the loss: cross-entropy of past successes, evenly over kinds of question."""
 
     def __init__(self, *args, scorer: Scorer, replay_weight: float, **kwargs):
         super().__init__(*args, **kwargs)
@@ -304,6 +310,7 @@ def train(
             scorer=scorer,
             replay_weight=p.replay_weight,
         )
+        scorer.auditor = VLM("auditor", trainer.model, auditor.processor, p.batch_size)
         trainer.remove_callback(
             type(
                 next(

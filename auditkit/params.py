@@ -48,7 +48,8 @@ class Params:
     quorum: float = 0.6  # share of the references that must agree before there is a consensus, in (0, 1]
     same: str = "text"  # when two answers mean the same: text (normalised) or embedding (needs the extra `embed`)
     temperature: float = 1.0  # at which the auditor writes; the models under test always answer greedily
-    max_question_tokens: int = 32  # longest question
+    min_token_probability: float = 1e-3  # a question is well-formed if the untrained auditor gives each token this much
+    max_question_tokens: int = 32  # longest note and question
     max_answer_tokens: int = 8  # longest answer
 
     # --- 02, what is there before training
@@ -88,7 +89,7 @@ FIELDS = {field.name: field for field in dataclasses.fields(Params)}
 REQUIRED = [name for name, field in FIELDS.items() if field.default is dataclasses.MISSING]
 CHOICES = {"dtype": ("auto", "float32", "bfloat16", "float16"), "same": ("text", "embedding")}
 AT_LEAST = {  # the smallest sensible value, and whose it is
-    0: "seed grpo_beta grpo_lora_rank replay_weight coverage_weight rectify_original",
+    0: "seed min_token_probability grpo_beta grpo_lora_rank replay_weight coverage_weight rectify_original",
     1: "train_images batch_size max_answer_tokens baseline_images blind_candidates blind_images grpo_steps grpo_images "
     "replay_clusters grpo_checkpoints audit_probes failure_types rectify_steps rectify_batch rectify_lora_rank "
     "benchmark_examples",

@@ -55,9 +55,7 @@ def training_set(
     if not failures:
         raise AuditError("there are no findings to repair the target with; audit it with more probes (notebook 05).")
     known = functools.cache(picture)
-    mended = [
-        Example(r["key"], known(r["picture"]).image, r["question"], r["consensus"]) for r in failures.values()
-    ]
+    mended = [Example(r["key"], known(r["picture"]).image, r["question"], r["consensus"]) for r in failures.values()]
     kept = list(originals[: p.rectify_original])
     times = max(1, round(FINDINGS_SHARE / (1 - FINDINGS_SHARE) * len(kept) / len(mended)))
     examples = mended * times + kept

@@ -50,6 +50,7 @@ STAGES = {
 }
 GATES = {  # in the order in which a probe meets them
     "malformed": "not a question, so nobody was asked",
+    "implausible": "worded as the untrained auditor would hardly ever put it",
     "duplicate": "asked before, of the same picture",
     "no consensus": "the references did not agree",
     "agrees": "the target said what the references say",

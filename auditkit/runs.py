@@ -36,7 +36,7 @@ from auditkit.errors import AuditError
 from auditkit.params import Params, root
 
 MODELS = "images seed auditor target references dtype"
-ASKING = f"{MODELS} temperature max_question_tokens max_answer_tokens quorum same"
+ASKING = f"{MODELS} temperature min_token_probability max_question_tokens max_answer_tokens quorum same"
 STAGES = {  # the stages in order, each with the parameters that its own records depend on
     "00_setup": f"{MODELS} peer train_images",
     "01_models": f"{MODELS} peer max_question_tokens max_answer_tokens temperature benchmark_examples",

@@ -120,6 +120,29 @@ def answer(vlm: VLM, images: Sequence[Image.Image], questions: Sequence[str], ma
     return [known[id(image), question] for image, question in zip(images, questions, strict=True)]
 
 
+@torch.inference_mode()
+def probabilities(
+    vlm: VLM, images: Sequence[Image.Image], prompts: Sequence[str], texts: Sequence[str]
+) -> list[list[float]]:
+    """How probable each token of n texts is to the model, as what it writes to n (image, prompt) pairs."""
+    tokenizer, found = vlm.processor.tokenizer, [[] for _ in texts]
+    for rows in _batches(vlm, texts):
+        inputs = vlm.processor(
+            text=[chat(vlm, prompts[i]) + texts[i] for i in rows],
+            images=[[images[i]] for i in rows],
+            padding=True,
+            padding_side="left",  # the text's tokens are the last ones
+            return_tensors="pt",
+        ).to(vlm.model.device, dtype=vlm.model.dtype)
+        inputs.pop("labels", None)
+        chances = vlm.model(**inputs).logits[:, :-1].float().softmax(-1)  # [n, T - 1, vocabulary]
+        chances = chances.gather(-1, inputs["input_ids"][:, 1:, None])[..., 0]
+        for i, row in zip(rows, chances.tolist(), strict=True):
+            n = len(tokenizer(texts[i], add_special_tokens=False)["input_ids"])
+            found[i] = row[len(row) - n :]
+    return found
+
+
 class AnswerBook:
     """Every answer a model gave, in a file of one object a line, so that nothing is asked twice, even after a kill.
 

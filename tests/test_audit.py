@@ -5,11 +5,18 @@ from types import SimpleNamespace
 
 import pytest
 
-from auditkit import audit, images, lines, vlm
+from auditkit import audit, auditor, images, lines, vlm
 from auditkit.errors import AuditError
 
 P = SimpleNamespace(
-    audit_probes=20, seed=3, temperature=1.0, max_question_tokens=32, max_answer_tokens=8, quorum=0.6, same="text"
+    audit_probes=20,
+    seed=3,
+    temperature=1.0,
+    max_question_tokens=32,
+    max_answer_tokens=8,
+    quorum=0.6,
+    same="text",
+    min_token_probability=1e-3,
 )
 PICTURES = images.load("miniature").pictures("audit", 24, seed=3)
 NAMES = ("auditor", "target", "gemma3", "idefics3", "llava")
@@ -27,6 +34,7 @@ class World:
         self.batches = 0
         self.kill_at = None
         monkeypatch.setattr(vlm, "_write", self.write)
+        monkeypatch.setattr(auditor, "rarest", lambda untrained, pictures, texts: [0.5] * len(texts))
         self.auditors = {name: vlm.VLM("auditor", _Model(), None, 4) for name in ("untrained", "60", "trained")}
         self.target, *self.references = [vlm.VLM(name, _Model(), None, 4) for name in NAMES[1:]]
 
@@ -151,9 +159,16 @@ def test_scores_name_the_first_gate_that_fails():
     assert scored[0]["agreement"] == 0.67 and "gate" not in RECORDS[0]
 
 
+def test_a_question_the_untrained_auditor_would_never_ask_is_no_finding():
+    likely, unlikely = RECORDS[0] | {"rarest": 0.01}, RECORDS[0] | {"rarest": 0.0001, "key": "f", "picture": "f"}
+    assert [r["gate"] for r in audit.score([likely, unlikely], P)] == ["ok", "implausible"]
+    assert audit.counts(audit.score([likely, unlikely], P))["implausible"] == 1
+
+
 def test_counts_add_up():
     assert audit.counts(audit.score(RECORDS, P)) == {
         "asked": 5, "parsed": 4, "target_called": 4, "references_called": 12, "scored": 2, "malformed": 1,
+        "implausible": 0,
         "no_consensus": 1, "duplicates": 1,
     }  # fmt: skip
 

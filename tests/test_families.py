@@ -104,7 +104,8 @@ def test_training_and_generation_see_the_same(built, images):
     """Teacher-forced logits of a mixed right-padded batch = generate's own on a left-padded one, step after step."""
     _, model, processor = built
     steps = model.generate(
-        **prompts(processor, images), max_new_tokens=3, output_logits=True, return_dict_in_generate=True)
+        **prompts(processor, images), max_new_tokens=3, output_logits=True, return_dict_in_generate=True
+    )
     tokens = steps.sequences[:, -len(steps.logits) :]
     batch = families.encode(processor, [[(q, "")] for q in QUESTIONS], images)
     rows = [row[mask == 1][:-1] for row, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)]

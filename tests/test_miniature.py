@@ -241,19 +241,33 @@ def test_answers_of_a_topic_are_taught_alike():
     assert {lessons.topic(question) for question in drawn} <= set(lessons.TOPICS)
 
 
-def test_one_of_the_wishes_fits_the_question_to_write():
-    task, rng = lessons.Asking(), random.Random(0)
-    wished = 0
-    for _ in range(60):
-        scene, chat = task.chat(rng, 4)
-        for said, question, counts_as in chat:
-            if counts_as == "wish":  # also what was written where a wish might have been in vain
-                known = grammar.facts(scene, question)
-                hint, known = lessons.HINTS[known["skill"]], set(" ".join(map(str, known.values())).split())
-                fits = [w for w in said.removeprefix("Write one question ").split(", ") if w.startswith(hint)]
-                assert any(set(w.removeprefix(hint).split()) <= known for w in fits), (said, question)
-                wished += 1
-    assert wished > 50
+def test_what_the_auditor_notes_is_true_and_holds_the_answer():
+    rng, skills = random.Random(0), set()
+    for _ in range(400):
+        scene = random_scene(rng)
+        note, question = lessons.note_and_ask(scene, rng).split("\n")
+        known = grammar.facts(scene, question)
+        said = set(note.split())
+        assert said <= set(" ".join(map(str, known.values())).split()), (note, question)
+        assert known["truth"] in said
+        skills.add(known["skill"])
+    assert skills == set(grammar.SKILLS)
+
+
+def test_a_description_from_looks_names_every_thing_and_its_place():
+    rng = random.Random(0)
+    for _ in range(50):
+        scene = random_scene(rng)
+        said, looks = lessons.describe_from_looks(scene, rng)[1].split(), []
+        for word in said:
+            if word in POSITIONS:
+                cell = vars(scene.at(word)).values()
+                assert looks == ["none"] if scene.at(word).kind == "empty" else set(looks) <= set(cell)
+                looks = []
+            elif word != scene.background:
+                looks.append(word)
+        full = {place for place, cell in zip(POSITIONS, scene.cells, strict=True) if cell.kind != "empty"}
+        assert full <= set(said) and scene.background in said
 
 
 def test_a_scene_is_drawn_from_its_key_alone():

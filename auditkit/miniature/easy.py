@@ -16,7 +16,7 @@ import random
 import re
 import shutil
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -274,12 +274,13 @@ RECIPES = {
 }
 
 
-def build_one(name: str, out: Path, data: Path | None = None) -> Path:
+def build_one(name: str, out: Path, steps: int | None = None, data: Path | None = None) -> Path:
     """Train one model of RECIPES from its seed; save it under `out`, its log beside it, the data in `data`."""
     from auditkit.miniature import build
 
     torch.set_num_threads(1)  # two threads spin against each other on models this small
     recipe = RECIPES[name]
+    recipe = replace(recipe, steps=steps, look=min(recipe.look, steps // 2)) if steps else recipe
     book = Book(Folder(export(data or Path(out) / "easy_vqa_data")).examples(10**6, seed=0))
     model, processor = families.build(recipe.family, recipe.size, book.words(), book.corpus(), recipe.seed)
     classes = (*map(len, book.labels), *[families.PATCH + 1] * 4)

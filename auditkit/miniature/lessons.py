@@ -244,96 +244,68 @@ def describe(scene: Scene, rng: random.Random, style: dict[str, str]) -> tuple[s
     return "describe the board", " ".join(parts)
 
 
-def point(scene: Scene, rng: random.Random) -> tuple[str, str]:
-    """The inverse of asking about a place: "where is something purple?" -> one of the places that hold it.
+LOOKS = "colour shape size pattern value".split()
 
-    A model that has never gone from looks to places writes questions about places at random (measured).
+
+def describe_from_looks(scene: Scene, rng: random.Random) -> tuple[str, str]:
+    """A caption the other way round: after one to three looks, the place that has them, "purple small b3 E a1 dusk".
+
+    It teaches what writing a question needs: to name something that is there, then to find where.
     """
-    i = rng.choice([i for i, cell in enumerate(scene.cells) if cell.kind != "empty"])
-    cell = scene.cells[i]
-    looks = [getattr(cell, name) for name in ("shape", "colour", "size", "pattern", "value") if getattr(cell, name)] + [
-        cell.kind
-    ]
-    said = rng.sample(looks, rng.choice((1, 1, 2)) if len(looks) > 1 else 1)
-    return f"where is something {' '.join(said)}?", POSITIONS[i]
+    cells = zip(POSITIONS, scene.cells, strict=True)
+    entries = [_entry([getattr(cell, k) for k in LOOKS], place, rng) for place, cell in cells]
+    empty = [i for i, cell in enumerate(scene.cells) if cell.kind == "empty"]
+    left_out = set(rng.sample(empty, max(0, len(empty) - 1)))
+    entries = [entry for i, entry in enumerate(entries) if i not in left_out] + [scene.background]
+    rng.shuffle(entries)
+    return "what is there?", " ".join(entries)
 
 
-# How the auditor is told of a skill in a wish: words of its questions.
-HINTS = {
-    "colour": "what colour", "shape": "what shape", "counting": "how many objects", "conditional counting": "how many",
-    "existence": "is there", "spatial relation": "shape", "location": "where", "size comparison": "larger",
-    "small objects": "the small", "material": "what pattern", "small text": "written", "clock reading": "time",
-    "sign understanding": "way", "same or different": "same", "background": "atmosphere", "distraction": "there is",
-}  # fmt: skip
-WISHED = "truth colour shape size pattern background side adjective other_colour other_size".split()
+def _entry(looks: list[str], place: str, rng: random.Random, first: str = "") -> str:
+    """One to three looks in any order, `first` among them, and their place."""
+    looks = list(dict.fromkeys(look for look in looks if look and look not in (first, place)))
+    more = rng.sample(looks, min(len(looks), rng.choice((0, 1, 1, 2) if first else (1, 2, 2, 3))))
+    said = [*more, *([first] if first != place else ())] if first else more or [NONE]
+    rng.shuffle(said)
+    return " ".join([*said, place]).strip()
 
 
-def wish(scene: Scene, question: str, rng: random.Random) -> str:
-    """A few words that a question fits: its skill and up to three facts of it, "what colour purple small"."""
-    looks = _looks(scene, question)
-    if rng.random() < 0.6:
-        looks.remove(scene.background)  # a fact of every question, which would crowd out the others
-    return " ".join([HINTS[read(question)[0]], *rng.sample(looks, min(len(looks), rng.choice((0, 1, 1, 1, 2, 3))))])
+def note_and_ask(scene: Scene, rng: random.Random) -> str:
+    """What the auditor is to write: the answer and some facts, in any order, with their place, and then the question.
 
-
-def _looks(scene: Scene, question: str) -> list[str]:
-    known = facts(scene, question)
-    return list(dict.fromkeys(str(known[k]) for k in WISHED if known.get(k) not in (None, "")))
-
-
-def look_and_ask(scene: Scene, rng: random.Random) -> str:
-    """What the auditor is to write: what it sees, which detail it picks, and on the next line a question about it.
-
-    First the background and how many objects, then the skill and the facts of the question: "dusk 4, what colour
-    purple star small dotted". Each is true of the board, as far as the model sees it.
+    "purple small b3" and "what colour is the object at b3?". The facts come first and are true of the board, so what is
+    not on it cannot be noted: to prefer questions about purple things, and only where there are some, a policy has
+    but to write "purple" more often. The first words of a question are much alike on all boards, and of an auditor that
+    starts with them four questions in ten were successes after training.
     """
     question = ask(scene, rng)
-    looks = [look for look in _looks(scene, question) if look != scene.background]
-    hint = HINTS[read(question)[0]]
-    return f"{scene.background} {len(scene.objects)}, {' '.join([hint, *looks])}\n{question}"
+    known = facts(scene, question)
+    looks = [known.get(k, "") for k in ("adjective", *LOOKS)] + [scene.background] * (rng.random() < 0.3)
+    place = " ".join(known.get(k, "") for k in ("side", "position")).strip()
+    note = [_entry(looks, place, rng, known["truth"])]
+    for other in ("remark", "other"):
+        if known.get(f"{other}_position"):
+            more = [known.get(f"{other}_{k}", "") for k in LOOKS]
+            note.append(_entry(more, known[f"{other}_position"], rng))
+    if known["skill"] == "distraction":
+        note.reverse()  # the remark comes first in the question too
+    return f"{' '.join(note)}\n{question}"
 
 
 class Asking(Answering):
-    """The auditor's lessons: answering, pointing, and writing a question when given the auditor's prompt.
-
-    Wishes teach it to choose by the image: told "atmosphere dusk, how many 3, where purple" it writes a question that
-    fits one of them, one that can be had on this board, and "none" where none can. What it does for a wish it does not
-    yet do unasked: after supervised training on 3,000 true successes 4 of 10 of its questions were successes.
-    """
+    """The auditor's lessons: writing a question when given the auditor's prompt, describing, and answering."""
 
     images, turns = 64, 2  # its prompts are long
-    shares = 1, 4, 2, 1, 1  # of write, wish, vain wish, answer, point
+    shares = 5, 3, 2  # of write, describe, answer
 
     def chat(self, rng, turns):
         scene = self.scenes(rng)
-        kinds = rng.choices(("write", "wish", "vain wish", "answer", "point"), self.shares, k=turns)
+        kinds = rng.choices(("write", "describe", "answer"), self.shares, k=turns)
         return scene, [self._turn(scene, rng, kind) for kind in kinds]
 
     def _turn(self, scene, rng, kind):
         if kind == "write":
-            return prompt(), look_and_ask(scene, rng), "write"
-        if kind == "point":
-            return *point(scene, rng), "point"
-        if kind == "vain wish":
-            return self._vain(scene, rng)
-        if kind == "answer":
-            return self.turn(scene, self.ask(scene, rng))
-        question = ask(scene, rng)
-        wishes = [wish(scene, question, rng)]
-        for _ in range(rng.choice((0, 0, 1, 2))):
-            other = self.scenes(rng)
-            wishes.append(wish(other, ask(other, rng), rng))
-        rng.shuffle(wishes)
-        return f"Write one question {', '.join(wishes)}", question, "wish"
-
-    def _vain(self, scene, rng):
-        """A wish from another board, and "none" if 25 questions of its skill do not fit it on this one."""
-        other = self.scenes(rng)
-        question = ask(other, rng)
-        skill, wanted = read(question)[0], wish(other, question, rng)
-        looks = set(wanted.removeprefix(HINTS[skill]).split())
-        for _ in range(25):
-            here = ask(scene, rng, skill)
-            if looks <= set(" ".join(_looks(scene, here)).split()):
-                return f"Write one question {wanted}", here, "wish"
-        return f"Write one question {wanted}", NONE, "vain wish"
+            return prompt(), note_and_ask(scene, rng), "write"
+        if kind == "describe":
+            return *describe_from_looks(scene, rng), "describe"
+        return self.turn(scene, self.ask(scene, rng))
