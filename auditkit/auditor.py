@@ -44,8 +44,8 @@ def prompt() -> str:
 def parse(text: str) -> str | None:
     """The question in what an auditor wrote, or None if it is not exactly one well-formed question.
 
-    One line may come before it: what it saw. That it looks before it asks makes it readable why it asks; that it also
-    raises search success was hoped for and not seen.
+    One line may come before it: the note of what it aims at. In the miniature, an auditor that starts with the question
+    learns which questions often work, and one that starts with a note learns to look for what makes them work.
 
     >>> parse("a busy street, a bus far away\\nWhat colour is the bus?")
     'What colour is the bus?'

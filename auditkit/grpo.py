@@ -1,7 +1,7 @@
 """Train the auditor with GRPO to write questions on which the target departs from its references (paper, Sec. 3.2).
 
 The trainer is TRL's own. What is the kit's stands here in sight: three rewards, each logged by name, and the replay.
-It departs from the paper in three ways:
+It departs from the paper in four ways:
 
 1) coverage. The paper's binary reward alone lets the auditor collapse to one question that often works. The `coverage`
    reward pays more for successes of a rare kind, and the *replay* adds a supervised loss on the auditor's own past
@@ -9,7 +9,9 @@ It departs from the paper in three ways:
    on what the untrained auditor writes): it knows nothing of the images, the target or its gaps.
 2) the reward has a quorum of its own, by default all references, while an audit may count a majority: what two of three
    references get wrong alike would otherwise be learnt like any gap;
-3) the trained weights are a LoRA adapter, whose checkpoints are small and resume exactly.
+3) a question earns nothing if one of its tokens is next to impossible to the untrained auditor (`auditor.rarest`):
+   otherwise what is no question at all is learnt, wherever references happen to say the same to it;
+4) the trained weights are a LoRA adapter, whose checkpoints are small and resume exactly.
 """
 
 from __future__ import annotations
@@ -99,11 +101,8 @@ class Scorer:
             return self.rollouts
         with self.auditor.model.disable_adapter():
             rarest = writing.rarest(self.auditor, [self.pictures[key] for key in pictures], texts)
-        least = self.p.min_token_probability
-        questions = [
-            writing.parse(text) if (chance or 0.0) >= least else None
-            for text, chance in zip(texts, rarest, strict=True)
-        ]
+        likely = [chance is not None and chance >= self.p.min_token_probability for chance in rarest]
+        questions = [writing.parse(text) if ok else None for text, ok in zip(texts, likely, strict=True)]
         asked = [i for i, question in enumerate(questions) if question]
         images, wording = [self.pictures[pictures[i]] for i in asked], [questions[i] for i in asked]
         answers = [
@@ -187,7 +186,7 @@ def rewards(scorer: Scorer) -> list[Callable]:
 
 
 class AuditorTrainer(GRPOTrainer):
-    """TRL's GRPOTrainer with one term more in the loss: cross-entropy of past successes, evenly over kinds of question."""
+    """TRL's GRPOTrainer, its loss with the cross-entropy of past successes added, evenly over kinds of question."""
 
     def __init__(self, *args, scorer: Scorer, replay_weight: float, **kwargs):
         super().__init__(*args, **kwargs)

@@ -12,11 +12,11 @@ P = SimpleNamespace(
     audit_probes=20,
     seed=3,
     temperature=1.0,
-    max_question_tokens=32,
+    min_token_probability=1e-3,
+    max_question_tokens=48,
     max_answer_tokens=8,
     quorum=0.6,
     same="text",
-    min_token_probability=1e-3,
 )
 PICTURES = images.load("miniature").pictures("audit", 24, seed=3)
 NAMES = ("auditor", "target", "gemma3", "idefics3", "llava")

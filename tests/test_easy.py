@@ -123,7 +123,7 @@ def test_shipped_models_are_as_good_as_they_should_be(name, examples):
 def test_the_auditor_writes_questions_of_every_kind(source):
     need("easy_auditor")
     model = vlm.load("miniature:easy_auditor", device="cpu")
-    probes = auditor.propose(model, source.pictures("audit", 200, 0), 1.0, 32, seed=0)
+    probes = auditor.propose(model, source.pictures("audit", 200, 0), 1.0, 48, seed=0)
     questions = [probe.question for probe in probes if probe.question]
     assert len(questions) >= 0.95 * len(probes)
     kinds = Counter(easy.kind(q, "yes" if q.split()[0] in ("is", "does") else "") for q in questions)

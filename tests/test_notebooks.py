@@ -188,7 +188,7 @@ def test_what_each_notebook_measured(metrics, manifests, p):
     """Facts about the shipped models and the method; bounds are loose where a smoke run has few samples."""
     assert metrics["01_models"]["models"] == 3 + len(p.references)
     accuracy = metrics["01_models"]["accuracy"]
-    assert min(accuracy[name] for name in ("gemma3", "idefics3", "llava")) > 0.75
+    assert min(accuracy[name] for name in ("gemma3", "idefics3", "llava")) > 0.9
     assert 0.5 < accuracy["target"] < 0.95
 
     baseline = metrics["02_disagreement"]
@@ -209,7 +209,7 @@ def test_what_each_notebook_measured(metrics, manifests, p):
     findings = metrics["06_findings"]
     assert findings["findings"] == manifests["05_audit"]["counts"]["findings"] > 0
     assert 1 <= findings["types"] <= p.failure_types
-    assert findings["planted"] >= 24 and findings["precision"]["value"] > 0.5
+    assert findings["planted"] >= 24 and findings["precision"]["value"] > 0.8
 
     assert metrics["07_rectify"]["pairs"] == findings["findings"]
     assert metrics["07_rectify"]["steps"] == p.rectify_steps
