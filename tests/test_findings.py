@@ -13,7 +13,7 @@ from auditkit.errors import AuditError
 from auditkit.miniature import gaps, grammar
 from auditkit.miniature.boards import Boards, scene_of
 
-P = SimpleNamespace(failure_types=30, same="text", quorum=0.6)
+P = SimpleNamespace(failure_types=30, min_token_probability=1e-3, same="text", quorum=0.6)
 TABLE = gaps.load(Path(gaps.__file__).parent / "target.yaml")
 
 
