@@ -44,8 +44,8 @@ def prompt() -> str:
 def parse(text: str) -> str | None:
     """The question in what an auditor wrote, or None if it is not exactly one well-formed question.
 
-    One line may come before it: the note of what it aims at. In the miniature, an auditor that starts with the question
-    learns which questions often work, and one that starts with a note learns to look for what makes them work.
+    One line may come before it: the note of what it aims at. What is noted first can be chosen by what is there to be
+    seen, before the first words of a question commit to a kind of it.
 
     >>> parse("a busy street, a bus far away\\nWhat colour is the bus?")
     'What colour is the bus?'

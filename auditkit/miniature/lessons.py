@@ -275,8 +275,9 @@ def note_and_ask(scene: Scene, rng: random.Random) -> str:
 
     "purple small b3" and "what colour is the object at b3?". The facts come first and are true of the board, so what is
     not on it cannot be noted: to prefer questions about purple things, and only where there are some, a policy has
-    but to write "purple" more often. The first words of a question are much alike on all boards, and of an auditor that
-    starts with them four questions in ten were successes after training.
+    but to write "purple" more often. The first words of a question are much alike on all boards: of an earlier auditor,
+    whose line began with the kind of question, 43 % of the questions were successes after GRPO, of this one 81 % (its
+    other lessons and the plausibility gate changed at the same time, so not all of it is the note's doing).
     """
     question = ask(scene, rng)
     known = facts(scene, question)
