@@ -106,8 +106,9 @@ def score(records: Sequence[dict], p) -> list[dict]:
         else:
             verdict = judge(record["target"], list(record["references"].values()), alike, p.quorum)
             row |= {"consensus": verdict.consensus, "agreement": verdict.agreement, "disagrees": verdict.disagrees}
+            rarest = record.get("rarest")  # 0.0 where softmax underflows: as implausible as can be
             row["gate"] = (
-                "implausible" if (record.get("rarest") or 1.0) < p.min_token_probability else
+                "implausible" if rarest is not None and rarest < p.min_token_probability else
                 "duplicate" if asked in seen else
                 "no consensus" if verdict.consensus is None else
                 "ok" if verdict.disagrees else "agrees"

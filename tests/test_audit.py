@@ -163,6 +163,7 @@ def test_a_question_the_untrained_auditor_would_never_ask_is_no_finding():
     likely, unlikely = RECORDS[0] | {"rarest": 0.01}, RECORDS[0] | {"rarest": 0.0001, "key": "f", "picture": "f"}
     assert [r["gate"] for r in audit.score([likely, unlikely], P)] == ["ok", "implausible"]
     assert audit.counts(audit.score([likely, unlikely], P))["implausible"] == 1
+    assert audit.score([likely | {"rarest": 0.0}], P)[0]["gate"] == "implausible"
 
 
 def test_counts_add_up():
