@@ -127,14 +127,7 @@ def probabilities(
     """How probable each token of n texts is to the model, as what it writes to n (image, prompt) pairs."""
     tokenizer, found = vlm.processor.tokenizer, [[] for _ in texts]
     for rows in _batches(vlm, texts):
-        inputs = vlm.processor(
-            text=[chat(vlm, prompts[i]) + texts[i] for i in rows],
-            images=[[images[i]] for i in rows],
-            padding=True,
-            padding_side="left",  # the text's tokens are the last ones
-            return_tensors="pt",
-        ).to(vlm.model.device, dtype=vlm.model.dtype)
-        inputs.pop("labels", None)
+        inputs = _inputs(vlm, [images[i] for i in rows], [chat(vlm, prompts[i]) + texts[i] for i in rows])
         chances = vlm.model(**inputs).logits[:, :-1].float().softmax(-1)  # [n, T - 1, vocabulary]
         chances = chances.gather(-1, inputs["input_ids"][:, 1:, None])[..., 0]
         for i, row in zip(rows, chances.tolist(), strict=True):
@@ -205,20 +198,27 @@ def _batches(vlm: VLM, prompts: Sequence[str]) -> Iterator[list[int]]:
         yield order[start : start + vlm.batch_size]
 
 
-@torch.inference_mode()
-def _write(vlm: VLM, images: list, prompts: list[str], max_new_tokens: int, temperature: float) -> list[str]:
-    """One batch through processor, model and tokenizer."""
-    model, tokenizer = vlm.model, vlm.processor.tokenizer
+def _inputs(vlm: VLM, images: list, texts: list[str]):
+    """One batch of images and whole texts as the model takes it, texts ending together at the right."""
+    tokenizer = vlm.processor.tokenizer
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     inputs = vlm.processor(
-        text=[chat(vlm, prompt) for prompt in prompts],
+        text=texts,
         images=[[image] for image in images],
         padding=True,
         padding_side="left",  # a decoder continues at the right end
         return_tensors="pt",
-    ).to(model.device, dtype=model.dtype)
+    ).to(vlm.model.device, dtype=vlm.model.dtype)
     inputs.pop("labels", None)  # PaliGemma's processor makes some even where there is nothing to learn
+    return inputs
+
+
+@torch.inference_mode()
+def _write(vlm: VLM, images: list, prompts: list[str], max_new_tokens: int, temperature: float) -> list[str]:
+    """One batch through processor, model and tokenizer."""
+    model, tokenizer = vlm.model, vlm.processor.tokenizer
+    inputs = _inputs(vlm, images, [chat(vlm, prompt) for prompt in prompts])
     how: dict = {"do_sample": False}
     if temperature:  # from the whole distribution, as GRPO samples, whatever the model's generation_config prefers
         how = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
