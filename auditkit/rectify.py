@@ -6,7 +6,8 @@ mixed in, and those the target was trained on anyway.
 Departs from the paper in two ways:
 1) a LoRA adapter on the text part instead of full weights, so the vision tower and the base model stay as they were;
 2) where findings are few, they are repeated until they make up a third of the training set, or the originals would
-   drown them out. At a half, the miniature's skills fell by up to 7 points (at a third: 3) for 2 % more repaired.
+   drown them out. At a half, the miniature's skills fell by up to 7 points (at a third: 3) for 2 % more repaired
+   (on earlier models).
 """
 
 from __future__ import annotations

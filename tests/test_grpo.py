@@ -1,5 +1,6 @@
 """Training the auditor: what the rewards say, that the replay is even, and that a killed training goes on the same."""
 
+import contextlib
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -61,6 +62,23 @@ def test_the_bank_forgets_what_it_has_most_of(tmp_path):
     judge = scorer(tmp_path)
     judge.remember([rollout("often?", 0)] * (2 * grpo.KEPT) + [rollout("once?", 0)])
     assert len(judge.bank[0]["once?"]) == 1 and sum(map(len, judge.bank[0].values())) <= grpo.KEPT
+
+
+def test_what_the_untrained_auditor_would_never_write_earns_nothing_and_is_not_asked(tmp_path, monkeypatch):
+    monkeypatch.setattr(grpo.writing, "rarest", lambda auditor, pictures, texts: [0.5, 0.0])
+    judge, asked = scorer(tmp_path), []
+    judge.p = SimpleNamespace(same="text", grpo_quorum=1.0, min_token_probability=1e-3, max_answer_tokens=8)
+    judge.auditor = SimpleNamespace(model=SimpleNamespace(disable_adapter=contextlib.nullcontext))
+    judge.target, judge.references, judge.pictures = "target", ["one", "other"], {"a": None}
+
+    def ask(model, images, wording, longest):
+        asked.extend(wording)
+        return [model[:1]] * len(wording)  # "t" of the target, "o" of both references
+
+    judge.book = SimpleNamespace(ask=ask)
+    likely, unlikely = judge.score(0, ["a", "a"], QUESTIONS[:2], [[1], [2]])
+    assert likely.success and likely.question == QUESTIONS[0] and set(asked) == {QUESTIONS[0]}
+    assert unlikely.question is None and not unlikely.success
 
 
 def models():
