@@ -23,9 +23,13 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from auditkit import params, runs
 from auditkit.errors import AuditError
+
+if TYPE_CHECKING:
+    from traitlets.config import Config
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -142,12 +146,12 @@ def _run(options) -> int:
             )
     began = time.monotonic()
     print(f"{p.run_name}: {p.params_file} -> {runs.shown(runs.run_folder(p))}", flush=True)
-    with _kernels():
+    with _kernels() as kernels:
         for stage, notebook in notebooks.items():
             if runs.is_done(p, stage):
                 print(f"{_title(notebook):<26} done before, skipped", flush=True)
                 continue
-            failed = _execute(p, stage, notebook, options)
+            failed = _execute(p, stage, notebook, options, kernels)
             if failed:
                 return failed
     report = runs.run_folder(p) / "report.html"
@@ -155,7 +159,7 @@ def _run(options) -> int:
     return 0
 
 
-def _execute(p: params.Params, stage: str, notebook: Path, options) -> int:
+def _execute(p: params.Params, stage: str, notebook: Path, options, kernels: "Config") -> int:
     """Run one notebook through papermill; 0, or the exit code of what went wrong, which has then been said."""
     import papermill
     from nbclient.exceptions import DeadKernelError
@@ -175,6 +179,7 @@ def _execute(p: params.Params, stage: str, notebook: Path, options) -> int:
                 progress_bar=False,
                 stdout_file=status,
                 stderr_file=sys.stderr if options.debug else None,
+                config=kernels,
             )
             if not (folder / "DONE").is_file():
                 code, trouble = 1, "the notebook ended without run.finish(...), so the stage is not done"
@@ -184,6 +189,8 @@ def _execute(p: params.Params, stage: str, notebook: Path, options) -> int:
             trace = "\n".join(error.traceback)
         except DeadKernelError:
             code, trouble = 1, "the kernel died, as it does when memory runs out; a smaller batch_size needs less"
+        except RuntimeError as error:  # what nbclient raises when the kernel never answers
+            code, trouble = 1, f"the kernel did not start: {error}"
         status.end("FAILED" if code else "")
     if code:
         go_on = ["auditkit", "run", options.params, *(word for text in options.settings for word in ("--set", text))]
@@ -258,9 +265,14 @@ class Status:
 
 
 @contextlib.contextmanager
-def _kernels() -> Iterator[None]:
-    """Kernels run this very interpreter, on one thread unless told otherwise, and end when we are terminated."""
+def _kernels() -> Iterator["Config"]:
+    """Kernels run this very interpreter, on one thread unless told otherwise, and end when we are terminated.
+
+    They are spoken to through sockets in a folder of their own where the system has such, for two runs that start at
+    once may pick the same TCP ports. What is yielded says so to Jupyter.
+    """
     from ipykernel.kernelspec import get_kernel_dict
+    from traitlets.config import Config
 
     logging.getLogger("papermill").setLevel(logging.ERROR)  # it warns of each parameter the notebook does not list
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # spinning threads make tiny models many times slower
@@ -278,10 +290,13 @@ def _kernels() -> Iterator[None]:
         quiet = ["--log-level=CRITICAL"]  # what a cell does wrong is in the notebook, and said by us
         spec.write_text(json.dumps(get_kernel_dict(quiet)), encoding="utf-8")
         path = os.pathsep.join(filter(None, [folder, os.environ.get("JUPYTER_PATH")]))
-        # a runtime folder of its own: kernels of several runs would pick the same ports
+        config = Config()
+        socket = os.path.join(folder, "k")
+        if os.name == "posix" and len(socket) < 95:  # a socket's whole path, number and all, has room for 103 bytes
+            config.KernelManager.transport, config.KernelManager.ip = "ipc", socket
         with _environment(JUPYTER_PATH=path, JUPYTER_RUNTIME_DIR=os.path.join(folder, "runtime")):
             try:
-                yield
+                yield config
             finally:
                 if before is not None:
                     signal.signal(signal.SIGTERM, before)

@@ -120,7 +120,8 @@ def test_a_stopped_run_leaves_no_kernel_behind_and_goes_on(project, notebook, ho
     command = [sys.executable, "-m", "auditkit.cli", "run", "params/demo.yaml", "--only", "00"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     records = project / "outputs/demo/00_setup/records.jsonl"
-    wait_for(lambda: records.exists() and records.read_text())
+    wait_for(lambda: process.poll() is not None or (records.exists() and records.read_text()))
+    assert process.poll() is None, "ended before it was stopped: " + "".join(process.communicate())
     process.send_signal(how)
     _, said = process.communicate(timeout=120)
     if how != signal.SIGKILL:
