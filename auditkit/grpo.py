@@ -346,7 +346,7 @@ def _config(p: Params, out: Path) -> GRPOConfig:
         steps_per_generation=1,
         num_generations=p.group_size,
         max_completion_length=p.max_question_tokens,
-        temperature=p.temperature,
+        temperature=p.grpo_temperature,
         learning_rate=p.grpo_learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=max(1, p.grpo_steps // 20),
@@ -374,7 +374,7 @@ def _kinds(auditor: VLM, pictures: Sequence[Picture], p: Params, out: Path) -> K
     """Kinds of question, from what the untrained auditor writes about some of the pictures; written once, then read."""
     path = out / "untrained.json"
     if not path.exists():
-        probes = writing.propose(auditor, pictures[:1000], p.temperature, p.max_question_tokens, p.seed)
+        probes = writing.propose(auditor, pictures[:1000], p.grpo_temperature, p.max_question_tokens, p.seed)
         path.write_text(json.dumps([probe.question for probe in probes if probe.question]))
     return Kinds(json.loads(path.read_text()), p.replay_clusters, p.seed)
 

@@ -47,7 +47,7 @@ class Params:
     # --- asking and comparing
     quorum: float = 0.6  # share of the references that must agree before there is a consensus, in (0, 1]
     same: str = "text"  # when two answers mean the same: text (normalised) or embedding (needs the extra `embed`)
-    temperature: float = 1.0  # at which the auditor writes; the models under test always answer greedily
+    temperature: float = 1.0  # at which the auditor writes, 0 greedily; the models under test always answer greedily
     min_token_probability: float = 1e-3  # a question is well-formed if the untrained auditor gives each token this much
     max_question_tokens: int = 32  # longest note and question
     max_answer_tokens: int = 8  # longest answer
@@ -62,6 +62,7 @@ class Params:
     grpo_images: int  # pictures a step
     group_size: int  # questions written for each of them, compared with each other; at least 2
     grpo_learning_rate: float
+    grpo_temperature: float = 1.0  # as temperature, while it learns: a group that writes alike teaches nothing
     grpo_quorum: float = 1.0  # as quorum, for the reward: stricter, so that no blind spot of a majority is learnt
     grpo_beta: float  # weight of staying near the untrained auditor (KL); 0 for none
     grpo_lora_rank: int  # rank of the adapter
@@ -79,7 +80,7 @@ class Params:
     rectify_batch: int  # examples a step
     rectify_learning_rate: float
     rectify_lora_rank: int  # rank of the adapter
-    rectify_original: int  # labelled original examples mixed in against forgetting; 0 for none
+    rectify_original: int  # labelled original examples, those the target knows are mixed in against forgetting; 0: none
 
     # --- 08, before and after
     benchmark_examples: int  # held-out examples for each skill
@@ -89,7 +90,7 @@ FIELDS = {field.name: field for field in dataclasses.fields(Params)}
 REQUIRED = [name for name, field in FIELDS.items() if field.default is dataclasses.MISSING]
 CHOICES = {"dtype": ("auto", "float32", "bfloat16", "float16"), "same": ("text", "embedding")}
 AT_LEAST = {  # the smallest sensible value, and whose it is
-    0: "seed min_token_probability grpo_beta grpo_lora_rank replay_weight coverage_weight rectify_original",
+    0: "seed temperature min_token_probability grpo_beta grpo_lora_rank replay_weight coverage_weight rectify_original",
     1: "train_images batch_size max_answer_tokens baseline_images blind_candidates blind_images grpo_steps grpo_images "
     "replay_clusters grpo_checkpoints audit_probes failure_types rectify_steps rectify_batch rectify_lora_rank "
     "benchmark_examples",
@@ -278,8 +279,9 @@ def _refuse_impossible(p: Params) -> None:
         (0 < p.quorum <= 1, f"quorum: {p.quorum} is not in (0, 1], the share of the references that must agree."),
         (0 < p.grpo_quorum <= 1, f"grpo_quorum: {p.grpo_quorum} is not in (0, 1], as for quorum."),
         (
-            p.temperature > 0,
-            f"temperature: {p.temperature} makes all questions of a group equal, which teaches nothing; use more.",
+            p.grpo_temperature > 0,
+            f"grpo_temperature: {p.grpo_temperature} makes all questions of a group equal, which teaches nothing; "
+            "use more.",
         ),
         (p.grpo_learning_rate > 0, f"grpo_learning_rate: {p.grpo_learning_rate} trains nothing; write more than 0."),
         (

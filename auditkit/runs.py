@@ -42,8 +42,8 @@ STAGES = {  # the stages in order, each with the parameters that its own records
     "01_models": f"{MODELS} peer max_question_tokens max_answer_tokens temperature benchmark_examples",
     "02_disagreement": f"{ASKING} baseline_images blind_candidates blind_images",
     "03_counterfactual": f"{ASKING}",
-    "04_auditor": f"{ASKING} train_images grpo_steps grpo_images group_size grpo_learning_rate grpo_quorum grpo_beta "
-    "grpo_lora_rank replay_weight replay_clusters coverage_weight grpo_checkpoints",
+    "04_auditor": f"{ASKING} train_images grpo_steps grpo_images group_size grpo_learning_rate grpo_beta "
+    "grpo_temperature grpo_quorum grpo_lora_rank replay_weight replay_clusters coverage_weight grpo_checkpoints",
     "05_audit": f"{ASKING} audit_probes blind_candidates blind_images",
     "06_findings": f"{ASKING} failure_types",
     "07_rectify": f"{ASKING} rectify_steps rectify_batch rectify_learning_rate rectify_lora_rank rectify_original",

@@ -65,7 +65,7 @@ def test_every_key_has_its_comment_in_the_source(repository):
         ("grpo_checkpoints: 9999", "grpo_checkpoints: 9999 cannot be kept from"),
         ("quorum: 0", "quorum: 0.0 is not in (0, 1]"),
         ("quorum: 1.2", "quorum: 1.2 is not in (0, 1]"),
-        ("temperature: 0", "temperature: 0.0 makes all questions of a group equal"),
+        ("grpo_temperature: 0", "grpo_temperature: 0.0 makes all questions of a group equal"),
         ("grpo_learning_rate: 0", "grpo_learning_rate: 0.0 trains nothing"),
         ("same: meaning", "same: 'meaning' is not one of text, embedding"),
         ("dtype: fp16", "dtype: 'fp16' is not one of"),

@@ -54,6 +54,16 @@ def finding(i, question="how many objects are there?", consensus="4"):
     return {"key": f"p{i}", "picture": f"audit-0-{i}", "question": question, "consensus": consensus, "gate": "ok"}
 
 
+def test_original_examples_the_target_gets_wrong_are_left_out_and_none_is_asked_twice(examples, tmp_path):
+    target, p = vlm.load("miniature:target"), settings(max_answer_tokens=8, same="text")
+    right = [answer == example.answer for answer, example in zip(asked(target, examples), examples, strict=True)]
+    assert 0 < sum(right) < len(examples)
+    book = vlm.AnswerBook(tmp_path / "answers.jsonl")
+    for _ in range(2):
+        assert rectify.known(target, examples, book, p) == [e for e, r in zip(examples, right, strict=True) if r]
+    assert book.asked == len(examples)
+
+
 def test_findings_are_a_third_of_the_training_set_with_the_consensus_as_label(examples):
     found = [finding(i) for i in range(5)] + [finding(0, "How many objects are there ?")]
     learned = rectify.training_set(found, examples, settings(), Boards().picture)
