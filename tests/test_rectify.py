@@ -1,6 +1,7 @@
 """Repairing a model: what is learned, what stays as it was, and what is left after a kill."""
 
 import json
+from collections import Counter
 from types import SimpleNamespace
 
 import numpy as np
@@ -50,8 +51,9 @@ def asked(model, examples):
     return vlm.answer(model, [e.image for e in examples], [e.question for e in examples])
 
 
-def finding(i, question="how many objects are there?", consensus="4"):
-    return {"key": f"p{i}", "picture": f"audit-0-{i}", "question": question, "consensus": consensus, "gate": "ok"}
+def finding(i, gate="ok"):
+    asked = {"key": f"p{i}", "picture": f"audit-0-{i}", "question": "how many objects are there?"}
+    return asked | {"consensus": "4", "gate": gate}
 
 
 def test_original_examples_the_target_gets_wrong_are_left_out_and_none_is_asked_twice(examples, tmp_path):
@@ -64,15 +66,17 @@ def test_original_examples_the_target_gets_wrong_are_left_out_and_none_is_asked_
     assert book.asked == len(examples)
 
 
-def test_findings_are_a_third_of_the_training_set_with_the_consensus_as_label(examples):
-    found = [finding(i) for i in range(5)] + [finding(0, "How many objects are there ?")]
-    learned = rectify.training_set(found, examples, settings(), Boards().picture)
-    mended = [example for example in learned if example.key.startswith("p")]
-    assert len(learned) == 30 and len(mended) == 10  # five distinct findings, twice each, and 20 originals
-    assert {example.key for example in mended} == {f"p{i}" for i in range(5)}
-    assert {example.answer for example in mended} == {"4"}
-    assert np.array_equal(mended[0].image, Boards().picture(f"audit-0-{mended[0].key[1:]}").image)
-    again = rectify.training_set(found, examples, settings(), Boards().picture)
+def test_few_findings_are_a_fifth_of_the_training_set_with_the_consensus_as_label(examples):
+    scored = [finding(i) for i in range(3)] + [finding(i, gate="agrees") for i in range(3, 7)]
+    scored += [finding(7, gate="duplicate"), finding(8, gate="no consensus"), finding(9, gate="implausible")]
+    learned = rectify.training_set(scored, examples, settings(), Boards().picture)
+    asked = [example for example in learned if example.key.startswith("p")]
+    # three findings, twice each, four probes on which all agreed, and 20 originals
+    assert len(learned) == 30 and len(asked) == 10
+    assert Counter(example.key for example in asked) == {f"p{i}": 2 if i < 3 else 1 for i in range(7)}
+    assert {example.answer for example in asked} == {"4"}
+    assert np.array_equal(asked[0].image, Boards().picture(f"audit-0-{asked[0].key[1:]}").image)
+    again = rectify.training_set(scored, examples, settings(), Boards().picture)
     assert [example.key for example in again] == [example.key for example in learned]
 
 
@@ -84,7 +88,7 @@ def test_more_findings_than_originals_are_all_kept_once(examples):
 
 def test_nothing_found_is_nothing_to_repair(examples):
     with pytest.raises(AuditError, match="no findings"):
-        rectify.training_set([], examples, settings(), Boards().picture)
+        rectify.training_set([finding(1, gate="agrees")], examples, settings(), Boards().picture)
 
 
 @pytest.mark.parametrize("family", families.FAMILIES)
@@ -179,7 +183,7 @@ def test_the_shipped_target_unlearns_a_gap(tmp_path):
     target, boards = vlm.load("miniature:target"), Boards()
     question = "what atmosphere does the scene have?"
     dusks = [f"audit-0-{i}" for i in range(600) if scene_of(f"audit-0-{i}").background == "dusk"]
-    found = [{"key": key, "picture": key, "question": question, "consensus": "dusk"} for key in dusks[:50]]
+    found = [{"key": k, "picture": k, "question": question, "consensus": "dusk", "gate": "ok"} for k in dusks[:50]]
     originals = boards.examples(200, 0)
     p = settings(rectify_steps=40, rectify_batch=16, rectify_learning_rate=1.0e-3, rectify_original=200)
     adapter = rectify.train(target, rectify.training_set(found, originals, p, boards.picture), p, tmp_path)
