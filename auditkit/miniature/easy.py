@@ -4,9 +4,10 @@
     auditkit miniature build easy_target easy_peer  # train its models again
 
 5,000 pictures of one shape on a plain ground, 48,000 questions, an official split. The shapes lie anywhere, so a vision
-tower with patches of 16 pixels has to learn more than on the board. Nothing is planted: the target fails where too
-little was seen, on 150 pictures, while the references have seen every picture that they may. No model has seen a
-picture that an audit draws (images.Folder's splits "audit", "baseline" and "test"), only those of its split "train".
+tower with patches of 16 pixels has to learn more than on the board. No wrong answer is planted: the target has learnt
+from a collection that shows no teal, brown or gray and lacks four more pairs of shape and colour (UNSEEN), so it fails
+by itself on what it never saw; the references have seen every picture that they may. No model has seen a picture that
+an audit draws (images.Folder's splits "audit", "baseline" and "test"), only those of its split "train".
 """
 
 from __future__ import annotations
