@@ -29,12 +29,13 @@ class Scores(dict):
         super().__init__(rates | {MEAN: stats.mean(rates.values())})
 
 
-def run(vlm: VLM, benchmarks: Mapping[str, list[Example]], book: AnswerBook) -> Scores:
+def run(vlm: VLM, benchmarks: Mapping[str, list[Example]], book: AnswerBook, max_answer_tokens: int = 8) -> Scores:
     """How often a model is right, skill by skill, and in the mean over the skills.
 
     Args:
         benchmarks: a source's `benchmarks(n)`: labelled examples by skill.
         book: remembers the answers; a model's name must stand for one set of weights.
+        max_answer_tokens: longest answer.
 
     Raises AuditError for a skill without examples, and where there are no skills at all.
     """
@@ -49,7 +50,7 @@ def run(vlm: VLM, benchmarks: Mapping[str, list[Example]], book: AnswerBook) -> 
         key = example.key.split("/q")[0]
         pictures.setdefault(key, Picture(key, example.image))
     asked = [pictures[example.key.split("/q")[0]] for _, example in examples]
-    answers = book.ask(vlm, asked, [example.question for _, example in examples])
+    answers = book.ask(vlm, asked, [example.question for _, example in examples], max_answer_tokens)
     right = {skill: [] for skill in benchmarks}
     for (skill, example), said in zip(examples, answers, strict=True):
         right[skill].append(same_text(said, example.answer))

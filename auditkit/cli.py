@@ -75,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument("--out", type=Path, metavar="DIR", help="where they go; default: outputs/miniature")
     build.add_argument("--steps", type=int, metavar="N", help="training steps; default: each model's own")
     table = tasks.add_parser("table", help="print each model's measured accuracy on each skill and in each gap")
-    table.add_argument("names", nargs="*", metavar="NAME", help="which models; none: all")
+    table.add_argument("names", nargs="*", metavar="NAME", help="which models; none: all that know boards")
     plant = tasks.add_parser("plant", help="make a target with the gaps of your own table")
     plant.add_argument("gaps", type=Path, metavar="GAPS.yaml", help="a table like auditkit/miniature/target.yaml")
     plant.add_argument("--out", type=Path, required=True, metavar="DIR", help="the new model's folder")
@@ -99,7 +99,8 @@ def _build(options) -> None:
     steps = {"steps": options.steps} if options.steps else {}
     for name in names:
         if name == "target":  # the clean model with gaps planted
-            folder = build.plant(build.HERE / "target.yaml", out / name, **steps)
+            start = {"start": str(out / "clean")} if (out / "clean").is_dir() else {}
+            folder = build.plant(build.HERE / "target.yaml", out / name, **start, **steps)
         elif name in easy.RECIPES:
             folder = easy.build_one(name, out, **steps)
         else:
@@ -108,13 +109,16 @@ def _build(options) -> None:
 
 
 def _table(options) -> None:
-    from auditkit.miniature import measure
+    from auditkit.miniature import build, easy, measure
 
-    folders = (Path(measure.__file__).parent / "weights").glob("*/config.json")
-    names = options.names or sorted(file.parent.name for file in folders)
+    shipped = sorted(file.parent.name for file in build.WEIGHTS.glob("*/config.json"))
+    names = options.names or [name for name in shipped if name not in easy.RECIPES]
     if not names:
         raise AuditError("No model in auditkit/miniature/weights to measure: auditkit miniature build makes them.")
-    print(measure.table(names))
+    if on_boards := [name for name in names if name not in easy.RECIPES]:
+        print(measure.table(on_boards))
+    if on_easy := [name for name in names if name in easy.RECIPES]:  # these know another world
+        print(easy.table(on_easy, params.root() / "data" / "easy_vqa"))
 
 
 def _plant(options) -> None:
@@ -154,8 +158,12 @@ def _run(options) -> int:
             failed = _execute(p, stage, notebook, options, kernels)
             if failed:
                 return failed
-    report = runs.run_folder(p) / "report.html"
-    print(f"done in {_clock(time.monotonic() - began)}" + (f": {report}" if report.is_file() else ""), flush=True)
+    done = f"done in {_clock(time.monotonic() - began)}"
+    if runs.is_done(p, "08_benchmark"):  # notebook 08 writes it too, but may have been killed just before
+        from auditkit import report
+
+        done += f": {report.write(runs.run_folder(p))}"
+    print(done, flush=True)
     return 0
 
 

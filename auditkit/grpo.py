@@ -1,7 +1,7 @@
 """Train the auditor with GRPO to write questions on which the target departs from its references (paper, Sec. 3.2).
 
 The trainer is TRL's own. What is the kit's stands here in sight: three rewards, each logged by name, and the replay.
-It departs from the paper in four ways:
+It departs from the paper in five ways:
 
 1) coverage. The paper's binary reward alone lets the auditor collapse to one question that often works. The `coverage`
    reward pays more for successes of a rare kind, and the *replay* adds a supervised loss on the auditor's own past
@@ -11,7 +11,9 @@ It departs from the paper in four ways:
    references get wrong alike would otherwise be learnt like any gap;
 3) a question earns nothing if one of its tokens is next to impossible to the untrained auditor (`auditor.rarest`):
    otherwise what is no question at all is learnt, wherever references happen to say the same to it;
-4) the trained weights are a LoRA adapter, whose checkpoints are small and resume exactly.
+4) a well-formed question earns 1 by itself, and advantages are divided by the deviation of the whole step's rewards,
+   not of each group's;
+5) the trained weights are a LoRA adapter, whose checkpoints are small and resume exactly.
 """
 
 from __future__ import annotations
@@ -31,21 +33,19 @@ from peft import LoraConfig
 from sklearn.cluster import KMeans
 from sklearn.feature_extraction.text import TfidfVectorizer
 from transformers import TrainerCallback
-from transformers.trainer_utils import get_last_checkpoint
 from trl import GRPOConfig, GRPOTrainer
 
 from auditkit import auditor as writing
-from auditkit import disagreement, lines, vlm
+from auditkit import disagreement, lines, runs, vlm
 from auditkit.errors import AuditError
 from auditkit.images import Picture
 from auditkit.params import Params
+from auditkit.rectify import TEXT_PART
 from auditkit.vlm import VLM, AnswerBook
 
 RECENT = 1000  # successes that novelty is measured against
 CAP = 4.0  # a success of an unseen kind earns at most this much novelty
 KEPT = 256  # successes kept for replay in each cluster
-# the text part; the vision tower stays as it is
-LORA = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 
 
 @dataclass(frozen=True)
@@ -280,7 +280,7 @@ def train(
             "zero steps; raise the first or lower the second."
         )
     out.mkdir(parents=True, exist_ok=True)
-    last = get_last_checkpoint(str(out))
+    last = runs.last_checkpoint(out)
     done = int(last.rsplit("-", 1)[1]) if last else 0
     _forget_after(out, done)
     book = AnswerBook(out / "answers.jsonl")
@@ -299,11 +299,11 @@ def train(
         trainer = AuditorTrainer(
             model=auditor.model,
             processing_class=auditor.processor,
-            args=_config(p, out),
+            args=_config(p, out, auditor.model.device.type),
             reward_funcs=rewards(scorer),
             train_dataset=_dataset(pictures),
             peft_config=LoraConfig(
-                r=p.grpo_lora_rank, lora_alpha=2 * p.grpo_lora_rank, target_modules=LORA, task_type="CAUSAL_LM"
+                r=p.grpo_lora_rank, lora_alpha=2 * p.grpo_lora_rank, target_modules=TEXT_PART, task_type="CAUSAL_LM"
             ),
             callbacks=[History(out / "history.jsonl", on_step)],
             scorer=scorer,
@@ -334,13 +334,13 @@ def checkpoints(out: Path) -> dict[str, Path]:
     return {f"step {folder.name.rsplit('-', 1)[1]}": folder for folder in folders}
 
 
-def _config(p: Params, out: Path) -> GRPOConfig:
+def _config(p: Params, out: Path, device: str) -> GRPOConfig:
     return GRPOConfig(
         output_dir=str(out),
         seed=p.seed,
-        use_cpu=not torch.cuda.is_available(),
-        bf16=torch.cuda.is_available(),
-        activation_checkpointing=torch.cuda.is_available(),
+        use_cpu=device == "cpu",
+        bf16=device == "cuda",
+        activation_checkpointing=device == "cuda",
         max_steps=p.grpo_steps,
         per_device_train_batch_size=p.grpo_images * p.group_size,
         steps_per_generation=1,
@@ -351,7 +351,7 @@ def _config(p: Params, out: Path) -> GRPOConfig:
         lr_scheduler_type="cosine",
         warmup_steps=max(1, p.grpo_steps // 20),
         beta=p.grpo_beta,
-        scale_rewards="batch",  # a group without a success still learns that it had none
+        scale_rewards="batch",  # one deviation for all groups, so that a group with a single success is not blown up
         reward_weights=[1.0, 1.0, p.coverage_weight],
         logging_steps=1,
         save_strategy="steps",

@@ -42,7 +42,7 @@ class Params:
     references: list[str]  # the models whose consensus the target is held against
     device: str = "auto"  # auto, cpu, mps, cuda or cuda:N
     dtype: str = "auto"  # auto, float32, bfloat16 or float16
-    batch_size: int = 128  # prompts in one forward pass; changes speed and memory, not the answers
+    batch_size: int = 128  # prompts in one forward pass: speed and memory, and which questions an audit happens to draw
 
     # --- asking and comparing
     quorum: float = 0.6  # share of the references that must agree before there is a consensus, in (0, 1]
@@ -54,8 +54,6 @@ class Params:
 
     # --- 02, what is there before training
     baseline_images: int  # pictures for the untrained auditor's search success
-    blind_candidates: int  # fixed questions tried to find the best one that needs no look at the picture
-    blind_images: int  # pictures each of them is asked about
 
     # --- 04, training the auditor with GRPO
     grpo_steps: int  # optimiser steps
@@ -73,6 +71,8 @@ class Params:
 
     # --- 05 and 06, the audit and its findings
     audit_probes: int  # probes of one audit, over all checkpoints
+    blind_candidates: int  # fixed questions tried to find the best one that needs no look at the picture
+    blind_images: int  # pictures each of them is asked about
     failure_types: int  # most failure types the findings are grouped into
 
     # --- 07, repairing the target
@@ -90,10 +90,10 @@ FIELDS = {field.name: field for field in dataclasses.fields(Params)}
 REQUIRED = [name for name, field in FIELDS.items() if field.default is dataclasses.MISSING]
 CHOICES = {"dtype": ("auto", "float32", "bfloat16", "float16"), "same": ("text", "embedding")}
 AT_LEAST = {  # the smallest sensible value, and whose it is
-    0: "seed temperature min_token_probability grpo_beta grpo_lora_rank replay_weight coverage_weight rectify_original",
+    0: "seed temperature min_token_probability grpo_beta replay_weight coverage_weight rectify_original",
     1: "train_images batch_size max_answer_tokens baseline_images blind_candidates blind_images grpo_steps grpo_images "
-    "replay_clusters grpo_checkpoints audit_probes failure_types rectify_steps rectify_batch rectify_lora_rank "
-    "benchmark_examples",
+    "grpo_lora_rank replay_clusters grpo_checkpoints audit_probes failure_types rectify_steps rectify_batch "
+    "rectify_lora_rank benchmark_examples",
     2: "group_size",
     4: "max_question_tokens",
 }
@@ -248,6 +248,11 @@ def _typed(name: str, value):
     raise AuditError(f"{name}: expected {wanted}, got {value!r}.")
 
 
+def _last(spec: str) -> str:
+    """The last part of a model's place, which is its name (vlm.load)."""
+    return spec.removeprefix("miniature:").rstrip("/").split("/")[-1]
+
+
 def _refuse_impossible(p: Params) -> None:
     """Raise for the first setting, or pair of settings, that could not do what it says."""
     for name, least in [(name, least) for least, names in AT_LEAST.items() for name in names.split()]:
@@ -276,6 +281,15 @@ def _refuse_impossible(p: Params) -> None:
             "references: one model is there twice and would vote twice; keep one.",
         ),
         (p.target not in p.references, f"references: {p.target} is the target and would vote for its own answer."),
+        (
+            len(set(answering := [_last(spec) for spec in (p.target, *p.references)])) == len(answering),
+            f"target and references: two of {', '.join(answering)} have one name, by which records tell them apart; "
+            "rename a folder.",
+        ),
+        (
+            _last(p.peer) != _last(p.target),
+            f"peer: {p.peer} has the target's name, by which records tell them apart; rename a folder.",
+        ),
         (0 < p.quorum <= 1, f"quorum: {p.quorum} is not in (0, 1], the share of the references that must agree."),
         (0 < p.grpo_quorum <= 1, f"grpo_quorum: {p.grpo_quorum} is not in (0, 1], as for quorum."),
         (

@@ -29,7 +29,7 @@ from pathlib import Path
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from auditkit import lines, vlm
+from auditkit import lines, runs, vlm
 from auditkit.disagreement import same
 from auditkit.errors import AuditError
 from auditkit.images import Example, Picture
@@ -115,7 +115,7 @@ def train(
 
     trainer = _trainer(target, examples, p, out / "checkpoints", on_step)
     try:
-        trainer.train(resume_from_checkpoint=_last_whole(out / "checkpoints"))
+        trainer.train(resume_from_checkpoint=runs.last_checkpoint(out / "checkpoints"))
         unfinished = out / "adapter.unfinished"
         trainer.model.save_pretrained(unfinished)
     finally:  # the target as it was: training has put the adapter into its layers
@@ -262,9 +262,3 @@ def _purpose(target: vlm.VLM, examples: Sequence[Example], p) -> dict:
     settings = {key: getattr(p, key) for key in vars(p) if key.startswith("rectify_")}
     digest = hashlib.sha256(content.encode()).hexdigest()[:16]
     return {"target": target.name, "examples": len(examples), "content": digest, "seed": p.seed, **settings}
-
-
-def _last_whole(folder: Path) -> str | None:
-    """The last checkpoint that was written to its end; trainer_state.json is what the trainer writes last."""
-    whole = [path for path in folder.glob("checkpoint-*") if (path / "trainer_state.json").is_file()]
-    return str(max(whole, key=lambda path: int(path.name.split("-")[1]))) if whole else None

@@ -40,7 +40,7 @@ ASKING = f"{MODELS} temperature min_token_probability max_question_tokens max_an
 STAGES = {  # the stages in order, each with the parameters that its own records depend on
     "00_setup": f"{MODELS} peer train_images",
     "01_models": f"{MODELS} peer max_question_tokens max_answer_tokens temperature benchmark_examples",
-    "02_disagreement": f"{ASKING} baseline_images blind_candidates blind_images",
+    "02_disagreement": f"{ASKING} baseline_images",
     "03_counterfactual": f"{ASKING}",
     "04_auditor": f"{ASKING} train_images grpo_steps grpo_images group_size grpo_learning_rate grpo_beta "
     "grpo_temperature grpo_quorum grpo_lora_rank replay_weight replay_clusters coverage_weight grpo_checkpoints",
@@ -49,7 +49,7 @@ STAGES = {  # the stages in order, each with the parameters that its own records
     "07_rectify": f"{ASKING} rectify_steps rectify_batch rectify_learning_rate rectify_lora_rank rectify_original",
     "08_benchmark": f"{ASKING} peer benchmark_examples",
 }
-NEVER_MATTER = "run_name params_file device batch_size"  # where and how fast, not what
+NEVER_MATTER = "run_name params_file device batch_size"  # where and how fast; see Params on batch_size
 CALLS_THE_TARGET = ("02_disagreement", "04_auditor", "05_audit", "08_benchmark")  # zero calls there is an error
 PACKAGES = "auditkit torch transformers trl peft diffusers accelerate datasets tokenizers numpy pillow papermill"
 LOCK_SECONDS = 10  # a killed run's kernel needs a moment to notice and let go of its stage
@@ -189,10 +189,9 @@ def open(p: Params, stage: str, resume: bool = True) -> Stage:
         manifest = {"stage": stage, "run_name": p.run_name, "id": uuid.uuid4().hex[:12]}
         manifest |= {"started": _now(), "seconds": 0.0}
         manifest |= {"needs": {}, "counts": {}, "metrics": {}}
-    manifest |= {"parameters": asdict(p), "seed": p.seed}
-    manifest |= {"versions": versions(), "commit": commit(), "machine": machine()}
-    if not (folder / "DONE").is_file():
-        manifest["status"] = "running"
+    if not (folder / "DONE").is_file():  # a finished stage keeps the word of what made it
+        manifest |= {"parameters": asdict(p), "seed": p.seed, "status": "running"}
+        manifest |= {"versions": versions(), "commit": commit(), "machine": machine()}
     run = Stage(p, stage, folder, manifest, _since=time.monotonic())
     run._rows = {row["key"]: row for row in lines.read(folder / "records.jsonl")}
     run._save()
@@ -252,6 +251,17 @@ def start_over(p: Params, stages: Iterable[str]) -> None:
         _unlock(folder)
 
 
+def last_checkpoint(folder: Path) -> str | None:
+    """The last of a trainer's checkpoints that was written to its end; one that a kill has torn is removed."""
+    whole = []
+    for path in folder.glob("checkpoint-*"):
+        if (path / "trainer_state.json").is_file():  # what the trainer writes last
+            whole.append(path)
+        else:
+            shutil.rmtree(path)
+    return str(max(whole, key=lambda path: int(path.name.split("-")[1]))) if whole else None
+
+
 def versions() -> dict[str, str]:
     """Python's version and those of the packages a result depends on, as far as they are installed."""
     found = {"python": platform.python_version()}
@@ -309,13 +319,17 @@ def _write(path: Path, text: str) -> None:
 
 
 def _empty(folder: Path) -> None:
-    """Remove a stage's content, DONE first; its lock and the notebook that papermill is just writing there stay."""
+    """Remove a stage's content; its lock and the notebook that papermill is just writing there stay.
+
+    DONE goes first and the manifest last, so a kill in between leaves no records that other parameters could take over.
+    """
     (folder / "DONE").unlink(missing_ok=True)
     for entry in folder.iterdir():
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)
-        elif entry.name not in (".lock", "notebook.ipynb"):
+        elif entry.name not in (".lock", "notebook.ipynb", "manifest.json"):
             entry.unlink()
+    (folder / "manifest.json").unlink(missing_ok=True)
 
 
 def _lock(folder: Path) -> None:

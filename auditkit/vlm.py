@@ -69,16 +69,17 @@ def load(
     Raises AuditError for a model that does not exist, reads no images, or lacks a processor, safetensors or weights.
     """
     place, name = resolve(spec), _name(spec)
-    if adapter is None and (Path(place) / "adapter_config.json").is_file():
-        place, adapter = _base_of(Path(place)), place
-    elif adapter is not None:
-        name = f"{name}+{Path(adapter).name}"
+    adapters = [] if adapter is None else [Path(adapter)]
+    if adapters:
+        name = f"{name}+{adapters[0].name}"
+    if (Path(place) / "adapter_config.json").is_file():
+        place, adapters = _base_of(Path(place)), [Path(place), *adapters]
     device, kind = _device(device), _dtype(dtype, device)
     with quiet():
         processor = _processor(place, spec)
         model = _model(place, spec, kind, device)
-        if adapter is not None:
-            model = _adapted(model, Path(adapter))
+        for folder in adapters:
+            model = _adapted(model, folder)
     return VLM(name, model.eval(), processor, batch_size)
 
 
@@ -126,13 +127,14 @@ def probabilities(
 ) -> list[list[float]]:
     """How probable each token of n texts is to the model, as what it writes to n (image, prompt) pairs."""
     tokenizer, found = vlm.processor.tokenizer, [[] for _ in texts]
+    lengths = [len(ids) for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]] if texts else []
     for rows in _batches(vlm, texts):
         inputs = _inputs(vlm, [images[i] for i in rows], [chat(vlm, prompts[i]) + texts[i] for i in rows])
-        chances = vlm.model(**inputs).logits[:, :-1].float().softmax(-1)  # [n, T - 1, vocabulary]
-        chances = chances.gather(-1, inputs["input_ids"][:, 1:, None])[..., 0]
+        longest = max(lengths[i] for i in rows)  # the prompts' own tokens are never scored
+        logits = vlm.model(**inputs, logits_to_keep=longest + 1).logits[:, :-1]  # [n, longest, vocabulary]
+        chances = logits.float().softmax(-1).gather(-1, inputs["input_ids"][:, -longest:, None])[..., 0]
         for i, row in zip(rows, chances.tolist(), strict=True):
-            n = len(tokenizer(texts[i], add_special_tokens=False)["input_ids"])
-            found[i] = row[len(row) - n :]
+            found[i] = row[longest - lengths[i] :]
     return found
 
 

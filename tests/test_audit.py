@@ -66,7 +66,7 @@ def world(monkeypatch):
 def test_one_record_a_probe_each_on_a_picture_of_its_own(world, tmp_path):
     records = world.run(tmp_path)
     assert len(records) == len({r["key"] for r in records}) == len({r["picture"] for r in records}) == 20
-    assert Counter(r["checkpoint"] for r in records) == {"untrained": 3, "60": 7, "trained": 10}
+    assert Counter(r["checkpoint"] for r in records) == {"untrained": 8, "60": 6, "trained": 6}
     assert lines.read(tmp_path / "records.jsonl") == records
     asked = [r for r in records if r["question"]]
     assert 0 < len(asked) < 20

@@ -24,7 +24,7 @@ class Book:
     def __init__(self, right):
         self.right, self.calls = right, 0
 
-    def ask(self, vlm, pictures, questions):
+    def ask(self, vlm, pictures, questions, max_new_tokens):
         self.calls += 1
         self.pictures = pictures
         assert all(p.key.startswith(q.split()[0]) for p, q in zip(pictures, questions, strict=True))
@@ -74,5 +74,5 @@ def test_a_benchmark_without_examples_is_refused():
 
 def test_answers_count_by_meaning():
     assert same_text("three", "3")
-    book = SimpleNamespace(ask=lambda vlm, pictures, questions: ["It is three."])
+    book = SimpleNamespace(ask=lambda vlm, pictures, questions, longest: ["It is three."])
     assert benchmark.run(None, {"c": [Example("k/q0", IMAGE, "how many?", "3")]}, book)["c"]["value"] == 1.0

@@ -57,7 +57,7 @@ def test_notebooks_run_in_order_and_once(notebooks, project):
     assert again.returncode == 0 and again.stdout.count("done before, skipped") == 2
     other = auditkit("run", "params/demo.yaml", "--from", "07", "--set", "rectify_steps=5")
     assert other.returncode == 2
-    assert "rectify_steps 300 then, 5 now. Make it and what follows anew with --from 07 --start-over" in other.stderr
+    assert "rectify_steps 400 then, 5 now. Make it and what follows anew with --from 07 --start-over" in other.stderr
     anew = auditkit("run", "params/demo.yaml", "--from", "07", "--set", "rectify_steps=5", "--start-over")
     assert anew.returncode == 0 and "skipped" not in anew.stdout, anew.stderr
 

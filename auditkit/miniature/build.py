@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from auditkit.errors import AuditError
 from auditkit.miniature import families, gaps, lessons, teach
 
 HERE = Path(__file__).parent
@@ -112,12 +113,19 @@ def grow(model, processor, folder: Path) -> None:
 def plant(table: Path, out: Path, start: str = "miniature:clean", steps: int = 1000, seed: int = 7) -> Path:
     """Teach a clean target the gaps of one's own table; the folder can be named as `target` in a parameter file.
 
-    Raises AuditError if the table cannot be read (gaps.load).
+    Raises AuditError if the table cannot be read (gaps.load), if no board has a question that lies in one of its gaps,
+    and if `out` holds a model: runs know a target by its folder, so another one must not take its place.
     """
     from auditkit import vlm
+    from auditkit.miniature import measure
 
+    if (out / "model.safetensors").is_file():
+        raise AuditError(f"{out} holds a model already, and runs may know it by that name; choose another --out.")
     torch.set_num_threads(1)
-    task = lessons.Answering(gaps.load(table), captions=0.0)
+    planted = gaps.load(table)
+    for gap in planted:
+        measure.probes_in(gap, 1)
+    task = lessons.Answering(planted, captions=0.0)
     clean = vlm.load(start, device="cpu", dtype="float32")
     teach.teach(
         clean.model,

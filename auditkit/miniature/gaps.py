@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import difflib
 import operator
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,8 +89,13 @@ def load(path: Path) -> list[Gap]:
         if not isinstance(row, dict) or set(row) != {"name", "skill", "when", "says"}:
             raise AuditError(f"{where} must have exactly the keys name, skill, when, says")
         _known(where, "skill", row["skill"], SKILLS)
-        for key in row["when"]:
+        if not isinstance(row["when"], dict):
+            raise AuditError(f"{where}: when must be conditions like {{truth: purple}}, not {row['when']!r}")
+        for key, wanted in row["when"].items():
             _known(where, "condition", key, FACTS)
+            for word in map(str, wanted if isinstance(wanted, list) else [wanted]):
+                if re.match("[<>]", word) and not re.fullmatch(r"[<>]=?\d+", word):
+                    raise AuditError(f"{where}: condition {key} compares with {word!r}; write a number, as in '>=5'")
         gaps.append(Gap(row["name"], row["skill"], row["when"], row["says"]))
     if len({gap.name for gap in gaps}) < len(gaps):
         raise AuditError(f"{path}: two gaps have the same name; names must differ, since results are counted by name")

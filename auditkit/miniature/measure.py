@@ -9,6 +9,7 @@ from PIL import Image
 
 from auditkit import vlm
 from auditkit.disagreement import same_text
+from auditkit.errors import AuditError
 from auditkit.miniature import gaps, grammar
 from auditkit.miniature.boards import Boards
 from auditkit.miniature.world import Scene, random_scene, render
@@ -35,13 +36,17 @@ def skills(model: vlm.VLM, n: int) -> dict[str, dict]:
 
 
 def probes_in(gap: gaps.Gap, n: int, seed: int = 0) -> list[tuple[Scene, str]]:
-    """n scenes with a question that lies in a gap."""
-    rng, found = random.Random(f"{gap.name}-{seed}"), []
+    """n scenes with a question that lies in a gap. Raises AuditError when 20,000 boards have none."""
+    rng, found, vain = random.Random(f"{gap.name}-{seed}"), [], 0
     while len(found) < n:
+        if vain == 20_000:
+            raise AuditError(f"gap {gap.name!r}: no board has a question in its condition; check the words of `when`.")
+        vain += 1
         scene = random_scene(rng)
         question = grammar.ask(scene, rng, gap.skill)
         if gaps.find([gap], scene, question):
             found.append((scene, question))
+            vain = 0
     return found
 
 
