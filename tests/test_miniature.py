@@ -134,6 +134,8 @@ def test_two_references_share_two_gaps():
         ("- {name: a, skill: colour, says: b}", "exactly the keys"),
         ("hello", "expected a list of gaps"),
         ("- {name: [", "cannot be read as YAML"),
+        ("- {name: a, skill: colour, when: red, says: b}", "when must be conditions"),
+        ("- {name: a, skill: counting, when: {objects: '>=five'}, says: b}", "compares with '>=five'; write a number"),
     ],
 )
 def test_a_wrong_table_is_refused_with_a_sentence(tmp_path, text, says):
@@ -211,6 +213,11 @@ def test_planting_changes_the_answers(tmp_path):
     assert [gap.name for gap in Boards().gaps(folder)] == ["red is green"]
     assert vlm.load(folder).model.config.model_type == "paligemma"
     assert (tmp_path / "mine.log.jsonl").is_file()
+    with pytest.raises(AuditError, match="holds a model already"):
+        build.plant(table, tmp_path / "mine", steps=2)
+    table.write_text("- {name: red is green, skill: colour, when: {truth: raed}, says: green}\n")
+    with pytest.raises(AuditError, match="'red is green': no board has a question in its condition"):
+        build.plant(table, tmp_path / "other", steps=2)
 
 
 def test_lessons_say_what_the_table_says():

@@ -237,8 +237,11 @@ def test_the_stage_files_are_what_the_report_reads(smoke, metrics, p):
     assert "no stage" not in (folder / "report.html").read_text() and (folder / "report.html").stat().st_size > 50_000
 
 
-def test_running_again_does_nothing(smoke):
+def test_running_again_does_nothing_but_write_a_report_that_is_missing(smoke):
+    page = smoke / "outputs" / "smoke" / "report.html"
+    page.unlink()
     again = auditkit(smoke)
+    assert page.is_file() and str(page) in again.stdout
     assert again.returncode == 0 and again.stdout.count("done before, skipped") == len(runs.STAGES), again.stderr
 
 

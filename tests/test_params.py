@@ -69,6 +69,9 @@ def test_every_key_has_its_comment_in_the_source(repository):
         ("grpo_learning_rate: 0", "grpo_learning_rate: 0.0 trains nothing"),
         ("same: meaning", "same: 'meaning' is not one of text, embedding"),
         ("dtype: fp16", "dtype: 'fp16' is not one of"),
+        ("references: [mine/target]", "two of target, target have one name"),
+        ("peer: mine/target/", "peer: mine/target/ has the target's name"),
+        ("grpo_lora_rank: 0", "grpo_lora_rank: 0 is too small"),
         ("device: gpu", "device: 'gpu' is not one of"),
         ("seed: 1\nseed: 2", "seed is given twice"),
         (

@@ -68,6 +68,24 @@ def test_records_are_appended_once(p):
         again.append({"x": 1})
 
 
+def test_a_finished_stage_keeps_the_word_of_what_made_it(p, monkeypatch):
+    run = finished(p, "06_findings")
+    before = manifest(run.folder)
+    monkeypatch.setattr(runs, "versions", lambda: {"python": "another"})
+    runs.open(p, "06_findings")
+    assert {**manifest(run.folder), "seconds": 0} == {**before, "seconds": 0}
+
+
+def test_a_checkpoint_that_a_kill_has_torn_is_no_checkpoint(tmp_path):
+    for step, files in ((9, ["trainer_state.json"]), (10, ["trainer_state.json"]), (11, ["adapter_config.json"])):
+        for file in files:
+            (tmp_path / f"checkpoint-{step}").mkdir()
+            (tmp_path / f"checkpoint-{step}" / file).touch()
+    assert runs.last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
+    assert not (tmp_path / "checkpoint-11").exists()
+    assert runs.last_checkpoint(tmp_path / "nowhere") is None
+
+
 def test_a_torn_last_line_is_cut_off_and_damage_elsewhere_is_named(p):
     run = runs.open(p, "05_audit")
     run.append([{"key": "a"}, {"key": "b"}])

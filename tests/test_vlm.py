@@ -230,6 +230,13 @@ def test_an_adapter_is_merged_into_its_model(copy, tmp_path, asked):
     assert vlm.answer(named, asked[0], asked[1]) == vlm.answer(found, asked[0], asked[1]) == wanted != before
     with pytest.raises(AuditError, match="is no adapter"):
         vlm.load(copy, adapter=tmp_path)
+    # an adapter on top of an adapter, as in a second round of repair: twice the same is not the same as once
+    once, twice = (m.model.state_dict() for m in (found, vlm.load(tmp_path / "adapter", adapter=tmp_path / "adapter")))
+    plain = vlm.load(copy).model.state_dict()
+    moved = [name for name in plain if not torch.equal(plain[name], once[name])]
+    assert moved
+    for name in moved:
+        assert torch.allclose(twice[name] - plain[name], 2 * (once[name] - plain[name]), atol=1e-5)
 
 
 @needs_weights
