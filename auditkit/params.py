@@ -168,7 +168,10 @@ def setting(text: str) -> tuple[str, object]:
             return key, float(value)
         except ValueError:
             return key, value  # refused later, with the key's name
-    return key, yaml.safe_load(value)
+    try:
+        return key, yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise AuditError(f"--set {text}: not readable; a list is written as in references=[a, b].") from None
 
 
 def find(path: str | Path) -> Path:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 
 from auditkit import lines
 from auditkit.errors import AuditError
@@ -294,7 +295,7 @@ def _model(place: str, spec: str | Path, dtype: torch.dtype, device: str):
         model, info = AutoModelForImageTextToText.from_pretrained(
             place, dtype=dtype, trust_remote_code=False, use_safetensors=True, output_loading_info=True
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise AuditError(f'"{spec}": its weights could not be loaded from {place} ({_short(error)}).') from error
     if missing := sorted(info["missing_keys"]):
         raise AuditError(f'"{spec}": {place} lacks {len(missing)} tensors of the model, {missing[0]} among them.')

@@ -88,6 +88,11 @@ def test_what_cannot_work_is_refused_by_name(project, line, said):
     assert "\n" not in str(error.value)
 
 
+def test_a_setting_that_is_no_yaml_is_refused():
+    with pytest.raises(AuditError, match=r"--set references=\[a: not readable; a list is written as in"):
+        params.setting("references=[a")
+
+
 def test_missing_keys_files_and_contents_are_named(project):
     (project / "params/short.yaml").write_text("run_name: short\nparams_file: params/short.yaml\n")
     with pytest.raises(AuditError, match="missing seed, images, train_images"):
