@@ -3,8 +3,8 @@
 (paper, Sec. 3.2: one pass per picture, no further search.) Departs from the paper in one way: probes come from several
 checkpoints of the auditor, the untrained one among them. The last succeeds most often, but training narrows what an
 auditor asks about, and the earlier checkpoints still reach what the last one forgot. Of the miniature's 28 gaps, 2,000
-probes found 25 and 26 (two seeds) with 40 % of them by the untrained auditor and 30 % by the last one; with 15 % and
-50 % they found 19 and 25.
+probes found 25 and 26 (two seeds, auditors trained for 240 steps) with 40 % of them by the untrained auditor and 30 %
+by the last one; with 15 % and 50 % they found 19 and 25.
 
 Three files grow in the audit's folder, and each is only appended to, so it can be killed anywhere and started again:
 proposals.jsonl (what the auditors wrote), answers.jsonl (what each model said), records.jsonl (one row a probe).

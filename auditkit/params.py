@@ -251,9 +251,13 @@ def _typed(name: str, value):
     raise AuditError(f"{name}: expected {wanted}, got {value!r}.")
 
 
-def _last(spec: str) -> str:
-    """The last part of a model's place, which is its name (vlm.load)."""
-    return spec.removeprefix("miniature:").rstrip("/").split("/")[-1]
+def model_name(spec: str | Path) -> str:
+    """The name that records use for a model: the last part of where it is.
+
+    >>> model_name("miniature:target"), model_name("google/gemma-3-4b-it"), model_name("outputs/mine/")
+    ('target', 'gemma-3-4b-it', 'mine')
+    """
+    return str(spec).removeprefix("miniature:").rstrip("/").split("/")[-1]
 
 
 def _refuse_impossible(p: Params) -> None:
@@ -285,12 +289,12 @@ def _refuse_impossible(p: Params) -> None:
         ),
         (p.target not in p.references, f"references: {p.target} is the target and would vote for its own answer."),
         (
-            len(set(answering := [_last(spec) for spec in (p.target, *p.references)])) == len(answering),
+            len(set(answering := [model_name(spec) for spec in (p.target, *p.references)])) == len(answering),
             f"target and references: two of {', '.join(answering)} have one name, by which records tell them apart; "
             "rename a folder.",
         ),
         (
-            _last(p.peer) != _last(p.target),
+            model_name(p.peer) != model_name(p.target),
             f"peer: {p.peer} has the target's name, by which records tell them apart; rename a folder.",
         ),
         (0 < p.quorum <= 1, f"quorum: {p.quorum} is not in (0, 1], the share of the references that must agree."),

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from auditkit import lines
 from auditkit.errors import AuditError
 from auditkit.images import Picture
+from auditkit.params import model_name, root
 
 WEIGHTS = Path(__file__).parent / "miniature" / "weights"
 
@@ -45,8 +46,6 @@ def resolve(spec: str | Path) -> str:
             shipped = ", ".join(sorted(p.name for p in WEIGHTS.glob("*") if p.is_dir())) or "none"
             raise AuditError(f'"{text}": there is no such miniature model; shipped are: {shipped}.')
         return str(folder)
-    from auditkit.params import root
-
     for folder in (Path(text).expanduser(), root() / text):
         if folder.is_dir():
             return str(folder)
@@ -69,7 +68,7 @@ def load(
 
     Raises AuditError for a model that does not exist, reads no images, or lacks a processor, safetensors or weights.
     """
-    place, name = resolve(spec), _name(spec)
+    place, name = resolve(spec), model_name(spec)
     adapters = [] if adapter is None else [Path(adapter)]
     if adapters:
         name = f"{name}+{adapters[0].name}"
@@ -234,10 +233,6 @@ def _write(vlm: VLM, images: list, prompts: list[str], max_new_tokens: int, temp
         model.train(training)
     new = out[:, inputs["input_ids"].shape[1] :]
     return [text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
-
-
-def _name(spec: str | Path) -> str:
-    return str(spec).removeprefix("miniature:").rstrip("/").split("/")[-1]
 
 
 def _device(device: str) -> str:
