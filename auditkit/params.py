@@ -17,6 +17,7 @@ from pathlib import Path
 
 import yaml
 
+from auditkit import specs
 from auditkit.errors import AuditError
 
 DEFAULTS_FILE = "params/demo.yaml"  # the notebooks' parameters cells repeat this file's values; a test holds them equal
@@ -35,13 +36,16 @@ class Params:
     images: str  # "miniature", or a folder with a questions.jsonl
     train_images: int  # how many pictures the auditor trains on
 
-    # --- models: "miniature:NAME" (shipped), a local folder, or a Hugging Face id
+    # --- models: "miniature:NAME" (shipped), a local folder, a Hugging Face id, a server's address; see specs.py
     auditor: str  # writes the questions
     target: str  # the model under audit
     peer: str = ""  # a larger model of the target's family to compare with; "" for none
     references: list[str]  # the models whose consensus the target is held against
     device: str = "auto"  # auto, cpu, mps, cuda or cuda:N
     dtype: str = "auto"  # auto, float32, bfloat16 or float16
+    memory: str = "together"  # or turns: each model is on the device only while it writes
+    engine: str = "local"  # of the audit: local, or ray, a Ray Data job over many GPUs and nodes
+    workers: int = 1  # sets of models that answer at once, under ray
     batch_size: int = 128  # prompts in one forward pass: speed and memory, and which questions an audit happens to draw
 
     # --- asking and comparing
@@ -62,6 +66,10 @@ class Params:
     grpo_learning_rate: float
     grpo_temperature: float = 1.0  # as temperature, while it learns: a group that writes alike teaches nothing
     grpo_quorum: float = 1.0  # as quorum, for the reward: stricter, so that no blind spot of a majority is learnt
+    grpo_warmup: float = 0.05  # share of the steps over which the learning rate rises
+    grpo_last_learning_rate: float = 0.0  # to which it falls, as a cosine
+    grpo_micro_batch: int = 0  # questions in one forward and backward pass, for memory; 0 for all of a step
+    grpo_rollouts: str = "transformers"  # who generates them: transformers, or TRL's vllm_colocate or vllm_server
     grpo_beta: float  # weight of staying near the untrained auditor (KL); 0 for none
     grpo_lora_rank: int  # rank of the adapter
     replay_weight: float  # of the supervised replay of its own successes, which keeps coverage; 0 for none
@@ -78,6 +86,7 @@ class Params:
     # --- 07, repairing the target
     rectify_steps: int  # optimiser steps
     rectify_batch: int  # examples a step
+    rectify_micro_batch: int = 0  # examples in one forward and backward pass, for memory; 0 for all of a step
     rectify_learning_rate: float
     rectify_lora_rank: int  # rank of the adapter
     rectify_original: int  # labelled original examples, those the target knows are mixed in against forgetting; 0: none
@@ -88,12 +97,19 @@ class Params:
 
 FIELDS = {field.name: field for field in dataclasses.fields(Params)}
 REQUIRED = [name for name, field in FIELDS.items() if field.default is dataclasses.MISSING]
-CHOICES = {"dtype": ("auto", "float32", "bfloat16", "float16"), "same": ("text", "embedding")}
+CHOICES = {
+    "dtype": ("auto", "float32", "bfloat16", "float16"),
+    "memory": ("together", "turns"),
+    "engine": ("local", "ray"),
+    "grpo_rollouts": ("transformers", "vllm_colocate", "vllm_server"),
+    "same": ("text", "embedding"),
+}
 AT_LEAST = {  # the smallest sensible value, and whose it is
-    0: "seed temperature min_token_probability grpo_beta replay_weight coverage_weight rectify_original",
-    1: "train_images batch_size max_answer_tokens baseline_images blind_candidates blind_images grpo_steps grpo_images "
-    "grpo_lora_rank replay_clusters grpo_checkpoints audit_probes failure_types rectify_steps rectify_batch "
-    "rectify_lora_rank benchmark_examples",
+    0: "seed temperature min_token_probability grpo_beta replay_weight coverage_weight rectify_original grpo_warmup "
+    "grpo_last_learning_rate grpo_micro_batch rectify_micro_batch",
+    1: "workers train_images batch_size max_answer_tokens baseline_images blind_candidates blind_images grpo_steps "
+    "grpo_images grpo_lora_rank replay_clusters grpo_checkpoints audit_probes failure_types rectify_steps "
+    "rectify_batch rectify_lora_rank benchmark_examples",
     2: "group_size",
     4: "max_question_tokens",
 }
@@ -251,17 +267,12 @@ def _typed(name: str, value):
     raise AuditError(f"{name}: expected {wanted}, got {value!r}.")
 
 
-def model_name(spec: str | Path) -> str:
-    """The name that records use for a model: the last part of where it is.
-
-    >>> model_name("miniature:target"), model_name("google/gemma-3-4b-it"), model_name("outputs/mine/")
-    ('target', 'gemma-3-4b-it', 'mine')
-    """
-    return str(spec).removeprefix("miniature:").rstrip("/").split("/")[-1]
-
-
 def _refuse_impossible(p: Params) -> None:
     """Raise for the first setting, or pair of settings, that could not do what it says."""
+    for spec in (p.auditor, p.target, *p.references, *filter(None, [p.peer])):
+        specs.parse(spec)
+    if specs.parse(p.auditor).engine != "transformers" or "bits" in specs.parse(p.auditor).options:
+        raise AuditError(f'auditor: "{p.auditor}" cannot be trained; name a folder or a hub id, without ?bits.')
     for name, least in [(name, least) for least, names in AT_LEAST.items() for name in names.split()]:
         if getattr(p, name) < least:
             why = ": GRPO compares the questions of a group with each other" if name == "group_size" else ""
@@ -289,12 +300,12 @@ def _refuse_impossible(p: Params) -> None:
         ),
         (p.target not in p.references, f"references: {p.target} is the target and would vote for its own answer."),
         (
-            len(set(answering := [model_name(spec) for spec in (p.target, *p.references)])) == len(answering),
+            len(set(answering := [specs.parse(spec).name for spec in (p.target, *p.references)])) == len(answering),
             f"target and references: two of {', '.join(answering)} have one name, by which records tell them apart; "
             "rename a folder.",
         ),
         (
-            model_name(p.peer) != model_name(p.target),
+            specs.parse(p.peer).name != specs.parse(p.target).name,
             f"peer: {p.peer} has the target's name, by which records tell them apart; rename a folder.",
         ),
         (0 < p.quorum <= 1, f"quorum: {p.quorum} is not in (0, 1], the share of the references that must agree."),
@@ -303,6 +314,20 @@ def _refuse_impossible(p: Params) -> None:
             p.grpo_temperature > 0,
             f"grpo_temperature: {p.grpo_temperature} makes all questions of a group equal, which teaches nothing; "
             "use more.",
+        ),
+        (p.grpo_warmup < 1, f"grpo_warmup: {p.grpo_warmup} is the share of the steps that warm up; write less than 1."),
+        (
+            p.grpo_last_learning_rate <= p.grpo_learning_rate,
+            f"grpo_last_learning_rate: {p.grpo_last_learning_rate} is above grpo_learning_rate, from which it falls.",
+        ),
+        (
+            not p.grpo_micro_batch or (p.grpo_images * p.group_size) % p.grpo_micro_batch == 0,
+            f"grpo_micro_batch: {p.grpo_micro_batch} does not divide a step's {p.grpo_images * p.group_size} questions "
+            "(grpo_images x group_size).",
+        ),
+        (
+            not p.rectify_micro_batch or p.rectify_batch % p.rectify_micro_batch == 0,
+            f"rectify_micro_batch: {p.rectify_micro_batch} does not divide rectify_batch ({p.rectify_batch}).",
         ),
         (p.grpo_learning_rate > 0, f"grpo_learning_rate: {p.grpo_learning_rate} trains nothing; write more than 0."),
         (

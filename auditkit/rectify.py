@@ -158,6 +158,8 @@ def _trainer(target, examples, p, folder: Path, on_step):
             out = model(**inputs, use_cache=False, logits_to_keep=width + 1)
             logits, wanted = out.logits[:, -width - 1 : -1], labels[:, -width:]
             loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), wanted.flatten(), ignore_index=-100)
+            if num_items_in_batch is not None:  # the answers' tokens of a whole step, of which this may be a part
+                loss = loss * ((labels != -100).sum() / num_items_in_batch)
             return (loss, out) if return_outputs else loss
 
     class Tell(TrainerCallback):
@@ -172,7 +174,8 @@ def _trainer(target, examples, p, folder: Path, on_step):
     config = SFTConfig(
         output_dir=str(folder),
         max_steps=p.rectify_steps,
-        per_device_train_batch_size=p.rectify_batch,
+        per_device_train_batch_size=p.rectify_micro_batch or p.rectify_batch,
+        gradient_accumulation_steps=p.rectify_batch // (p.rectify_micro_batch or p.rectify_batch),
         learning_rate=p.rectify_learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=p.rectify_steps // 20,
@@ -260,6 +263,6 @@ def _joined(processor, batch, endings: Sequence[torch.Tensor]) -> dict[str, torc
 def _purpose(target: vlm.VLM, examples: Sequence[Example], p) -> dict:
     """What a training folder is for; a folder of another purpose is never continued."""
     content = "\n".join(f"{e.key}\t{e.question}\t{e.answer}" for e in examples)
-    settings = {key: getattr(p, key) for key in vars(p) if key.startswith("rectify_")}
+    settings = {key: getattr(p, key) for key in vars(p) if key.startswith("rectify_") and key != "rectify_micro_batch"}
     digest = hashlib.sha256(content.encode()).hexdigest()[:16]
     return {"target": target.name, "examples": len(examples), "content": digest, "seed": p.seed, **settings}

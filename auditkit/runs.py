@@ -43,13 +43,16 @@ STAGES = {  # the stages in order, each with the parameters that its own records
     "02_disagreement": f"{ASKING} baseline_images",
     "03_counterfactual": f"{ASKING}",
     "04_auditor": f"{ASKING} train_images grpo_steps grpo_images group_size grpo_learning_rate grpo_beta "
+    "grpo_warmup grpo_last_learning_rate "
     "grpo_temperature grpo_quorum grpo_lora_rank replay_weight replay_clusters coverage_weight grpo_checkpoints",
     "05_audit": f"{ASKING} audit_probes blind_candidates blind_images",
     "06_findings": f"{ASKING} failure_types",
     "07_rectify": f"{ASKING} rectify_steps rectify_batch rectify_learning_rate rectify_lora_rank rectify_original",
     "08_benchmark": f"{ASKING} peer benchmark_examples",
 }
-NEVER_MATTER = "run_name params_file device batch_size"  # where and how fast; see Params on batch_size
+NEVER_MATTER = (  # where and how fast; see Params on batch_size
+    "run_name params_file device memory engine workers batch_size grpo_micro_batch grpo_rollouts rectify_micro_batch"
+)
 CALLS_THE_TARGET = ("02_disagreement", "04_auditor", "05_audit", "08_benchmark")  # zero calls there is an error
 PACKAGES = "auditkit torch transformers trl peft diffusers accelerate datasets tokenizers numpy pillow papermill"
 LOCK_SECONDS = 10  # a killed run's kernel needs a moment to notice and let go of its stage

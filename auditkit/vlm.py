@@ -1,26 +1,48 @@
 """Models that look at a picture and write: load any Hugging Face one, ask it in batches, remember answers.
 
 The miniature models, a hub id and a local folder go through the same lines: `AutoModelForImageTextToText`,
-`AutoProcessor` and the model's own chat template. Weights are read from safetensors only, and no code that comes with a
-model is ever run.
+`AutoProcessor` and the model's own chat template. Weights are read from safetensors only, and code that comes with a
+model is run only where its spec asks for it by name (`?trust_remote_code=yes`).
+
+What asks a model needs three things of it: `name`, `batch_size`, and `write`, which answers one batch. `VLM` has them
+here by transformers; models behind other engines (endpoint.py, vllm_engine.py) have the same three.
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+from accelerate.utils.memory import should_reduce_batch_size
 from PIL import Image
 from safetensors import SafetensorError
 
-from auditkit import lines
+from auditkit import lines, specs
 from auditkit.errors import AuditError
 from auditkit.images import Picture
-from auditkit.params import model_name, root
+from auditkit.params import root
 
 WEIGHTS = Path(__file__).parent / "miniature" / "weights"
+Picturable = Image.Image | None  # None: a prompt without a picture
+
+
+class Writer(Protocol):
+    """A model behind any engine: what `generate`, `answer` and `AnswerBook` need of it."""
+
+    name: str
+    batch_size: int
+
+    def write(
+        self,
+        images: Sequence[Image.Image | None],
+        prompts: Sequence[str],
+        max_new_tokens: int,
+        temperature: float = 0.0,
+    ) -> list[str]: ...
 
 
 @dataclass
@@ -31,6 +53,18 @@ class VLM:
     model: Any
     processor: Any
     batch_size: int = 128
+    max_pixels: int | None = None  # larger pictures are shrunk to this many
+    parked: "Parked | None" = field(default=None, repr=False)  # its weights' place while it does not write
+
+    def write(
+        self,
+        images: Sequence[Image.Image | None],
+        prompts: Sequence[str],
+        max_new_tokens: int,
+        temperature: float = 0.0,
+    ) -> list[str]:
+        """What the model writes to one batch of (image, prompt) pairs, stripped; an image of None is no image."""
+        return _write(self, list(images), list(prompts), max_new_tokens, temperature)
 
 
 def resolve(spec: str | Path) -> str:
@@ -39,7 +73,7 @@ def resolve(spec: str | Path) -> str:
     A relative folder counts from the working folder, then from the project's.
     Raises AuditError when it can be none of these.
     """
-    text = str(spec)
+    text = specs.parse(spec).place
     if text.startswith("miniature:"):
         folder = WEIGHTS / text.removeprefix("miniature:")
         if not folder.is_dir():
@@ -60,31 +94,95 @@ def load(
     dtype: str = "auto",
     batch_size: int = 128,
     adapter: str | Path | None = None,
-) -> VLM:
+    memory: str = "together",
+) -> Writer:
     """Load a model, its processor and, when given, a LoRA adapter, merged into it.
 
     A folder that itself is an adapter (of a checkpoint, say) is loaded on top of the model it names. "auto" takes cuda
-    with bfloat16 where there is one, else mps, else cpu, with float32. The model's name is the last part of `spec`.
+    with bfloat16 where there is one, else mps, else cpu, with float32. The model's name is the last part of its spec,
+    whose own options (specs.py) go before the arguments given here.
+
+    Args:
+        memory: "turns" keeps the weights in CPU memory and brings them to the device only while the model writes;
+            a quantized model is small and stays.
 
     Raises AuditError for a model that does not exist, reads no images, or lacks a processor, safetensors or weights.
     """
-    place, name = resolve(spec), model_name(spec)
+    parsed = specs.parse(spec)
+    own, name = parsed.options, parsed.name
+    batch_size = own.get("batch_size", batch_size)
+    if parsed.engine != "transformers" and adapter is not None:
+        raise AuditError(f'"{spec}": an adapter needs the model\'s weights here; name a folder or a hub id.')
+    if parsed.engine == "endpoint":
+        from auditkit.endpoint import Endpoint
+
+        return Endpoint.of(parsed)
+    if parsed.engine == "vllm":
+        from auditkit import vllm_engine
+
+        return vllm_engine.load(parsed, batch_size)
+    place = resolve(spec)
     adapters = [] if adapter is None else [Path(adapter)]
     if adapters:
         name = f"{name}+{adapters[0].name}"
     if (Path(place) / "adapter_config.json").is_file():
         place, adapters = _base_of(Path(place)), [Path(place), *adapters]
-    device, kind = _device(device), _dtype(dtype, device)
+    device = _device(own.get("device", device))
+    kind = _dtype(own.get("dtype", dtype), device)
+    bits = own.get("bits")
+    if bits and adapters:
+        raise AuditError(f'"{spec}": an adapter cannot be merged into weights of {bits} bits; leave ?bits out.')
+    turns = memory == "turns" and device != "cpu" and not bits
     with quiet():
-        processor = _processor(place, spec)
-        model = _model(place, spec, kind, device)
+        processor = _processor(place, spec, own)
+        model = _model(place, spec, kind, "cpu" if turns else device, own)
         for folder in adapters:
             model = _adapted(model, folder)
-    return VLM(name, model.eval(), processor, batch_size)
+    parked = Parked(model, device) if turns else None
+    return VLM(name, model.eval(), processor, batch_size, own.get("max_pixels"), parked)
+
+
+class Parked:
+    """Weights that wait in CPU memory while other models have the device.
+
+    Coming costs one copy over the bus (8 GB: about a third of a second over PCIe 5); going costs nothing, since weights
+    that only write are as they were. So a parked model must never be trained.
+    """
+
+    def __init__(self, model, device: str):
+        self.device = device
+        pin = device.startswith("cuda")
+        self.tensors = [
+            (tensor, tensor.data.pin_memory() if pin else tensor.data)
+            for tensor in (*model.parameters(), *model.buffers())
+        ]
+
+    def bring(self) -> None:
+        for tensor, at_home in self.tensors:
+            tensor.data = at_home.to(self.device, non_blocking=True)
+
+    def put_back(self) -> None:
+        for tensor, at_home in self.tensors:
+            tensor.data = at_home
+        free_memory()
+
+
+@contextlib.contextmanager
+def at_work(vlm: Writer) -> Iterator[None]:
+    """While it lasts, a parked model is on its device; for any other model nothing happens."""
+    parked = getattr(vlm, "parked", None)
+    if parked is None:
+        yield
+        return
+    parked.bring()
+    try:
+        yield
+    finally:
+        parked.put_back()
 
 
 def generate(
-    vlm: VLM,
+    vlm: Writer,
     images: Sequence[Image.Image],
     prompts: Sequence[str],
     max_new_tokens: int,
@@ -99,18 +197,20 @@ def generate(
     if len(images) != len(prompts):
         raise ValueError(f"generate: {len(images)} images for {len(prompts)} prompts")
     texts = [""] * len(prompts)
-    device = vlm.model.device
-    with torch.random.fork_rng([device] if device.type == "cuda" else [], enabled=seed is not None):
+
+    def write(rows: list[int]) -> list[str]:
+        return vlm.write([images[i] for i in rows], [prompts[i] for i in rows], max_new_tokens, temperature)
+
+    with at_work(vlm), torch.random.fork_rng(enabled=seed is not None):
         if seed is not None:
             torch.manual_seed(seed)
-        for rows in _batches(vlm, prompts):
-            batch = [images[i] for i in rows], [prompts[i] for i in rows]
-            for i, text in zip(rows, _write(vlm, *batch, max_new_tokens, temperature), strict=True):
+        for rows, written in _in_batches(vlm, prompts, write):
+            for i, text in zip(rows, written, strict=True):
                 texts[i] = text
     return texts
 
 
-def answer(vlm: VLM, images: Sequence[Image.Image], questions: Sequence[str], max_new_tokens: int = 8) -> list[str]:
+def answer(vlm: Writer, images: Sequence[Image.Image], questions: Sequence[str], max_new_tokens: int = 8) -> list[str]:
     """The model's greedy answers to n questions on n images; a question met again on the same image is asked once."""
     places: dict[tuple[int, str], int] = {}
     for i, (image, question) in enumerate(zip(images, questions, strict=True)):
@@ -128,13 +228,18 @@ def probabilities(
     """How probable each token of n texts is to the model, as what it writes to n (image, prompt) pairs."""
     tokenizer, found = vlm.processor.tokenizer, [[] for _ in texts]
     lengths = [len(ids) for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]] if texts else []
-    for rows in _batches(vlm, texts):
+
+    def score(rows: list[int]) -> list[list[float]]:
         inputs = _inputs(vlm, [images[i] for i in rows], [chat(vlm, prompts[i]) + texts[i] for i in rows])
         longest = max(lengths[i] for i in rows)  # the prompts' own tokens are never scored
         logits = vlm.model(**inputs, logits_to_keep=longest + 1).logits[:, :-1]  # [n, longest, vocabulary]
         chances = logits.float().softmax(-1).gather(-1, inputs["input_ids"][:, -longest:, None])[..., 0]
-        for i, row in zip(rows, chances.tolist(), strict=True):
-            found[i] = row[longest - lengths[i] :]
+        return [row[longest - lengths[i] :] for i, row in zip(rows, chances.tolist(), strict=True)]
+
+    with at_work(vlm):
+        for rows, chances in _in_batches(vlm, texts, score):
+            for i, row in zip(rows, chances, strict=True):
+                found[i] = row
     return found
 
 
@@ -155,7 +260,7 @@ class AnswerBook:
         return len(self._answers)
 
     def ask(
-        self, vlm: VLM, pictures: Sequence[Picture], questions: Sequence[str], max_new_tokens: int = 8
+        self, vlm: Writer, pictures: Sequence[Picture], questions: Sequence[str], max_new_tokens: int = 8
     ) -> list[str]:
         """The model's answers to n questions on n pictures; only what the book does not hold yet is asked."""
         keys = [(vlm.name, picture.key, question) for picture, question in zip(pictures, questions, strict=True)]
@@ -163,41 +268,77 @@ class AnswerBook:
         # Batches are cut before the known answers are taken out: a run that was killed then forms the same batches as
         # one that was not, and gets the same answers to the last bit.
         todo = list(unique)
-        for rows in _batches(vlm, [question for _, _, question in todo]) if self._missing(todo) else ():
-            if missing := self._missing([todo[i] for i in rows]):
-                images = [unique[key].image for key in missing]
-                said = _write(vlm, images, [question for _, _, question in missing], max_new_tokens, 0.0)
-                new = dict(zip(missing, said, strict=True))
-                lines.append(
-                    self.path,
-                    ({"model": m, "picture": p, "question": q, "answer": text} for (m, p, q), text in new.items()),
-                )
-                self._answers |= new
-                self.asked += len(new)
+
+        def write(rows: list[int]) -> dict[tuple, str]:
+            missing = self._missing([todo[i] for i in rows])
+            images = [unique[key].image for key in missing]
+            said = vlm.write(images, [question for _, _, question in missing], max_new_tokens) if missing else []
+            return dict(zip(missing, said, strict=True))
+
+        if self._missing(todo):
+            with at_work(vlm):
+                for _, new in _in_batches(vlm, [question for _, _, question in todo], write):
+                    said = ({"model": m, "picture": p, "question": q, "answer": a} for (m, p, q), a in new.items())
+                    lines.append(self.path, said)
+                    self._answers |= new
+                    self.asked += len(new)
         return [self._answers[key] for key in keys]
 
     def _missing(self, keys: list[tuple]) -> list[tuple]:
         return [key for key in keys if key not in self._answers]
 
 
-def chat(vlm: VLM, prompt: str) -> str:
-    """The whole text a model gets for a prompt about one image: its chat template's, or without one PaliGemma's prefix.
+def chat(vlm: VLM, prompt: str, image: bool = True) -> str:
+    """The whole text a model gets for a prompt about one image, or about none: its chat template's, or PaliGemma's.
 
     Raises AuditError when the processor has no chat template and the model is no PaliGemma.
     """
     if getattr(vlm.processor, "chat_template", None):
-        content = [{"type": "image"}, {"type": "text", "text": prompt}]
+        content = [{"type": "image"}] * image + [{"type": "text", "text": prompt}]
         return vlm.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
     if "paligemma" in type(vlm.processor).__name__.lower():
         return f"{vlm.processor.image_token}answer en {prompt}"
     raise AuditError(f'"{vlm.name}": its processor has no chat template; add a chat_template.jinja to its folder.')
 
 
-def _batches(vlm: VLM, prompts: Sequence[str]) -> Iterator[list[int]]:
-    """Row numbers in batches, longest prompts first: what does not fit in memory fails early, and little is padded."""
+def shrunk(image: Image.Image, max_pixels: int | None) -> Image.Image:
+    """The picture itself, or a smaller one of the same shape where it has more than `max_pixels`."""
+    if not max_pixels or image.width * image.height <= max_pixels:
+        return image
+    scale = math.sqrt(max_pixels / (image.width * image.height))
+    return image.resize((max(1, int(image.width * scale)), max(1, int(image.height * scale))), Image.Resampling.LANCZOS)
+
+
+def _in_batches(vlm: Writer, prompts: Sequence[str], work: Callable) -> Iterator[tuple[list[int], Any]]:
+    """(row numbers, work(row numbers)) batch after batch: longest prompts first, so that little is padded and what does
+    not fit in memory fails early. A batch that does not fit is halved, and so are those after it.
+    """
     order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
-    for start in range(0, len(order), vlm.batch_size):
-        yield order[start : start + vlm.batch_size]
+    while order:
+        rows, done = order[: vlm.batch_size], None
+        try:
+            done = (work(rows),)
+        except RuntimeError as error:
+            if not should_reduce_batch_size(error):
+                raise
+            if len(rows) == 1:
+                raise AuditError(
+                    f'"{vlm.name}": out of memory with a single picture; give it fewer pixels (?max_pixels=...) or '
+                    "bits (?bits=4), or let the models take turns (memory: turns)."
+                ) from error
+        if done is None:  # here, where the exception no longer holds what filled the memory
+            vlm.batch_size = (len(rows) + 1) // 2
+            print(f'"{vlm.name}": out of memory with {len(rows)} prompts at once, going on with {vlm.batch_size}.')
+            free_memory()
+            continue
+        order = order[len(rows) :]
+        yield rows, done[0]
+
+
+def free_memory() -> None:
+    """Give what no tensor holds any more back to the device."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _inputs(vlm: VLM, images: list, texts: list[str]):
@@ -205,13 +346,14 @@ def _inputs(vlm: VLM, images: list, texts: list[str]):
     tokenizer = vlm.processor.tokenizer
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    pictures = [[shrunk(image, vlm.max_pixels)] for image in images if image is not None]
     inputs = vlm.processor(
         text=texts,
-        images=[[image] for image in images],
+        images=pictures or None,
         padding=True,
         padding_side="left",  # a decoder continues at the right end
         return_tensors="pt",
-    ).to(vlm.model.device, dtype=vlm.model.dtype)
+    ).to(next(vlm.model.parameters()).device, dtype=vlm.model.dtype)
     inputs.pop("labels", None)  # PaliGemma's processor makes some even where there is nothing to learn
     return inputs
 
@@ -220,7 +362,8 @@ def _inputs(vlm: VLM, images: list, texts: list[str]):
 def _write(vlm: VLM, images: list, prompts: list[str], max_new_tokens: int, temperature: float) -> list[str]:
     """One batch through processor, model and tokenizer."""
     model, tokenizer = vlm.model, vlm.processor.tokenizer
-    inputs = _inputs(vlm, images, [chat(vlm, prompt) for prompt in prompts])
+    texts = [chat(vlm, prompt, image is not None) for image, prompt in zip(images, prompts, strict=True)]
+    inputs = _inputs(vlm, images, texts)
     how: dict = {"do_sample": False}
     if temperature:  # from the whole distribution, as GRPO samples, whatever the model's generation_config prefers
         how = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
@@ -236,16 +379,28 @@ def _write(vlm: VLM, images: list, prompts: list[str], max_new_tokens: int, temp
 
 
 def _device(device: str) -> str:
-    if device != "auto":
-        return device
-    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    """The device meant: under `accelerate launch` each process has the GPU of its own rank."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if device.startswith("cuda"):
+        if not torch.cuda.is_available():
+            raise AuditError(f"device: {device} is not here: torch {torch.__version__} sees no GPU; write auto or cpu.")
+        if device == "cuda" and "LOCAL_RANK" in os.environ:
+            return f"cuda:{os.environ['LOCAL_RANK']}"
+        if device.partition(":")[2] and int(device.partition(":")[2]) >= torch.cuda.device_count():
+            raise AuditError(f"device: there is no {device}; this machine has {torch.cuda.device_count()} GPU(s).")
+    return device
 
 
 def _dtype(dtype: str, device: str) -> torch.dtype:
+    # a GPU older than Ampere only emulates bfloat16, slowly
+    bfloat16 = device.startswith("cuda") and torch.cuda.is_bf16_supported(including_emulation=False)
     if dtype == "auto":
-        return torch.bfloat16 if device.startswith("cuda") else torch.float32
+        return torch.float32 if not device.startswith("cuda") else torch.bfloat16 if bfloat16 else torch.float16
     if not isinstance(kind := getattr(torch, dtype, None), torch.dtype):
         raise AuditError(f'dtype: "{dtype}" is not known; write auto, float32, bfloat16 or float16.')
+    if kind == torch.bfloat16 and device.startswith("cuda") and not bfloat16:
+        raise AuditError(f"dtype: {torch.cuda.get_device_name(device)} has no bfloat16; write float16 or auto.")
     return kind
 
 
@@ -265,11 +420,11 @@ def quiet():
             logging.enable_progress_bar()
 
 
-def _processor(place: str, spec: str | Path):
+def _processor(place: str, spec: str | Path, own: dict):
     from transformers import AutoProcessor
 
     try:
-        processor = AutoProcessor.from_pretrained(place, trust_remote_code=False)
+        processor = AutoProcessor.from_pretrained(place, **_source(own))
     except (OSError, ValueError, ImportError, KeyError) as error:
         raise AuditError(f'"{spec}": no processor could be loaded from {place} ({_short(error)}).') from error
     if not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):
@@ -277,24 +432,48 @@ def _processor(place: str, spec: str | Path):
     return processor
 
 
-def _model(place: str, spec: str | Path, dtype: torch.dtype, device: str):
+def _source(own: dict) -> dict:
+    """The arguments of `from_pretrained` that a spec's own options ask for."""
+    return {"trust_remote_code": own.get("trust_remote_code") == "yes", "revision": own.get("revision", "main")}
+
+
+def _model(place: str, spec: str | Path, dtype: torch.dtype, device: str, own: dict):
     from transformers import AutoConfig, AutoModelForImageTextToText
 
+    how: dict = {"dtype": dtype, "attn_implementation": own.get("attention")}
+    if device != "cpu":
+        how["device_map"] = {"": device}  # straight to where they are wanted, without a second copy in CPU memory
+    if bits := own.get("bits"):
+        how["quantization_config"] = _quantized(bits, dtype)
     try:
-        config = AutoConfig.from_pretrained(place, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(place, **_source(own))
     except (OSError, ValueError, KeyError) as error:
         raise AuditError(f'"{spec}": no model configuration at {place} ({_short(error)}).') from error
     if type(config) not in AutoModelForImageTextToText._model_mapping:
         raise AuditError(f'"{spec}": a {config.model_type} model does not read images; name a vision-language model.')
     try:
         model, info = AutoModelForImageTextToText.from_pretrained(
-            place, dtype=dtype, trust_remote_code=False, use_safetensors=True, output_loading_info=True
+            place, use_safetensors=True, output_loading_info=True, **_source(own), **how
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise AuditError(f'"{spec}": its weights could not be loaded from {place} ({_short(error)}).') from error
     if missing := sorted(info["missing_keys"]):
         raise AuditError(f'"{spec}": {place} lacks {len(missing)} tensors of the model, {missing[0]} among them.')
-    return model.to(device)
+    return model
+
+
+def _quantized(bits: int, dtype: torch.dtype):
+    """4 bits: QLoRA's NF4 with doubly quantized scales; 8 bits: LLM.int8()."""
+    from transformers import BitsAndBytesConfig
+    from transformers.utils import is_bitsandbytes_available
+
+    if not is_bitsandbytes_available():
+        raise AuditError(f"?bits={bits} needs one more package: pip install auditkit[quantize]")
+    if bits == 8:
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+    )
 
 
 def _adapted(model, folder: Path):

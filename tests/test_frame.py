@@ -31,8 +31,14 @@ def pins(request):
     return {canonicalize_name(pin.name): pin for pin in found}
 
 
+UNPINNED = {"vllm"}  # wants other versions than the tested set, so it goes into an environment of its own
+
+
 def test_every_dependency_is_pinned_inside_its_range(requirements, pins):
     for requirement in requirements:
+        if requirement.name in UNPINNED:
+            assert requirement.name not in pins
+            continue
         pin = pins.get(canonicalize_name(requirement.name))
         assert pin is not None, f"{requirement.name} has no line in constraints.txt"
         (only,) = pin.specifier

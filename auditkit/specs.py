@@ -1,0 +1,113 @@
+"""Which model, and how to run it: the one text that names a model in a parameter file.
+
+    miniature:target                                a shipped miniature
+    my_models/target                                a folder
+    google/gemma-3-27b-it?bits=4&max_pixels=802816  a hub id, here with its weights in 4 bits and its pictures shrunk
+    vllm:google/gemma-3-12b-it                      the same kind of id, answered by vLLM (extra `vllm`)
+    http://localhost:8000/v1#google/gemma-3-12b-it  a model behind any OpenAI-compatible server (extra `endpoint`)
+
+What follows the question mark holds for this model alone and is written like a web address's query.
+"""
+
+import difflib
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import parse_qsl, urldefrag, urlsplit, urlunsplit
+
+from auditkit.errors import AuditError
+
+LOCAL = {  # option -> what it may be: a set of words, or a type
+    "bits": {"4", "8"},  # of the weights, by bitsandbytes
+    "max_pixels": int,  # a larger picture is shrunk to this many before the processor sees it
+    "dtype": {"float32", "bfloat16", "float16"},
+    "device": str,
+    "attention": {"sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention"},
+    "batch_size": int,
+    "revision": str,  # of the hub id: a branch, tag or commit
+    "trust_remote_code": {"yes"},  # run the code that comes with the model
+}
+VLLM = {name: LOCAL[name] for name in ("max_pixels", "dtype", "batch_size", "revision")} | {
+    "gpus": int,  # over how many the model is split
+    "memory": float,  # share of the GPU's memory vLLM may take
+    "max_length": int,  # longest prompt and answer, in tokens
+}
+ENDPOINT = {
+    "key": str,  # name of the environment variable with the key
+    "price_in": float,  # dollars per million tokens read
+    "price_out": float,  # dollars per million tokens written
+    "batch_size": int,  # requests under way at once
+    "max_pixels": int,
+}
+OPTIONS = {"transformers": LOCAL, "vllm": VLLM, "endpoint": ENDPOINT}
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A model's text, taken apart (`parse` makes it)."""
+
+    engine: str  # transformers | vllm | endpoint
+    place: str  # folder, hub id or "miniature:NAME"; an endpoint's address
+    model: str  # what an endpoint calls the model; elsewhere the place
+    options: dict = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The name that records use: the last part of the model's own."""
+        return self.model.removeprefix("miniature:").rstrip("/").split("/")[-1]
+
+
+def parse(text: str | Path) -> Spec:
+    """Take a model's text apart.
+
+    Raises AuditError for an option that the engine does not have, or a value it cannot take.
+
+    >>> parse("google/gemma-3-27b-it?bits=4&max_pixels=802816")
+    Spec(engine='transformers', place='google/gemma-3-27b-it', model='google/gemma-3-27b-it', options={'bits': 4, 'max_pixels': 802816})
+    >>> spec = parse("https://example.org/v1?key=MY_KEY#org/large")
+    >>> spec.engine, spec.place, spec.model, spec.name, spec.options
+    ('endpoint', 'https://example.org/v1', 'org/large', 'large', {'key': 'MY_KEY'})
+    >>> parse("miniature:target").name, parse("outputs/mine/").name
+    ('target', 'mine')
+    """  # noqa: E501
+    text = str(text)
+    if text.startswith(("http://", "https://")):
+        address, model = urldefrag(text)
+        parts = urlsplit(address)
+        if not model:
+            raise AuditError(f'"{text}": say which of the server\'s models, as in {text}#google/gemma-3-12b-it.')
+        if parts.username or parts.password:
+            raise AuditError(
+                f'"{parts.hostname}": no key belongs into a parameter file; name its variable, ?key=MY_KEY.'
+            )
+        place, query, engine = urlunsplit(parts._replace(query="")), parts.query, "endpoint"
+    else:
+        engine = "vllm" if text.startswith("vllm:") else "transformers"
+        place, _, query = text.removeprefix("vllm:").partition("?")
+        model = place
+    return Spec(engine, place, model, _options(text, query, OPTIONS[engine]))
+
+
+def _options(text: str, query: str, known: dict) -> dict:
+    options: dict = {}
+    try:
+        given = parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query))
+    except ValueError:
+        raise AuditError(f'"{text}": write options as ?name=value&name=value.') from None
+    for name, value in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}."
+            raise AuditError(f'"{text}": unknown option {name}; {hint}')
+        kind = known[name]
+        if isinstance(kind, set):
+            if value not in kind:
+                raise AuditError(f'"{text}": {name} is one of {", ".join(sorted(kind))}, not {value!r}.')
+            options[name] = int(value) if value.isdigit() else value
+        else:
+            try:
+                options[name] = kind(value)
+                if kind is not str and options[name] <= 0:
+                    raise ValueError
+            except ValueError:
+                raise AuditError(f'"{text}": {name} wants a number above 0, not {value!r}.') from None
+    return options
