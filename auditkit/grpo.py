@@ -515,6 +515,8 @@ def main(arguments: list[str] | None = None) -> int:
         auditor, target, *references = load(p.auditor, turns=False), *map(load, (p.target, *p.references))
         alike = False
         run = runs.open(p, STAGE, resume=not options.start_over) if here.is_main_process else None
+        if run:
+            print(f"{p.run_name}: {here.num_processes} process(es), {p.grpo_steps} steps -> {runs.shown(run.folder)}")
         here.wait_for_everyone()
         history = train(auditor, target, references, pictures, p, runs.run_folder(p) / STAGE, on_step=_say)
     except AuditError as error:
