@@ -209,7 +209,7 @@ def _rows(place: Place, split: str, files: list[str], limit: int):
 
     folder = _folder(place.path)
     parts: list = []
-    print(f'images: opening the split "{split}" of {place.path}; the first time, that takes its while', flush=True)
+    print(f'images: opening the split "{split}" of {place.path} (downloaded and indexed the first time)', flush=True)
     for some in [[name] for name in files] if limit else [files]:
         try:  # file names of our own choice: by a split's name alone, `datasets` would download all splits
             part = load_dataset(
