@@ -26,6 +26,7 @@ all of them have the same memory for novelty and replay, and the first alone wri
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -516,12 +517,14 @@ def main(arguments: list[str] | None = None) -> int:
         _refuse_uneven(p, here.num_processes)
         pictures, load = sources.load(p.images).pictures("train", p.train_images, p.seed), vlm.loader(p)
         auditor, target, *references = load(p.auditor, turns=False), *map(load, (p.target, *p.references))
-        alike = False
-        run = runs.open(p, STAGE, resume=not options.start_over) if here.is_main_process else None
-        if run:
-            print(f"{p.run_name}: {here.num_processes} process(es), {p.grpo_steps} steps -> {runs.shown(run.folder)}")
-        here.wait_for_everyone()
-        history = train(auditor, target, references, pictures, p, runs.run_folder(p) / STAGE, on_step=_say)
+        alike, run = False, None
+        with runs.claimed(p) if here.is_main_process else contextlib.nullcontext():
+            if here.is_main_process:
+                run = runs.open(p, STAGE, resume=not options.start_over)
+                count = f"{here.num_processes} process(es), {p.grpo_steps} steps"
+                print(f"{p.run_name}: {count} -> {runs.shown(run.folder)}", flush=True)
+            here.wait_for_everyone()
+            history = train(auditor, target, references, pictures, p, runs.run_folder(p) / STAGE, on_step=_say)
     except AuditError as error:
         if options.debug:
             raise
