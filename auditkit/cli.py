@@ -87,6 +87,10 @@ def _parser() -> argparse.ArgumentParser:
     plant.add_argument("--out", type=Path, required=True, metavar="DIR", help="the new model's folder")
     easy = tasks.add_parser("easy", help="write the published data set easy-VQA as a plain folder")
     easy.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder, such as data/easy_vqa")
+    judge = commands.add_parser("judge", help="how well answers are compared, measured on pairs labelled by hand")
+    judge.add_argument("kinds", nargs="*", metavar="SAME", help="text, embedding or a model; none: text and embedding")
+    judge.add_argument("--debug", action="store_true", help="show tracebacks")
+    judge.set_defaults(command=_judge)
     for task, command in ((build, _build), (table, _table), (plant, _plant), (easy, _easy)):
         task.add_argument("--debug", action="store_true", help="show tracebacks")
         task.set_defaults(command=command)
@@ -145,6 +149,12 @@ def _easy(options) -> None:
     from auditkit.miniature import easy
 
     print(f"easy-VQA: {runs.shown(easy.export(options.out))}")
+
+
+def _judge(options) -> None:
+    from auditkit import judge
+
+    print(judge.table(options.kinds or ["text", "embedding"]))
 
 
 def _run(options) -> int:

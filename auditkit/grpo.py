@@ -87,7 +87,7 @@ class Scorer:
             p,
             log,
         )
-        self.same = disagreement.same(p.same)
+        self.same = disagreement.same(p, log.parent)
         self.recent: deque[int] = deque(maxlen=RECENT)  # clusters of the latest successes
         self.bank: dict[int, dict[str, list[Rollout]]] = defaultdict(
             lambda: defaultdict(list)
@@ -110,10 +110,12 @@ class Scorer:
         ]
         said = dict(zip(asked, zip(*answers, strict=True), strict=True))
         clusters = dict(zip(asked, self.kinds.of(wording), strict=True))
+        rows = [(questions[i], said[i][0], said[i][1:]) for i in asked]
+        verdicts = dict(zip(asked, disagreement.verdicts(rows, self.same, self.p.grpo_quorum), strict=True))
         self.rollouts = []
         for i, text in enumerate(texts):
             target, *references = said.get(i, (None,))
-            verdict = disagreement.judge(target, references, self.same, self.p.grpo_quorum) if i in said else None
+            verdict = verdicts.get(i)
             self.rollouts.append(
                 Rollout(
                     f"{step}-{i}", step, pictures[i], text, questions[i], target, references,

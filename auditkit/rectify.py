@@ -52,8 +52,9 @@ def known(target: vlm.VLM, originals: Sequence[Example], book: vlm.AnswerBook, p
     """
     pictures = [Picture(example.key, example.held) for example in originals]
     said = book.ask(target, pictures, [example.question for example in originals], p.max_answer_tokens)
-    alike = same(p.same)
-    return [example for example, answer in zip(originals, said, strict=True) if alike(answer, example.answer)]
+    alike = same(p, book.path.parent)
+    alike.prepare((e.question, answer, e.answer) for e, answer in zip(originals, said, strict=True))
+    return [e for e, answer in zip(originals, said, strict=True) if alike(answer, e.answer, e.question)]
 
 
 def training_set(
