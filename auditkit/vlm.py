@@ -24,8 +24,9 @@ from safetensors import SafetensorError
 from auditkit import lines, memory, specs
 from auditkit.errors import AuditError
 from auditkit.images import Picture
-from auditkit.memory import Parked, at_work, shrunk
+from auditkit.memory import Parked, at_work
 from auditkit.params import root
+from auditkit.processors import batch, chat, continued
 
 WEIGHTS = Path(__file__).parent / "miniature" / "weights"
 Picturable = Image.Image | None  # None: a prompt without a picture
@@ -193,15 +194,17 @@ def probabilities(
     vlm: VLM, images: Sequence[Image.Image], prompts: Sequence[str], texts: Sequence[str]
 ) -> list[list[float]]:
     """How probable each token of n texts is to the model, as what it writes to n (image, prompt) pairs."""
-    tokenizer, found = vlm.processor.tokenizer, [[] for _ in texts]
-    lengths = [len(ids) for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]] if texts else []
+    found: list[list[float]] = [[] for _ in texts]
+    ids = vlm.processor.tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
 
     def score(rows: list[int]) -> list[list[float]]:
-        inputs = _inputs(vlm, [images[i] for i in rows], [chat(vlm, prompts[i]) + texts[i] for i in rows])
-        longest = max(lengths[i] for i in rows)  # the prompts' own tokens are never scored
+        endings = [torch.tensor(ids[i], dtype=torch.long) for i in rows]
+        inputs = continued(vlm, [images[i] for i in rows], [chat(vlm, prompts[i]) for i in rows], endings)
+        longest = max(map(len, endings))  # the prompts' own tokens are never scored
+        del inputs["labels"]
         logits = vlm.model(**inputs, logits_to_keep=longest + 1).logits[:, :-1]  # [n, longest, vocabulary]
         chances = logits.float().softmax(-1).gather(-1, inputs["input_ids"][:, -longest:, None])[..., 0]
-        return [row[longest - lengths[i] :] for i, row in zip(rows, chances.tolist(), strict=True)]
+        return [row[longest - len(end) :] for end, row in zip(endings, chances.tolist(), strict=True)]
 
     with at_work(vlm):
         for rows, chances in _in_batches(vlm, texts, score):
@@ -255,19 +258,6 @@ class AnswerBook:
         return [key for key in keys if key not in self._answers]
 
 
-def chat(vlm: VLM, prompt: str, image: bool = True) -> str:
-    """The whole text a model gets for a prompt about one image, or about none: its chat template's, or PaliGemma's.
-
-    Raises AuditError when the processor has no chat template and the model is no PaliGemma.
-    """
-    if getattr(vlm.processor, "chat_template", None):
-        content = [{"type": "image"}] * image + [{"type": "text", "text": prompt}]
-        return vlm.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-    if "paligemma" in type(vlm.processor).__name__.lower():
-        return f"{vlm.processor.image_token}answer en {prompt}"
-    raise AuditError(f'"{vlm.name}": its processor has no chat template; add a chat_template.jinja to its folder.')
-
-
 def _in_batches(vlm: Writer, prompts: Sequence[str], work: Callable) -> Iterator[tuple[list[int], Any]]:
     """(row numbers, work(row numbers)) batch after batch: longest prompts first, so that little is padded and what does
     not fit in memory fails early. A batch that does not fit is halved, and so are those after it.
@@ -294,29 +284,12 @@ def _in_batches(vlm: Writer, prompts: Sequence[str], work: Callable) -> Iterator
         yield rows, done[0]
 
 
-def _inputs(vlm: VLM, images: list, texts: list[str]):
-    """One batch of images and whole texts as the model takes it, texts ending together at the right."""
-    tokenizer = vlm.processor.tokenizer
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    pictures = [[shrunk(image, vlm.max_pixels)] for image in images if image is not None]
-    inputs = vlm.processor(
-        text=texts,
-        images=pictures or None,
-        padding=True,
-        padding_side="left",  # a decoder continues at the right end
-        return_tensors="pt",
-    ).to(next(vlm.model.parameters()).device, dtype=vlm.model.dtype)
-    inputs.pop("labels", None)  # PaliGemma's processor makes some even where there is nothing to learn
-    return inputs
-
-
 @torch.inference_mode()
 def _write(vlm: VLM, images: list, prompts: list[str], max_new_tokens: int, temperature: float) -> list[str]:
     """One batch through processor, model and tokenizer."""
     model, tokenizer = vlm.model, vlm.processor.tokenizer
     texts = [chat(vlm, prompt, image is not None) for image, prompt in zip(images, prompts, strict=True)]
-    inputs = _inputs(vlm, images, texts)
+    inputs = batch(vlm, images, texts)
     how: dict = {"do_sample": False}
     if temperature:  # from the whole distribution, as GRPO samples, whatever the model's generation_config prefers
         how = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
