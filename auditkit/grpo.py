@@ -41,6 +41,7 @@ from auditkit.errors import AuditError
 from auditkit.images import Picture
 from auditkit.memory import shrunk
 from auditkit.params import Params
+from auditkit.processors import is_paligemma
 from auditkit.rectify import TEXT_PART
 from auditkit.vlm import VLM, AnswerBook
 
@@ -205,6 +206,21 @@ class AuditorTrainer(GRPOTrainer):
         self._metrics["train"]["distinct"].append(len({r.text for r in rollouts}) / len(rollouts))
         self._metrics["train"]["kinds"].append(len({r.cluster for r in rollouts if r.success}))
         return loss
+
+    def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep, *more, **inputs):
+        """TRL's, with what two families' processors return put right.
+
+        PaliGemma's tokens see the whole prompt and only earlier ones of the completion: those are of type 1, where TRL
+        has 0, with which they would see what they are to predict. LLaVA-OneVision needs no count for one image a prompt.
+        """
+        if is_paligemma(self.processing_class):
+            inputs["token_type_ids"] = inputs["token_type_ids"].clone()
+            inputs["token_type_ids"][:, -logits_to_keep:] = 1
+        for name in ("labels", "batch_num_images"):
+            inputs.pop(name, None)
+        return super()._get_per_token_logps_and_entropies(
+            model, input_ids, attention_mask, logits_to_keep, *more, **inputs
+        )
 
     def _replay_loss(self, model, drawn: list[Rollout]) -> torch.Tensor:
         """Cross-entropy of the drawn completions [n, C] after their prompts [n, P], as one forward pass."""

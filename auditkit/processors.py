@@ -5,6 +5,7 @@ other in both directions, and what describes a picture besides its pixels.
 """
 
 from collections.abc import Sequence
+from types import SimpleNamespace
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -13,8 +14,16 @@ from auditkit.errors import AuditError
 from auditkit.memory import shrunk
 
 
+# PaliGemma is asked with a task prefix and has no chat template; its processor adds BOS and "\n" of its own.
+PALIGEMMA = (
+    "{%- for m in messages if m.role == 'user' -%}{%- if m.content is string -%}{{- 'answer en ' + m.content -}}"
+    "{%- else -%}{%- for c in m.content if c.type == 'image' -%}{{- '<image>' -}}{%- endfor -%}{{- 'answer en ' -}}"
+    "{%- for c in m.content if c.type == 'text' -%}{{- c.text -}}{%- endfor -%}{%- endif -%}{%- endfor -%}"
+)
+
+
 def load(place: str, how: dict):
-    """The processor of a model, by AutoProcessor.
+    """The processor of a model, by AutoProcessor, settled so that whoever uses it, TRL too, gets the same tokens.
 
     Processors that also read videos need torchvision for it. Where that is not installed, they are loaded without their
     video part, which nothing here asks for.
@@ -29,12 +38,30 @@ def load(place: str, how: dict):
     from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
     from transformers.utils import is_torchvision_available
 
-    if is_torchvision_available():
-        return AutoProcessor.from_pretrained(place, **how)
-    kind = PROCESSOR_MAPPING.get(type(AutoConfig.from_pretrained(place, **how)), None)
-    if kind is None or "video_processor" not in kind.get_attributes():
-        return AutoProcessor.from_pretrained(place, **how)
-    return without_video(kind).from_pretrained(place, **how)
+    kind = None
+    if not is_torchvision_available():
+        kind = PROCESSOR_MAPPING.get(type(AutoConfig.from_pretrained(place, **how)), None)
+    if kind is not None and "video_processor" in kind.get_attributes():
+        return settled(without_video(kind).from_pretrained(place, **how))
+    return settled(AutoProcessor.from_pretrained(place, **how))
+
+
+def settled(processor):
+    """The processor itself: padding on the left and only if asked, beginning a chat once, PaliGemma's with a template."""
+    tokenizer = getattr(processor, "tokenizer", None)
+    if tokenizer is None:
+        return processor
+    if is_paligemma(processor) and not processor.chat_template:
+        processor.chat_template = PALIGEMMA
+    tokenizer.padding_side = "left"  # a decoder continues at the right end
+    if getattr(processor, "text_kwargs", {}).get("padding"):  # Gemma 4's: TRL would take the padding for prompt
+        processor.text_kwargs = processor.text_kwargs | {"padding": False}
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if getattr(processor, "chat_template", None) and tokenizer.bos_token:
+        if _rendered(processor, "?", True).startswith(tokenizer.bos_token):
+            tokenizer.add_bos_token = False  # or a chat's text, tokenized, would begin twice
+    return processor
 
 
 def without_video(kind: type) -> type:
@@ -43,6 +70,8 @@ def without_video(kind: type) -> type:
 
     class WithoutVideo(ProcessorMixin):
         """Between the class and ProcessorMixin, which would insist on the part."""
+
+        video_processor = SimpleNamespace(num_frames=None, fps=None)  # what SmolVLM's looks up, also without a video
 
         def __init__(self, *parts, video_processor=None, **named):
             super().__init__(*parts[: len(self.get_attributes())], **named)
@@ -64,16 +93,13 @@ def is_paligemma(processor) -> bool:
 
 
 def chat(vlm, prompt: str, image: bool = True) -> str:
-    """The whole text a model gets for a prompt about one image, or about none: its chat template's, or PaliGemma's.
+    """The whole text a model gets for a prompt about one image, or about none, as its chat template writes it.
 
-    Raises AuditError when the processor has no chat template and the model is no PaliGemma.
+    Raises AuditError when the processor has no chat template.
     """
-    if getattr(vlm.processor, "chat_template", None):
-        content = [{"type": "image"}] * image + [{"type": "text", "text": prompt}]
-        return vlm.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-    if is_paligemma(vlm.processor):
-        return f"{vlm.processor.image_token}answer en {prompt}"
-    raise AuditError(f'"{vlm.name}": its processor has no chat template; add a chat_template.jinja to its folder.')
+    if not getattr(vlm.processor, "chat_template", None):
+        raise AuditError(f'"{vlm.name}": its processor has no chat template; add a chat_template.jinja to its folder.')
+    return _rendered(vlm.processor, prompt, image)
 
 
 def ending(vlm, prompt: str, answer: str) -> str:
@@ -81,32 +107,30 @@ def ending(vlm, prompt: str, answer: str) -> str:
 
     Raises AuditError when the chat template writes the prompt differently once there is an answer.
     """
-    if not getattr(vlm.processor, "chat_template", None) or is_paligemma(vlm.processor):
+    if is_paligemma(vlm.processor):
         return answer + vlm.processor.tokenizer.eos_token
-    asked = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}
-    said = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
-    text, before = vlm.processor.apply_chat_template([asked, said]), chat(vlm, prompt)
+    text, before = _rendered(vlm.processor, prompt, True, answer), chat(vlm, prompt)
     if not text.startswith(before):
         raise AuditError(f'"{vlm.name}": its chat template writes a prompt differently once there is an answer.')
     return text[len(before) :].rstrip()
 
 
+def _rendered(processor, prompt: str, image: bool, answer: str | None = None) -> str:
+    chat = [{"role": "user", "content": [{"type": "image"}] * image + [{"type": "text", "text": prompt}]}]
+    if answer is not None:
+        chat.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+    return processor.apply_chat_template(chat, add_generation_prompt=answer is None)
+
+
 def batch(vlm, images: Sequence, texts: Sequence[str]) -> dict[str, torch.Tensor]:
     """One batch of n images, or None, and n whole texts as the model takes it, texts ending together at the right."""
-    tokenizer = vlm.processor.tokenizer
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    how = {}
-    if tokenizer.bos_token and texts[0].startswith(tokenizer.bos_token):
-        how["add_special_tokens"] = False  # the chat template has written it; transformers' own rule for templates
     pictures = [[shrunk(image, vlm.max_pixels)] for image in images if image is not None]
     inputs = vlm.processor(
         text=list(texts),
         images=pictures or None,
         padding=True,
-        padding_side="left",  # a decoder continues at the right end
+        padding_side="left",
         return_tensors="pt",
-        **how,
     ).to(next(vlm.model.parameters()).device, dtype=vlm.model.dtype)
     inputs.pop("labels", None)  # PaliGemma's processor makes some even where there is nothing to learn
     return dict(inputs)

@@ -21,7 +21,7 @@ from accelerate.utils.memory import should_reduce_batch_size
 from PIL import Image
 from safetensors import SafetensorError
 
-from auditkit import lines, memory, specs
+from auditkit import lines, memory, processors, specs
 from auditkit.errors import AuditError
 from auditkit.images import Picture
 from auditkit.memory import Parked, at_work
@@ -347,10 +347,8 @@ def quiet():
 
 
 def _processor(place: str, spec: str | Path, own: dict):
-    from transformers import AutoProcessor
-
     try:
-        processor = AutoProcessor.from_pretrained(place, **_source(own))
+        processor = processors.load(place, _source(own))
     except (OSError, ValueError, ImportError, KeyError) as error:
         raise AuditError(f'"{spec}": no processor could be loaded from {place} ({_short(error)}).') from error
     if not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):

@@ -286,14 +286,18 @@ def save(name: str, folder: Path, seed: int = 0) -> Path:
         processor.chat_template = published(family.template)
     torch.manual_seed(seed)
     model = hf.AutoModelForImageTextToText.from_config(config)
-    for parameter in model.parameters():
-        # far from the usual 0.02, which in so narrow a model leaves nothing of the picture, and not 0, as some start
+    for where, parameter in model.named_parameters():
+        # far from the usual 0.02, which in so narrow a model leaves nothing of the picture, and not 0, as some start;
+        # but for embeddings, which Gemma enlarges, and ties to a head that would only echo them
         if parameter.dim() >= 2:
-            torch.nn.init.normal_(parameter, std=2 / math.sqrt(math.prod(parameter.shape[1:])))
+            gain = 0.3 if "embed_tokens" in where else 2
+            torch.nn.init.normal_(parameter, std=gain / math.sqrt(math.prod(parameter.shape[1:])))
     ends = [*dict.fromkeys([tok.eos_token_id, tok.convert_tokens_to_ids(family.end)])]
     model.generation_config = hf.GenerationConfig(
-        do_sample=False, bos_token_id=tok.bos_token_id, pad_token_id=tok.pad_token_id, eos_token_id=ends
-    )
+        do_sample=False, bos_token_id=tok.bos_token_id, pad_token_id=tok.pad_token_id, eos_token_id=ends,
+        # random weights would write little else
+        suppress_tokens=[*tok.all_special_ids, *tok.added_tokens_decoder],
+    )  # fmt: skip
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
