@@ -16,8 +16,8 @@ from auditkit.errors import AuditError
 
 QUESTION = "What is in this picture?"
 WRITE = 32  # tokens written to measure speed
-# largest difference of one token's log-probability, in a batch and alone, that is rounding and not a mistake
-ROUNDING = {torch.float32: 1e-3, torch.bfloat16: 0.25, torch.float16: 0.05}
+# largest difference of a first token's probability, in a batch and alone, that is rounding and no mistake
+ROUNDING = {torch.float32: 1e-3, torch.bfloat16: 0.15, torch.float16: 0.03}
 
 
 def report(
@@ -86,9 +86,10 @@ def described(model: vlm.VLM, spec: str, dtype: str) -> Iterator[tuple[str, str,
     if place.startswith("cuda"):
         place += f", {torch.cuda.get_device_name(inner.device)}"
     yield "device", place, True
-    held = sum(p.numel() * p.element_size() for p in (*inner.parameters(), *inner.buffers()))
+    held = sum(p.numel() * p.element_size() for p in inner.parameters())
     number = sum(p.numel() for p in inner.parameters())
-    yield "memory", f"{held / 1e9:.3f} GB for {number / 1e6:,.1f} M parameters and buffers", True
+    size = f"{held / 1e9:,.1f} GB" if held >= 1e9 else f"{held / 1e6:,.1f} MB"
+    yield "memory", f"{size} for {number / 1e6:,.1f} M parameters", True
 
 
 def begins_once(model: vlm.VLM, image: Image.Image | None, question: str) -> str:
@@ -142,20 +143,19 @@ def batches(model: vlm.Writer, images: Sequence, questions: Sequence[str], max_n
     off = drift(model, images, questions)
     if off > ROUNDING[model.model.dtype]:
         raise AuditError(
-            f'"{model.name}": in a batch a token\'s log-probability is {off:.2g} from what it is alone, more than '
-            "rounding; ask with ?batch_size=1."
+            f'"{model.name}": in a batch a token\'s probability is {off:.2g} off what it is alone, more than rounding; '
+            "ask with ?batch_size=1."
         )
     if same < len(alone) and model.model.dtype == torch.float32:
         raise AuditError(f'"{model.name}": only {words}; ask with ?batch_size=1.')
-    return f"{words}; log-probabilities within {off:.1g}"
+    return f"{words}; probabilities within {off:.1g}"
 
 
 def drift(model: vlm.VLM, images: Sequence, questions: Sequence[str]) -> float:
-    """The largest difference, in one batch and alone, of the log-probability of a first token, of the 20 likeliest."""
-    together = logits(model, images, questions).log_softmax(-1)
-    alone = [logits(model, [i], [q]) for i, q in zip(images, questions, strict=True)]
-    likely = torch.cat(alone).log_softmax(-1).topk(min(20, together.shape[-1]))
-    return (together.gather(-1, likely.indices) - likely.values).abs().max().item()
+    """The largest difference of a first token's probability, in one batch and alone."""
+    together = logits(model, images, questions).softmax(-1)
+    alone = [logits(model, [i], [q]).softmax(-1) for i, q in zip(images, questions, strict=True)]
+    return (together - torch.cat(alone)).abs().max().item()
 
 
 @torch.inference_mode()

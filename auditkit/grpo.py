@@ -210,8 +210,8 @@ class AuditorTrainer(GRPOTrainer):
     def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep, *more, **inputs):
         """TRL's, with what two families' processors return put right.
 
-        PaliGemma's tokens see the whole prompt and only earlier ones of the completion: those are of type 1, where TRL
-        has 0, with which they would see what they are to predict. LLaVA-OneVision needs no count for one image a prompt.
+        PaliGemma's completions may see only what came before: tokens of type 1, where TRL has 0, with which they see
+        what they are to predict. LLaVA-OneVision's count of images is not needed for one image a prompt.
         """
         if is_paligemma(self.processing_class):
             inputs["token_type_ids"] = inputs["token_type_ids"].clone()

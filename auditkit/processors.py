@@ -13,7 +13,6 @@ from torch.nn.utils.rnn import pad_sequence
 from auditkit.errors import AuditError
 from auditkit.memory import shrunk
 
-
 # PaliGemma is asked with a task prefix and has no chat template; its processor adds BOS and "\n" of its own.
 PALIGEMMA = (
     "{%- for m in messages if m.role == 'user' -%}{%- if m.content is string -%}{{- 'answer en ' + m.content -}}"
@@ -47,7 +46,7 @@ def load(place: str, how: dict):
 
 
 def settled(processor):
-    """The processor itself: padding on the left and only if asked, beginning a chat once, PaliGemma's with a template."""
+    """The processor itself: padding left and only if asked, beginning a chat once, PaliGemma's with a template."""
     tokenizer = getattr(processor, "tokenizer", None)
     if tokenizer is None:
         return processor

@@ -21,7 +21,7 @@ from accelerate.utils.memory import should_reduce_batch_size
 from PIL import Image
 from safetensors import SafetensorError
 
-from auditkit import lines, memory, processors, specs
+from auditkit import hub, lines, memory, specs
 from auditkit.errors import AuditError
 from auditkit.images import Picture
 from auditkit.memory import Parked, at_work
@@ -136,8 +136,10 @@ def load(
         raise AuditError(f'"{spec}": an adapter cannot be merged into weights of {bits} bits; leave ?bits out.')
     turns = turns and device != "cpu" and not bits
     with quiet():
-        processor = _processor(place, spec, own)
-        model = _model(place, spec, kind, "cpu" if turns else device, own)
+        place, how = hub.source(place, spec, own)
+        hub.config(place, spec, how)
+        processor = hub.processor(place, spec, how)
+        model = _model(place, spec, kind, "cpu" if turns else device, own, how)
         for folder in adapters:
             model = _adapted(model, folder)
     parked = Parked(model, device) if turns else None
@@ -346,41 +348,20 @@ def quiet():
             logging.enable_progress_bar()
 
 
-def _processor(place: str, spec: str | Path, own: dict):
-    try:
-        processor = processors.load(place, _source(own))
-    except (OSError, ValueError, ImportError, KeyError) as error:
-        raise AuditError(f'"{spec}": no processor could be loaded from {place} ({_short(error)}).') from error
-    if not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):
-        raise AuditError(f'"{spec}": {place} has no processor for images and text, only a {type(processor).__name__}.')
-    return processor
+def _model(place: str, spec: str | Path, dtype: torch.dtype, device: str, own: dict, how: dict):
+    from transformers import AutoModelForImageTextToText
 
-
-def _source(own: dict) -> dict:
-    """The arguments of `from_pretrained` that a spec's own options ask for."""
-    return {"trust_remote_code": own.get("trust_remote_code") == "yes", "revision": own.get("revision", "main")}
-
-
-def _model(place: str, spec: str | Path, dtype: torch.dtype, device: str, own: dict):
-    from transformers import AutoConfig, AutoModelForImageTextToText
-
-    how: dict = {"dtype": dtype, "attn_implementation": own.get("attention")}
+    how = how | {"dtype": dtype, "attn_implementation": own.get("attention")}
     if device != "cpu":
         how["device_map"] = {"": device}  # straight to where they are wanted, without a second copy in CPU memory
     if bits := own.get("bits"):
         how["quantization_config"] = memory.quantization(bits, dtype)
     try:
-        config = AutoConfig.from_pretrained(place, **_source(own))
-    except (OSError, ValueError, KeyError) as error:
-        raise AuditError(f'"{spec}": no model configuration at {place} ({_short(error)}).') from error
-    if type(config) not in AutoModelForImageTextToText._model_mapping:
-        raise AuditError(f'"{spec}": a {config.model_type} model does not read images; name a vision-language model.')
-    try:
         model, info = AutoModelForImageTextToText.from_pretrained(
-            place, use_safetensors=True, output_loading_info=True, **_source(own), **how
+            place, use_safetensors=True, output_loading_info=True, **how
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise AuditError(f'"{spec}": its weights could not be loaded from {place} ({_short(error)}).') from error
+        hub.refuse_weights(error, place, spec, how)
     if missing := sorted(info["missing_keys"]):
         raise AuditError(f'"{spec}": {place} lacks {len(missing)} tensors of the model, {missing[0]} among them.')
     return model
@@ -394,7 +375,7 @@ def _adapted(model, folder: Path):
     try:
         return PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
     except (RuntimeError, ValueError) as error:
-        raise AuditError(f"the adapter in {folder} does not fit the model ({_short(error)}).") from error
+        raise AuditError(f"the adapter in {folder} does not fit the model ({hub.short(error)}).") from error
 
 
 def _base_of(folder: Path) -> str:
@@ -404,7 +385,3 @@ def _base_of(folder: Path) -> str:
     if not base:
         raise AuditError(f"{folder}: its adapter_config.json names no base model; load that one with adapter=.")
     return resolve(base)
-
-
-def _short(error: Exception) -> str:
-    return str(error).strip().split("\n")[0][:200]

@@ -197,7 +197,7 @@ def test_missing_and_incomplete_weights_are_refused(copy):
     refused(copy, "lacks 1 tensors")
     (copy / "model.safetensors").unlink()
     torch.save(weights, copy / "pytorch_model.bin")  # pickled weights could run code: they are never read
-    refused(copy, "weights could not be loaded")
+    refused(copy, "pytorch_model.bin", "pickle")
 
 
 @needs_weights
@@ -208,8 +208,7 @@ def test_without_a_chat_template_only_paligemma_can_be_asked(copy, tmp_path, ask
     assert vlm.answer(mine, asked[0], asked[1]) == vlm.answer(vlm.load("miniature:target"), asked[0], asked[1])
     other = shutil.copytree(vlm.WEIGHTS / "llava", tmp_path / "other")
     (other / "chat_template.jinja").unlink()
-    with pytest.raises(AuditError, match="no chat template"):
-        vlm.answer(vlm.load(other), asked[0][:1], asked[1][:1])
+    refused(other, "has no chat template")
 
 
 @needs_weights

@@ -38,6 +38,7 @@ class Family:
     pad: str = "<pad>"
     eos: str = "<eos>"
     template: str | None = None
+    adapted: int = LAYERS * 7  # layers that get an adapter: q, k, v, o and the three of the MLP
 
 
 def tokenizer(family: Family) -> hf.PreTrainedTokenizerFast:
@@ -140,13 +141,22 @@ def qwen(tok, kind: str):
         temporal_patch_size=2,
         size={"shortest_edge": 16 * 16 * 4, "longest_edge": 16 * 16 * 20},
     )
-    processor = without_video(getattr(hf, f"{kind}Processor"))(images, tok, None)
+    maker = getattr(hf, "Qwen3VLProcessor" if kind == "Qwen3_5" else f"{kind}Processor")
+    processor = without_video(maker)(images, tok, None)
     rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}
     sizes = dict(
         depth=LAYERS, hidden_size=WIDTH, intermediate_size=2 * WIDTH, num_heads=HEADS, patch_size=8,
         out_hidden_size=WIDTH,
     )  # fmt: skip
-    if kind == "Qwen2_5_VL":
+    if kind == "Qwen3_5":
+        sizes |= dict(num_position_embeddings=64)
+        linear = dict(
+            linear_key_head_dim=8, linear_value_head_dim=8, linear_num_key_heads=2, linear_num_value_heads=4,
+            layer_types=["full_attention", "linear_attention"],
+        )  # fmt: skip
+        more = dict(head_dim=16, rope_parameters=rope | {"mrope_interleaved": True, "partial_rotary_factor": 0.5})
+        words = hf.Qwen3_5TextConfig(**text(tok, **more, **linear))
+    elif kind == "Qwen2_5_VL":
         sizes |= dict(window_size=32, fullatt_block_indexes=[1])
         words = hf.Qwen2_5_VLTextConfig(**text(tok, rope_parameters=rope))
     else:
@@ -245,6 +255,11 @@ FAMILIES = {
     "qwen3_vl": Family(
         lambda tok: qwen(tok, "Qwen3VL"),
         CHATML.format(picture="<|vision_start|><|image_pad|><|vision_end|>"), template="qwen3_vl", **QWEN,
+    ),
+    "qwen3_5": Family(
+        lambda tok: qwen(tok, "Qwen3_5"),
+        CHATML.format(picture="<|vision_start|><|image_pad|><|vision_end|>") + "<think>\n\n</think>\n\n",
+        template="qwen3_5_nothink", adapted=7 + 3, **QWEN,
     ),
     "smolvlm": Family(
         lambda tok: idefics(tok, "SmolVLM"),
