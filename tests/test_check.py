@@ -11,6 +11,7 @@ from PIL import Image
 
 from auditkit import check, cli, vlm
 from auditkit.errors import AuditError
+from auditkit.miniature.boards import Boards
 
 pytestmark = pytest.mark.skipif(not (vlm.WEIGHTS / "target").is_dir(), reason="the miniature models are not built yet")
 
@@ -58,7 +59,8 @@ def test_a_model_that_ignores_its_image_is_told_and_fails(capsys, monkeypatch):
 
 def test_a_model_whose_answers_depend_on_their_batch_is_told():
     model, write = vlm.load("miniature:target"), vlm._write
-    images, questions = check.mixed(check._picture(None), "what colour is the object at b2?")
+    rows = Boards().examples(8, 0)
+    images, questions = [row.image for row in rows], [row.question for row in rows]
 
     class Slipping(vlm.VLM):
         """Gives each picture its neighbour's question."""
@@ -67,7 +69,7 @@ def test_a_model_whose_answers_depend_on_their_batch_is_told():
             return write(self, images, [*prompts[1:], prompts[0]], *how, temperature=0.0)
 
     slipping = Slipping(model.name, model.model, model.processor)
-    with pytest.raises(AuditError, match="only . of 4 answers as one by one"):
+    with pytest.raises(AuditError, match="only . of 8 answers as one by one"):
         check.batches(slipping, images, questions)
     turn = iter(range(99))
 
