@@ -325,7 +325,8 @@ def _dtype(dtype: str, device: str) -> torch.dtype:
     bfloat16 = device.startswith("cuda") and torch.cuda.is_bf16_supported(including_emulation=False)
     if dtype == "auto":
         return torch.float32 if not device.startswith("cuda") else torch.bfloat16 if bfloat16 else torch.float16
-    if not isinstance(kind := getattr(torch, dtype, None), torch.dtype):
+    kind = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}.get(dtype)
+    if kind is None:
         raise AuditError(f'dtype: "{dtype}" is not known; write auto, float32, bfloat16 or float16.')
     if kind == torch.bfloat16 and device.startswith("cuda") and not bfloat16:
         raise AuditError(f"dtype: {torch.cuda.get_device_name(device)} has no bfloat16; write float16 or auto.")

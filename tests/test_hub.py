@@ -143,3 +143,26 @@ def test_a_kind_of_model_that_transformers_does_not_know_is_refused(copy):
 def test_a_chat_template_that_takes_no_images_or_fails_is_refused(copy):
     (copy / "chat_template.jinja").write_text("{{ raise_exception('no images, please') }}")
     refused(copy, "its chat template does not take one question on one image", "no images, please")
+
+
+@needs_weights
+def test_code_of_its_own_is_run_when_asked_for_by_name(copy, tmp_path, monkeypatch):
+    from PIL import Image
+    from transformers import dynamic_module_utils
+
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.syspath_prepend(str(tmp_path / "modules"))
+    config = json.loads((copy / "config.json").read_text())
+    config |= {"model_type": "mine", "auto_map": {"AutoConfig": "own.Own", "AutoModelForImageTextToText": "own.Model"}}
+    (copy / "config.json").write_text(json.dumps(config))
+    (copy / "own.py").write_text(
+        "from transformers import PaliGemmaConfig, PaliGemmaForConditionalGeneration\n"
+        "class Own(PaliGemmaConfig):\n    model_type = 'mine'\n"
+        "class Model(PaliGemmaForConditionalGeneration):\n    config_class = Own\n"
+    )
+    mine = vlm.load(f"{copy}?trust_remote_code=yes")
+    assert type(mine.model).__name__ == "Model" and mine.name == "mine"
+    red = [Image.new("RGB", (64, 64), (200, 30, 30))]
+    assert vlm.answer(mine, red, ["is there a cat?"]) == vlm.answer(
+        vlm.load("miniature:target"), red, ["is there a cat?"]
+    )

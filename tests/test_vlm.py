@@ -356,6 +356,17 @@ def test_a_device_that_is_not_here_is_refused():
         vlm.load("miniature:target", device="cuda")
 
 
+def test_a_number_format_that_the_gpu_lacks_is_refused(monkeypatch):
+    """The rule alone: a GPU older than Ampere, as torch describes it."""
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
+    assert vlm._dtype("auto", "cuda") == torch.float16
+    with pytest.raises(AuditError, match="dtype: Tesla T4 has no bfloat16; write float16 or auto"):
+        vlm._dtype("bfloat16", "cuda:0")
+    with pytest.raises(AuditError, match='dtype: "int4" is not known'):
+        vlm._dtype("int4", "cuda")
+
+
 @needs_weights
 def test_a_picture_of_any_size_can_be_asked_about(model):
     wide = Image.new("RGB", (200, 80), (214, 39, 40))
