@@ -4,11 +4,13 @@ Each function returns what it found, in words, or raises AuditError with one sen
 of a tiny model of each family, so what is said of a family here is said of its real members when they are checked.
 """
 
+import itertools
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
+from accelerate.utils.memory import should_reduce_batch_size
 from PIL import Image, ImageOps
 
 from auditkit import memory, processors, rectify, specs, vlm
@@ -40,7 +42,9 @@ def report(
     with memory.at_work(model):
         if local:
             yield from described(model, spec, dtype)
-            yield _asked("text given", lambda: repr(processors.chat(model, question)))
+            own = model.processor.chat_template != processors.PALIGEMMA
+            yield "template", "its own chat template" if own else "none; PaliGemma's task prefix", True
+            yield _asked("whole text", lambda: whole_text(model, picture, question))
             yield _asked("begins", lambda: begins_once(model, picture, question))
         yield _asked("answers", lambda: speed(model, picture, question))
         yield _asked("in a batch", lambda: batches(model, images, questions))
@@ -90,6 +94,21 @@ def described(model: vlm.VLM, spec: str, dtype: str) -> Iterator[tuple[str, str,
     number = sum(p.numel() for p in inner.parameters())
     size = f"{held / 1e9:,.1f} GB" if held >= 1e9 else f"{held / 1e6:,.1f} MB"
     yield "memory", f"{size} for {number / 1e6:,.1f} M parameters", True
+
+
+def whole_text(model: vlm.VLM, image: Image.Image | None, question: str) -> str:
+    """All that the model is given, from its tokens back to text; a token that comes again and again is counted."""
+    tokenizer, text = model.processor.tokenizer, processors.chat(model, question, image is not None)
+    ids = processors.batch(model, [image], [text])["input_ids"][0].tolist()
+    pieces, plain = [], []
+    for token, run in itertools.groupby(ids):
+        n = len(list(run))
+        if n < 4:
+            plain += [token] * n
+        else:  # a picture's
+            pieces += [tokenizer.decode(plain), f"{tokenizer.decode([token])}*{n}"]
+            plain = []
+    return repr("".join([*pieces, tokenizer.decode(plain)]))
 
 
 def begins_once(model: vlm.VLM, image: Image.Image | None, question: str) -> str:
@@ -194,6 +213,10 @@ def _asked(what: str, ask) -> tuple[str, str, bool]:
         return what, ask(), True
     except AuditError as error:
         return what, str(error), False
+    except RuntimeError as error:
+        if not should_reduce_batch_size(error):
+            raise
+        return what, "out of memory; try ?bits=4, ?max_pixels=... or a smaller picture", False
 
 
 def _picture(image: str | Path | None) -> Image.Image:

@@ -21,7 +21,7 @@ from accelerate.utils.memory import should_reduce_batch_size
 from PIL import Image
 from safetensors import SafetensorError
 
-from auditkit import hub, lines, memory, specs
+from auditkit import lines, memory, places, specs
 from auditkit.errors import AuditError
 from auditkit.images import Picture
 from auditkit.memory import Parked, at_work
@@ -136,9 +136,9 @@ def load(
         raise AuditError(f'"{spec}": an adapter cannot be merged into weights of {bits} bits; leave ?bits out.')
     turns = turns and device != "cpu" and not bits
     with quiet():
-        place, how = hub.source(place, spec, own)
-        hub.config(place, spec, how)
-        processor = hub.processor(place, spec, how)
+        place, how = places.source(place, spec, own)
+        places.config(place, spec, how)
+        processor = places.processor(place, spec, how)
         model = _model(place, spec, kind, "cpu" if turns else device, own, how)
         for folder in adapters:
             model = _adapted(model, folder)
@@ -362,7 +362,7 @@ def _model(place: str, spec: str | Path, dtype: torch.dtype, device: str, own: d
             place, use_safetensors=True, output_loading_info=True, **how
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        hub.refuse_weights(error, place, spec, how)
+        places.refuse_weights(error, place, spec, how)
     if missing := sorted(info["missing_keys"]):
         raise AuditError(f'"{spec}": {place} lacks {len(missing)} tensors of the model, {missing[0]} among them.')
     return model
@@ -376,7 +376,7 @@ def _adapted(model, folder: Path):
     try:
         return PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
     except (RuntimeError, ValueError) as error:
-        raise AuditError(f"the adapter in {folder} does not fit the model ({hub.short(error)}).") from error
+        raise AuditError(f"the adapter in {folder} does not fit the model ({places.short(error)}).") from error
 
 
 def _base_of(folder: Path) -> str:

@@ -28,7 +28,10 @@ def test_one_question_on_one_image_and_all_that_was_found(capsys, tmp_path):
     found = said(capsys)
     assert found["model"] == "Gemma3ForConditionalGeneration" and found["processor"] == "Gemma3Processor"
     assert found["dtype"] == "bfloat16: asked for" and found["device"] == "cpu"
-    assert "<start_of_image>what atmosphere does the scene have?<end_of_turn>" in found["text given"]
+    assert found["template"] == "its own chat template"
+    picture = "\n\n<start_of_image><image_soft_token>*16<end_of_image>\n\n"
+    turn = f"<bos><start_of_turn>user\n{picture}what atmosphere does the scene have?<end_of_turn>\n"
+    assert found["whole text"] == repr(turn + "<start_of_turn>model\n")
     assert "<bos> once, from the chat template" in found["begins"]
     assert " tokens in " in found["answers"] and " a second" in found["answers"]
     # an image of one colour is a question of its own: the answer is the model's, word for word
