@@ -367,12 +367,18 @@ def _config(p: Params, out: Path, device: str) -> GRPOConfig:
 
 
 def _dataset(pictures: Sequence[Picture], max_pixels: int | None) -> Dataset:
-    """One row a picture, in the conversational form TRL expects, the picture's key riding along for the rewards."""
+    """One row a picture, in the conversational form TRL expects, the picture's key riding along for the rewards.
+
+    The image itself is read when its row is: thousands of photographs would be encoded anew and held all at once.
+    """
     prompt = [{"role": "user", "content": writing.prompt()}]
-    images = [shrunk(picture.image, max_pixels) for picture in pictures]
-    return Dataset.from_dict(
-        {"prompt": [prompt] * len(pictures), "image": images, "picture": [picture.key for picture in pictures]}
-    )
+    there = {q.key: q for q in pictures}
+    rows = Dataset.from_dict({"prompt": [prompt] * len(pictures), "picture": list(there)})
+
+    def seen(batch: dict) -> dict:
+        return {**batch, "image": [shrunk(there[key].image, max_pixels) for key in batch["picture"]]}
+
+    return rows.with_transform(seen)
 
 
 def _kinds(auditor: VLM, pictures: Sequence[Picture], p: Params, out: Path) -> Kinds:
