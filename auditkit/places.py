@@ -32,7 +32,7 @@ def source(place: str, spec: str | Path, own: dict) -> tuple[str, dict]:
     from huggingface_hub import constants, errors
 
     page = f"{constants.ENDPOINT}/{place}"
-    cached = isinstance(huggingface_hub.try_to_load_from_cache(place, "config.json", revision=how["revision"]), str)
+    cached = huggingface_hub.try_to_load_from_cache(place, "config.json", revision=how["revision"])
     try:
         address = huggingface_hub.hf_hub_url(place, "config.json", revision=how["revision"])
         huggingface_hub.get_hf_file_metadata(address, timeout=SECONDS)
@@ -52,20 +52,20 @@ def source(place: str, spec: str | Path, own: dict) -> tuple[str, dict]:
     except errors.EntryNotFoundError as error:
         raise AuditError(f'"{spec}": {page} has no config.json; name a model in the format of transformers.') from error
     except errors.OfflineModeIsEnabled as error:
-        if not cached:
+        if not isinstance(cached, str):
             raise AuditError(
                 f'"{spec}": no such folder, HF_HUB_OFFLINE is set, and the cache does not hold the model; unset it, or '
                 "name a folder."
             ) from error
     except (errors.HTTPError, OSError) as error:
-        if not cached:
+        if not isinstance(cached, str):
             raise AuditError(
                 f'"{spec}": no such folder, and {constants.ENDPOINT} cannot be reached ({short(error)}); name a folder '
                 "that is here, or come back with a network."
             ) from error
     else:
         return place, how
-    return huggingface_hub.snapshot_download(place, revision=how["revision"], local_files_only=True), how
+    return str(Path(cached).parent), how
 
 
 def config(place: str, spec: str | Path, how: dict):

@@ -5,6 +5,8 @@ Each is a tiny model of its real configuration, model and processor classes (tin
 """
 
 import importlib.util
+import json
+import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -75,6 +77,23 @@ def test_prompts_are_the_familys_own_and_begin_once(family, images):
     # every special token of the template and of the answer's end is one token
     assert tokenizer.tokenize(kind.end) == [kind.end]
     assert "".join(tokenizer.convert_ids_to_tokens(ids)).count("<|im_start|>") == text.count("<|im_start|>")
+
+
+def test_a_processor_laid_out_as_on_the_hub_is_loaded_without_torchvision(family, images, tmp_path):
+    """There, image processors have a file of their own, and name the class that needs torchvision."""
+    folder = shutil.copytree(family.folder, tmp_path / "mine")
+    settings = json.loads((folder / "processor_config.json").read_text())
+    pictures = settings.pop("image_processor")
+    kind = pictures["image_processor_type"].replace("Pil", "Fast")
+    pictures |= {"image_processor_type": kind, "processor_class": settings["processor_class"]}
+    if "feature_extractor" in settings:  # Gemma 4's are all in one file
+        settings["image_processor"] = pictures
+    else:
+        (folder / "preprocessor_config.json").write_text(json.dumps(pictures))
+    (folder / "processor_config.json").write_text(json.dumps(settings))
+    mine = vlm.load(folder)
+    assert type(mine.processor).__name__ == settings["processor_class"]
+    assert torch.equal(check.logits(mine, images, QUESTIONS), check.logits(family.model, images, QUESTIONS))
 
 
 def test_a_text_that_begins_twice_is_told(family, images, monkeypatch):
