@@ -211,7 +211,7 @@ def _trainer(target, examples, p, folder: Path, on_step):
 def collate(target: vlm.VLM, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
     """A left-padded training batch in which only the answers, and the token that ends them, are learned.
 
-    The prompt is exactly what the model is asked at inference (processors.chat), tokenized on its own, so that the answer's
+    The prompt is exactly what the model is asked at inference, tokenized on its own, so that the answer's
     first token is predicted from the same state as when it is generated. All answers end in the last column.
 
     Returns what the model's processor returns, and labels [batch, tokens], -100 but on the answers.
