@@ -94,8 +94,10 @@ def is_paligemma(processor) -> bool:
 def chat(vlm, prompt: str, image: bool = True) -> str:
     """The whole text a model gets for a prompt about one image, or about none, as its chat template writes it.
 
-    Raises AuditError when the processor has no chat template.
+    Raises AuditError when the processor has no chat template, and for a PaliGemma without an image.
     """
+    if not image and is_paligemma(vlm.processor):
+        raise AuditError(f'"{vlm.name}": a PaliGemma reads no text without a picture; name another model for that.')
     if not getattr(vlm.processor, "chat_template", None):
         raise AuditError(f'"{vlm.name}": its processor has no chat template; add a chat_template.jinja to its folder.')
     return _rendered(vlm.processor, prompt, image)
@@ -123,10 +125,10 @@ def _rendered(processor, prompt: str, image: bool, answer: str | None = None) ->
 
 def batch(vlm, images: Sequence, texts: Sequence[str]) -> dict[str, torch.Tensor]:
     """One batch of n images, or None, and n whole texts as the model takes it, texts ending together at the right."""
-    pictures = [[shrunk(image, vlm.max_pixels)] for image in images if image is not None]
+    pictures = [[] if image is None else [shrunk(image, vlm.max_pixels)] for image in images]
     inputs = vlm.processor(
         text=list(texts),
-        images=pictures or None,
+        images=pictures if any(pictures) else None,
         padding=True,
         padding_side="left",
         return_tensors="pt",

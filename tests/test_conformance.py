@@ -56,6 +56,16 @@ def test_a_mixed_batch_is_answered_as_one_by_one_in_any_order(family, images):
         assert len(set(vlm.answer(family.model, pictures, questions, 12))) > 1
 
 
+def test_prompts_without_a_picture_may_stand_among_others(family, images):
+    pictures = [None, images[1], None, images[3]]
+    if family.name == "paligemma2":
+        with pytest.raises(AuditError, match="reads no text without a picture"):
+            vlm.answer(family.model, pictures, QUESTIONS)
+        return
+    check.batches(family.model, pictures, QUESTIONS)
+    assert vlm.answer(family.model, pictures, QUESTIONS)[1::2] == vlm.answer(family.model, images, QUESTIONS)[1::2]
+
+
 def test_image_and_question_both_matter(family, images):
     check.modalities(family.model, images, QUESTIONS)
     with pytest.raises(AuditError, match="another image changes nothing"):
