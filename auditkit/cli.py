@@ -3,9 +3,11 @@
     auditkit run params/demo.yaml                   all notebooks in order, goes on where it was left
     auditkit run params/demo.yaml --set seed=1 --set run_name=demo_seed1
     auditkit run params/demo.yaml --from 05 --start-over
+    auditkit check google/gemma-3-4b-it             does a model do what an audit takes for granted?
     auditkit miniature table                        what each shipped model can do, measured
 
-Exit codes: 0 done, 1 a notebook failed, 2 something the user can put right (one sentence says what), 130 interrupted.
+Exit codes: 0 done, 1 a notebook or a check failed, 2 something the user can put right (one sentence says what),
+130 interrupted.
 Everything heavy is imported where it is used, so that `--help` answers at once.
 """
 
@@ -74,6 +76,19 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--debug", action="store_true", help="show tracebacks, and what the kernels write to stderr")
     run.set_defaults(command=_run)
 
+    about = (
+        "Put one question on one image to a model and say what was found: its class, number format, device, memory and "
+        "speed, the text it was given, and whether batches, images and adapters work with it."
+    )
+    check = commands.add_parser("check", help="does a model do what an audit takes for granted?", description=about)
+    check.add_argument("model", metavar="MODEL", help="miniature:NAME, a folder, a hub id, or any other model's text")
+    check.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    check.add_argument("--dtype", default="auto", help="auto, float32, bfloat16, float16")
+    check.add_argument("--image", metavar="FILE", help="a picture; default: one of the miniature's")
+    check.add_argument("--question", metavar="TEXT", help="what to ask about it")
+    check.add_argument("--debug", action="store_true", help="show tracebacks")
+    check.set_defaults(command=_check)
+
     miniature = commands.add_parser("miniature", help="the shipped tiny models: build, measure, plant gaps of your own")
     tasks = miniature.add_subparsers(required=True, metavar="TASK")
     build = tasks.add_parser("build", help="train models again from their seeds")
@@ -101,6 +116,17 @@ def _above_0(text: str) -> int:
     if not text.isdigit() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return int(text)
+
+
+def _check(options) -> int:
+    from auditkit import check
+
+    question = options.question or check.QUESTION
+    failed = 0
+    for what, found, right in check.report(options.model, options.device, options.dtype, options.image, question):
+        print(f"{what:<14} {'' if right else 'NO: '}{found}", flush=True)
+        failed += not right
+    return 1 if failed else 0
 
 
 def _build(options) -> None:

@@ -24,7 +24,7 @@ import random
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -36,10 +36,12 @@ from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from auditkit import auditor as writing
-from auditkit import disagreement, lines, runs, vlm
+from auditkit import disagreement, lines, processors, runs
 from auditkit.errors import AuditError
 from auditkit.images import Picture
+from auditkit.memory import shrunk
 from auditkit.params import Params
+from auditkit.processors import is_paligemma
 from auditkit.rectify import TEXT_PART
 from auditkit.vlm import VLM, AnswerBook
 
@@ -207,26 +209,28 @@ class AuditorTrainer(GRPOTrainer):
         self._metrics["train"]["kinds"].append(len({r.cluster for r in rollouts if r.success}))
         return loss
 
+    def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep, *more, **inputs):
+        """TRL's, with what two families' processors return put right.
+
+        PaliGemma's completions may see only what came before: tokens of type 1, where TRL has 0, with which they see
+        what they are to predict. LLaVA-OneVision's count of images is not needed for one image a prompt.
+        """
+        if is_paligemma(self.processing_class):
+            inputs["token_type_ids"] = inputs["token_type_ids"].clone()
+            inputs["token_type_ids"][:, -logits_to_keep:] = 1
+        for name in ("labels", "batch_num_images"):
+            inputs.pop(name, None)
+        return super()._get_per_token_logps_and_entropies(
+            model, input_ids, attention_mask, logits_to_keep, *more, **inputs
+        )
+
     def _replay_loss(self, model, drawn: list[Rollout]) -> torch.Tensor:
         """Cross-entropy of the drawn completions [n, C] after their prompts [n, P], as one forward pass."""
-        reader = VLM("auditor", model, self.processing_class)
-        prompts = [vlm.chat(reader, writing.prompt())] * len(drawn)
-        images = [[self.scorer.pictures[rollout.picture].image] for rollout in drawn]
-        inputs = self.processing_class(
-            text=prompts, images=images, padding=True, padding_side="left", return_tensors="pt"
-        )
-        completions = [torch.tensor(rollout.tokens) for rollout in drawn]
-        width = max(map(len, completions))
-        ids = torch.stack([torch.nn.functional.pad(c, (0, width - len(c)), value=-100) for c in completions])  # [n, C]
-        inputs = {key: value.to(model.device) for key, value in inputs.items()}
-        ids = ids.to(model.device)
-        inputs["labels"] = torch.cat([torch.full_like(inputs["input_ids"], -100), ids], 1)
-        inputs["input_ids"] = torch.cat([inputs["input_ids"], ids.clamp(min=0)], 1)
-        inputs["attention_mask"] = torch.cat([inputs["attention_mask"], (ids >= 0).long()], 1)
-        for key in ("token_type_ids", "mm_token_type_ids"):  # text follows the prompt, never more image
-            if key in inputs:
-                inputs[key] = torch.cat([inputs[key], torch.zeros_like(ids)], 1)
-        return model(**inputs).loss
+        reader = replace(self.scorer.auditor, model=self.accelerator.unwrap_model(model))
+        texts = [processors.chat(reader, writing.prompt())] * len(drawn)
+        images = [self.scorer.pictures[rollout.picture].image for rollout in drawn]
+        endings = [torch.tensor(rollout.tokens) for rollout in drawn]
+        return model(**processors.continued(reader, images, texts, endings)).loss
 
 
 class History(TrainerCallback):
@@ -303,7 +307,7 @@ def train(
             processing_class=auditor.processor,
             args=_config(p, out, auditor.model.device.type),
             reward_funcs=rewards(scorer),
-            train_dataset=_dataset(pictures),
+            train_dataset=_dataset(pictures, auditor.max_pixels),
             peft_config=LoraConfig(
                 r=p.grpo_lora_rank, lora_alpha=2 * p.grpo_lora_rank, target_modules=TEXT_PART, task_type="CAUSAL_LM"
             ),
@@ -311,7 +315,7 @@ def train(
             scorer=scorer,
             replay_weight=p.replay_weight,
         )
-        scorer.auditor = VLM("auditor", trainer.model, auditor.processor, p.batch_size)
+        scorer.auditor = VLM("auditor", trainer.model, auditor.processor, p.batch_size, auditor.max_pixels)
         trainer.remove_callback(
             type(
                 next(
@@ -364,7 +368,7 @@ def _config(p: Params, out: Path, device: str) -> GRPOConfig:
     )
 
 
-def _dataset(pictures: Sequence[Picture]) -> Dataset:
+def _dataset(pictures: Sequence[Picture], max_pixels: int | None) -> Dataset:
     """One row a picture, in the conversational form TRL expects, the picture's key riding along for the rewards.
 
     The image itself is read when its row is: thousands of photographs would be encoded anew and held all at once.
@@ -372,7 +376,11 @@ def _dataset(pictures: Sequence[Picture]) -> Dataset:
     prompt = [{"role": "user", "content": writing.prompt()}]
     there = {q.key: q for q in pictures}
     rows = Dataset.from_dict({"prompt": [prompt] * len(pictures), "picture": list(there)})
-    return rows.with_transform(lambda batch: {**batch, "image": [there[key].image for key in batch["picture"]]})
+
+    def seen(batch: dict) -> dict:
+        return {**batch, "image": [shrunk(there[key].image, max_pixels) for key in batch["picture"]]}
+
+    return rows.with_transform(seen)
 
 
 def _kinds(auditor: VLM, pictures: Sequence[Picture], p: Params, out: Path) -> Kinds:
