@@ -6,14 +6,18 @@ auditor asks about, and the earlier checkpoints still reach what the last one fo
 probes found 25 and 26 (two seeds, auditors trained for 240 steps) with 40 % of them by the untrained auditor and 30 %
 by the last one; with 15 % and 50 % they found 19 and 25.
 
-Three files grow in the audit's folder, and each is only appended to, so it can be killed anywhere and started again:
-proposals.jsonl (what the auditors wrote), answers.jsonl (what each model said), records.jsonl (one row a probe).
-Answers are saved before they are scored; `score` needs no model.
+Three files grow in the audit's folder, so it can be killed anywhere and started again: proposals.jsonl (what the
+auditors wrote), answers.jsonl (what each model said), records.jsonl (one row a probe). Answers are saved before they
+are scored; `score` needs no model.
+
+The work is cut into batches that depend on nothing but the parameters, each with its own seed. So it does not matter
+who does them: `Proposing` and `Answering` do one after another here, or on many GPUs and machines (audit_ray.py), and
+the records are the same.
 """
 
 import hashlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -23,10 +27,13 @@ from auditkit.auditor import Probe
 from auditkit.disagreement import normalise, same, verdicts
 from auditkit.errors import AuditError
 from auditkit.images import Picture
-from auditkit.vlm import VLM, AnswerBook
+from auditkit.memory import free
+from auditkit.vlm import AnswerBook, Writer
 
 UNTRAINED, LAST = 0.4, 0.3  # shares of the first and the last checkpoint; those between share the rest
 CHUNK = 512  # probes answered by all models before the next ones
+
+Loader = Callable[[], Writer]  # loads a model when it is called: partial(vlm.loader(p), spec), or lambda: model
 
 
 def shares(checkpoints: Sequence[str], probes: int) -> dict[str, int]:
@@ -51,9 +58,9 @@ def shares(checkpoints: Sequence[str], probes: int) -> dict[str, int]:
 
 
 def run(
-    auditors: Mapping[str, VLM],
-    target: VLM,
-    references: Sequence[VLM],
+    auditors: Mapping[str, Loader],
+    target: Loader,
+    references: Sequence[Loader],
     pictures: Sequence[Picture],
     p,
     out: Path,
@@ -61,21 +68,25 @@ def run(
 ) -> list[dict]:
     """Ask about each picture once, and return one record a probe.
 
+    Models are loaded when they are needed and dropped after: of the auditors, the first and one more at a time, then
+    target and references.
+
     Args:
-        auditors: checkpoint name -> auditor, the untrained one first, the trained one last.
-        target, references: the models that answer.
+        auditors: checkpoint name -> what loads that auditor, the untrained one first, the trained one last.
+        target, references: what loads the models that answer.
         pictures: pictures the auditors never saw, all different; with fewer than p.audit_probes there are fewer probes.
-        p: uses audit_probes, seed, temperature, max_question_tokens, max_answer_tokens.
+        p: uses audit_probes, seed, batch_size, temperature, max_question_tokens, max_answer_tokens, engine; under
+            "ray" also workers, device and images, from which the workers take the pictures.
         out: the folder; what is there already is not asked again.
         counts: probes of each checkpoint, if not by `shares`.
 
     Returns records {"key", "picture", "question", "text", "way", "pairing", "checkpoint", "target": answer,
     "references": {name: answer}}; a malformed probe has question and target None and no references.
 
-    Raises AuditError for models of the same name, for no references, for more counts than pictures, and for auditors of
-    whom none writes a question.
+    Raises AuditError for models of the same name, for no references, for more counts than pictures, for auditors of
+    whom none writes a question, and under "ray" for a cluster that cannot do it.
     """
-    _refuse_confusion(target, references, pictures, auditors)
+    _refuse_confusion(references, pictures, auditors)
     if counts is None:
         counts = shares(list(auditors), min(p.audit_probes, len(pictures)))
     if sum(counts.values()) > len(pictures):
@@ -85,8 +96,8 @@ def run(
     for name in auditors:
         dealt[name] = pictures[start : start + counts.get(name, 0)]
         start += counts.get(name, 0)
-    probes = _propose(auditors, dealt, p, out / "proposals.jsonl")
     where = {picture.key: picture for picture in pictures}
+    probes = _propose(auditors, dealt, where, p, out)
     return _answer(probes, target, references, where, p, out)
 
 
@@ -153,83 +164,134 @@ def counts(scored: Sequence[dict]) -> dict[str, int]:
     }
 
 
-def _propose(auditors: Mapping[str, VLM], dealt: Mapping[str, Sequence[Picture]], p, path: Path) -> list[Probe]:
+class Proposing:
+    """Has auditors write probes, batch after batch; beside the untrained one it holds one checkpoint at a time."""
+
+    def __init__(self, auditors: Mapping[str, Loader], p):
+        self.auditors, self.p, self.untrained, self.name, self.auditor = auditors, p, None, None, None
+
+    def __call__(self, batch: dict, picture: Callable[[str], Picture]) -> dict:
+        """The probes of a batch {"checkpoint", "keys", "pictures": their keys}, as {"probes": rows}.
+
+        Each batch has a seed of its own: an auditor writes the same whoever was asked what before.
+        """
+        first = next(iter(self.auditors))
+        self.untrained = self.untrained or self.auditors[first]()
+        if batch["checkpoint"] != self.name:
+            self.name, self.auditor = batch["checkpoint"], None  # the last one goes before the next one comes
+            free()
+            self.auditor = self.untrained if self.name == first else self.auditors[self.name]()
+        p, pictures = self.p, [picture(key) for key in batch["pictures"]]
+        seed = int(hashlib.sha256(f"{p.seed}/{batch['keys'][0]}".encode()).hexdigest()[:8], 16)
+        written = auditing.write(self.auditor, pictures, p.temperature, p.max_question_tokens, seed)
+        rarest = auditing.rarest(self.untrained, pictures, [probe.text for probe in written])
+        probes = [
+            replace(probe, key=key, checkpoint=self.name, rarest=least)
+            for key, probe, least in zip(batch["keys"], written, rarest, strict=True)
+        ]
+        return {"probes": [asdict(probe) for probe in probes]}
+
+
+class Answering:
+    """Puts probes to the target and the references, chunk after chunk."""
+
+    def __init__(self, target: Loader, references: Sequence[Loader], p):
+        self.target, self.references, self.p, self.models = target, references, p, None
+
+    def __call__(self, chunk: dict, picture: Callable[[str], Picture], book: AnswerBook) -> dict:
+        """The records of a chunk {"probes": rows}, as {"records": rows}.
+
+        Raises AuditError when two models have one name, by which records tell them apart.
+        """
+        if self.models is None:
+            models = [self.target(), *(load() for load in self.references)]
+            names = [model.name for model in models]
+            if twice := {name for name in names if names.count(name) > 1}:
+                raise AuditError(
+                    f"target and references: two are called {min(twice)}; rename a folder, or name it once."
+                )
+            self.models = models
+        target, *references = self.models
+        asked = [probe for probe in chunk["probes"] if probe["question"] is not None]
+        pictures, questions = [picture(probe["picture"]) for probe in asked], [probe["question"] for probe in asked]
+        said = {vlm.name: book.ask(vlm, pictures, questions, self.p.max_answer_tokens) for vlm in self.models}
+        rows = {probe["key"]: {**probe, "target": None, "references": {}} for probe in chunk["probes"]}
+        for i, probe in enumerate(asked):
+            rows[probe["key"]]["target"] = said[target.name][i]
+            rows[probe["key"]]["references"] = {vlm.name: said[vlm.name][i] for vlm in references}
+        return {"records": list(rows.values())}
+
+
+def _propose(
+    auditors: Mapping[str, Loader],
+    dealt: Mapping[str, Sequence[Picture]],
+    where: Mapping[str, Picture],
+    p,
+    out: Path,
+) -> list[Probe]:
     """One probe a picture, batch after batch, each saved as it is written; a batch on file is not asked for again."""
-    known = {row["key"]: Probe(**row) for row in lines.read(path)}
-    probes: list[Probe] = []
-    untrained = next(iter(auditors.values()))
-    for name, vlm in auditors.items():
-        begun, new = time.monotonic(), 0
-        for start in range(0, len(dealt[name]), vlm.batch_size):
-            batch = dealt[name][start : start + vlm.batch_size]
+    path = out / "proposals.jsonl"
+    known, batches = {row["key"]: Probe(**row) for row in lines.read(path)}, []
+    for name, pictures in dealt.items():
+        for start in range(0, len(pictures), p.batch_size):
+            batch = [picture.key for picture in pictures[start : start + p.batch_size]]
             keys = [f"{name}/{start + i:05d}" for i in range(len(batch))]
-            if any(key not in known for key in keys):
-                # its own seed: an auditor writes the same whether or not the batches before were asked in this process
-                seed = int(hashlib.sha256(f"{p.seed}/{keys[0]}".encode()).hexdigest()[:8], 16)
-                written = auditing.write(vlm, batch, p.temperature, p.max_question_tokens, seed)
-                rarest = auditing.rarest(untrained, batch, [probe.text for probe in written])
-                fresh = {
-                    key: replace(probe, key=key, checkpoint=name, rarest=least)
-                    for key, probe, least in zip(keys, written, rarest, strict=True)
-                    if key not in known
-                }
-                lines.append(path, map(asdict, fresh.values()))
-                known |= fresh
-                new += len(fresh)
-            probes += [known[key] for key in keys]
-            if [known[key].picture for key in keys] != [picture.key for picture in batch]:
-                raise AuditError(f"{path} holds probes about other pictures; start the audit over in an empty folder.")
-        if new:
-            print(f"audit: {name} wrote {new} probes in {time.monotonic() - begun:.0f} s", flush=True)
-    auditing.refuse_nonsense(", ".join(dict.fromkeys(vlm.name for vlm in auditors.values())), probes)
+            batches.append({"checkpoint": name, "keys": keys, "pictures": batch})
+    todo = [batch for batch in batches if any(key not in known for key in batch["keys"])]
+    begun, new = time.monotonic(), 0
+    for done in _each(todo, Proposing(auditors, p), where, p):
+        fresh = {row["key"]: Probe(**row) for row in done["probes"] if row["key"] not in known}
+        lines.append(path, map(asdict, fresh.values()))
+        known |= fresh
+        new += len(fresh)
+        name = done["probes"][0]["checkpoint"]
+        print(f"audit: {name} wrote, {new} new probes in {time.monotonic() - begun:.0f} s", flush=True)
+    for batch in batches:
+        if [known[key].picture for key in batch["keys"]] != batch["pictures"]:
+            raise AuditError(f"{path} holds probes about other pictures; start the audit over in an empty folder.")
+    probes = [known[key] for batch in batches for key in batch["keys"]]
+    auditing.refuse_nonsense(", ".join(name for name in dealt if dealt[name]), probes)
     return probes
 
 
 def _answer(
-    probes: list[Probe],
-    target: VLM,
-    references: Sequence[VLM],
-    where: Mapping[str, Picture],
-    p,
-    out: Path,
+    probes: list[Probe], target: Loader, references: Sequence[Loader], where: Mapping[str, Picture], p, out: Path
 ) -> list[dict]:
     """Put the probes to all models, chunk by chunk, and append a record for each."""
     path = out / "records.jsonl"
     records = {row["key"]: row for row in lines.read(path)}
+    chunks = [{"probes": [asdict(probe) for probe in probes[i : i + CHUNK]]} for i in range(0, len(probes), CHUNK)]
+    todo = [chunk for chunk in chunks if any(probe["key"] not in records for probe in chunk["probes"])]
     book, begun = AnswerBook(out / "answers.jsonl"), time.monotonic()
-    for start in range(0, len(probes), CHUNK):
-        chunk = probes[start : start + CHUNK]
-        if all(probe.key in records for probe in chunk):
-            continue
-        asked = [probe for probe in chunk if probe.question is not None]
-        said = {
-            vlm.name: book.ask(
-                vlm, [where[probe.picture] for probe in asked], [probe.question for probe in asked], p.max_answer_tokens
-            )
-            for vlm in (target, *references)
-        }
-        rows = {probe.key: {**asdict(probe), "target": None, "references": {}} for probe in chunk}
-        for i, probe in enumerate(asked):
-            rows[probe.key]["target"] = said[target.name][i]
-            rows[probe.key]["references"] = {vlm.name: said[vlm.name][i] for vlm in references}
-        new = {key: row for key, row in rows.items() if key not in records}
+    answered = len(probes) - sum(len(chunk["probes"]) for chunk in todo)
+    for done in _each(todo, Answering(target, references, p), where, p, book):
+        new = {row["key"]: row for row in done["records"] if row["key"] not in records}
         lines.append(path, new.values())
         records |= new
-        done, seconds = min(start + CHUNK, len(probes)), time.monotonic() - begun
-        print(f"audit: {done} of {len(probes)} probes answered by all models, {seconds:.0f} s", flush=True)
-    return [records[probe.key] for probe in probes]
+        answered, seconds = answered + len(done["records"]), time.monotonic() - begun
+        print(f"audit: {answered} of {len(probes)} probes answered by all models, {seconds:.0f} s", flush=True)
+    ordered = [records[probe.key] for probe in probes]
+    if list(records) != [row["key"] for row in ordered]:  # workers are done when they are done
+        lines.replace(path, ordered)
+    return ordered
 
 
-def _refuse_confusion(
-    target: VLM, references: Sequence[VLM], pictures: Sequence[Picture], auditors: Mapping[str, VLM]
-) -> None:
+def _each(todo: Iterable[dict], work: Callable, where: Mapping[str, Picture], p, book=None) -> Iterator[dict]:
+    """What `work` makes of each batch, as it comes: one after another here, or in any order from Ray's workers."""
+    if p.engine == "ray":
+        from auditkit import audit_ray
+
+        yield from audit_ray.each(list(todo), work, p, book)
+    else:
+        for batch in todo:
+            yield work(batch, where.__getitem__, *([] if book is None else [book]))
+
+
+def _refuse_confusion(references: Sequence, pictures: Sequence[Picture], auditors: Mapping) -> None:
     if not auditors:
         raise AuditError("audit: there is no auditor.")
     if not references:
         raise AuditError("references: name at least one; with none there is no consensus to depart from.")
-    names = [target.name, *(vlm.name for vlm in references)]
-    if twice := {name for name in names if names.count(name) > 1}:
-        raise AuditError(f"target and references: two are called {min(twice)}; rename a folder, or name it once.")
     if not pictures:
         raise AuditError("audit: there are no pictures.")
     if len({picture.key for picture in pictures}) < len(pictures):

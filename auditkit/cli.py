@@ -16,6 +16,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import shlex
 import signal
 import sys
@@ -187,15 +188,45 @@ def _run(options) -> int:
     p = params.load(options.params, **dict(params.setting(text) for text in options.settings))
     stages = _selected(options.first, options.only)
     notebooks = {stage: _notebook(stage) for stage in stages}
-    if options.start_over:
-        runs.start_over(p, stages)
-    for stage in stages:  # said now rather than after an hour of the stages before it
-        why = runs.why_not_resume(p, stage)
+    with runs.claimed(p):
+        _refuse_misfits(p, stages, options.start_over)
+        if options.start_over:
+            runs.start_over(p, stages)
+        return _run_all(p, stages, notebooks, options)
+
+
+def _refuse_misfits(p: params.Params, stages: list[str], start_over: bool) -> None:
+    """Raise AuditError for the first stage that does not fit, of those to be run and those they were built on.
+
+    Said now rather than after an hour of the stages before it, and before any folder is emptied.
+    """
+    needs = {stage: _needs(stage) for stage in runs.STAGES}
+    matter = set(stages)
+    for stage in reversed(runs.STAGES):
+        matter |= needs[stage] if stage in matter else set()
+    anew = stages if start_over else []
+    for stage in runs.STAGES:
+        why = runs.why_not_resume(p, stage) if stage in matter and stage not in anew else ""
         if why:
-            anew = f"--from {stage[:2]} --start-over"
+            again = f"--from {stage[:2]} --start-over"
             raise AuditError(
-                f"{why} Make it and what follows anew with {anew}, or keep both with --set run_name=OTHER."
+                f"{why} Make it and what follows anew with {again}, or keep both with --set run_name=OTHER."
             )
+    for stage in stages:
+        missing = [need for need in sorted(needs[stage]) if need not in stages and not runs.is_done(p, need)]
+        if missing and (stage in anew or not runs.is_done(p, stage)):
+            folder = runs.shown(runs.run_folder(p) / missing[0])
+            raise AuditError(f"{stage} needs {folder}, which is not done: begin there, with --from {missing[0][:2]}.")
+
+
+def _needs(stage: str) -> set[str]:
+    """The earlier stages that a stage's notebook asks for."""
+    found = (params.root() / "notebooks").glob(f"{stage[:2]}_*.ipynb")
+    asked = {name for path in found for name in re.findall(r'run\.need\(\\?"(\w+)', path.read_text(encoding="utf-8"))}
+    return asked & set(runs.STAGES)
+
+
+def _run_all(p: params.Params, stages: list[str], notebooks: dict[str, Path], options) -> int:
     began = time.monotonic()
     print(f"{p.run_name}: {p.params_file} -> {runs.shown(runs.run_folder(p))}", flush=True)
     with _kernels() as kernels:

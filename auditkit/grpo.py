@@ -14,20 +14,33 @@ It departs from the paper in five ways:
 4) a well-formed question earns 1 by itself, and advantages are divided by the deviation of the whole step's rewards,
    not of each group's;
 5) the trained weights are a LoRA adapter, whose checkpoints are small and resume exactly.
+
+On several GPUs or machines, for the run that notebook 04 then finds trained:
+
+    accelerate launch --num_processes 8 -m auditkit.grpo params/X.yaml --set grpo_micro_batch=4
+
+Every process generates, scores and learns from its own share of each step's questions; what they wrote is gathered, so
+all of them have the same memory for novelty and replay, and the first alone writes the files.
 """
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import json
 import os
 import random
+import sys
 import time
+import warnings
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from datasets import Dataset
 from peft import LoraConfig
 from sklearn.cluster import KMeans
@@ -36,7 +49,8 @@ from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from auditkit import auditor as writing
-from auditkit import disagreement, lines, processors, runs
+from auditkit import disagreement, lines, params, processors, runs, vlm
+from auditkit import images as sources
 from auditkit.errors import AuditError
 from auditkit.images import Picture
 from auditkit.memory import shrunk
@@ -45,16 +59,18 @@ from auditkit.processors import is_paligemma
 from auditkit.rectify import TEXT_PART
 from auditkit.vlm import VLM, AnswerBook
 
+STAGE = "04_auditor"
 RECENT = 1000  # successes that novelty is measured against
 CAP = 4.0  # a success of an unseen kind earns at most this much novelty
 KEPT = 256  # successes kept for replay in each cluster
+PATIENCE = 10  # steps in which the references may never agree before training is called off
 
 
 @dataclass(frozen=True)
 class Rollout:
     """One completion of one step: what the auditor wrote, what the models answered, and whether that is a success."""
 
-    key: str  # step and number in the step
+    key: str  # step and number in the step, over all processes
     step: int
     picture: str
     text: str
@@ -68,7 +84,10 @@ class Rollout:
 
 
 class Scorer:
-    """Puts every completion of a step to target and references once, remembers it, and is read by all three rewards."""
+    """Puts every completion of a step to target and references once, remembers it, and is read by all three rewards.
+
+    Under several processes each scores its own completions, and `rollouts` holds those of all of them, in their order.
+    """
 
     def __init__(
         self,
@@ -94,13 +113,17 @@ class Scorer:
         self.bank: dict[int, dict[str, list[Rollout]]] = defaultdict(
             lambda: defaultdict(list)
         )  # cluster -> question -> successes
-        self.step, self.rollouts = -1, []
+        self.step, self.rollouts, self.own = -1, [], []
+        self.asked, self.agreed = 0, 0  # questions so far, and those with a consensus
         self.auditor: VLM | None = None  # with its adapter, which is switched off to see what it was before training
 
     def score(self, step: int, pictures: list[str], texts: list[str], tokens: list[list[int]]) -> list[Rollout]:
-        """The rollouts of a step; computed at the first call of the step, in one batch a model."""
+        """The rollouts of this process's share of a step; made at the first call of the step, in one batch a model.
+
+        Raises AuditError when the references have never agreed on anything so far, so that there is nothing to learn.
+        """
         if step == self.step:
-            return self.rollouts
+            return self.own
         with self.auditor.model.disable_adapter():
             rarest = writing.rarest(self.auditor, [self.pictures[key] for key in pictures], texts)
         likely = [chance is not None and chance >= self.p.min_token_probability for chance in rarest]
@@ -114,20 +137,34 @@ class Scorer:
         clusters = dict(zip(asked, self.kinds.of(wording), strict=True))
         rows = [(questions[i], said[i][0], said[i][1:]) for i in asked]
         verdicts = dict(zip(asked, disagreement.verdicts(rows, self.same, self.p.grpo_quorum), strict=True))
-        self.rollouts = []
+        self.own, here = [], PartialState()
+        first = here.process_index * len(texts)
         for i, text in enumerate(texts):
             target, *references = said.get(i, (None,))
             verdict = verdicts.get(i)
-            self.rollouts.append(
+            self.own.append(
                 Rollout(
-                    f"{step}-{i}", step, pictures[i], text, questions[i], target, references,
+                    f"{step}-{first + i}", step, pictures[i], text, questions[i], target, references,
                     verdict.consensus if verdict else None,
                     bool(verdict and verdict.disagrees), clusters.get(i, -1), list(map(int, tokens[i])),
                 )
             )  # fmt: skip
-        lines.append(self.log, map(asdict, self.rollouts))
+        self.rollouts = gather_object(self.own)
+        if here.is_main_process:
+            lines.append(self.log, map(asdict, self.rollouts))
         self.step = step
-        return self.rollouts
+        self.count(self.rollouts)
+        if self.asked and not self.agreed and step + 1 >= min(PATIENCE, self.p.grpo_steps):
+            raise AuditError(
+                f"grpo_quorum: in {step + 1} steps the references never agreed on any of {self.asked} questions, so "
+                f"nothing was rewarded; lower it (now {self.p.grpo_quorum}) or name other references."
+            )
+        return self.own
+
+    def count(self, rollouts: Sequence[Rollout]) -> None:
+        """Keep count of how often the references agree."""
+        self.asked += sum(rollout.question is not None for rollout in rollouts)
+        self.agreed += sum(rollout.consensus is not None for rollout in rollouts)
 
     def remember(self, rollouts: Sequence[Rollout]) -> None:
         """Take successes into the replay bank and into what novelty is measured against. Called once a step, after the
@@ -194,19 +231,20 @@ class AuditorTrainer(GRPOTrainer):
 
     def __init__(self, *args, scorer: Scorer, replay_weight: float, **kwargs):
         super().__init__(*args, **kwargs)
-        self.scorer, self.replay_weight = scorer, replay_weight
+        self.scorer, self.replay_weight, self.drawn = scorer, replay_weight, []
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        rollouts = self.scorer.rollouts
-        self.scorer.remember(rollouts)
-        drawn = self.scorer.replay(len(rollouts) // 2, random.Random(f"{self.args.seed}-{self.state.global_step}"))
-        if self.replay_weight and drawn:
-            again = self._replay_loss(model, drawn)
-            self._metrics["train"]["replay_loss"].append(again.item())
-            loss = loss + self.replay_weight * again
-        self._metrics["train"]["distinct"].append(len({r.text for r in rollouts}) / len(rollouts))
-        self._metrics["train"]["kinds"].append(len({r.cluster for r in rollouts if r.success}))
+        rollouts, part = self.scorer.rollouts, self._step % self.args.steps_per_generation
+        if part == 0:  # the first micro-batch of a step
+            self.scorer.remember(rollouts)
+            own = len(rollouts) // self.accelerator.num_processes
+            seed = f"{self.args.seed}-{self.state.global_step}"
+            self.drawn = self.scorer.replay(own // 2 * self.accelerator.num_processes, random.Random(seed))
+            self._metrics["train"]["distinct"].append(len({r.text for r in rollouts}) / len(rollouts))
+            self._metrics["train"]["kinds"].append(len({r.cluster for r in rollouts if r.success}))
+        if self.replay_weight and self.drawn:
+            loss = loss + self.replay_weight * self._replay_share(model, part)
         return loss
 
     def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep, *more, **inputs):
@@ -224,6 +262,23 @@ class AuditorTrainer(GRPOTrainer):
             model, input_ids, attention_mask, logits_to_keep, *more, **inputs
         )
 
+    def _replay_share(self, model, part: int) -> torch.Tensor:
+        """What this process and micro-batch have to add, that all of them together make the mean over all tokens drawn.
+
+        Gradients are summed over micro-batches and averaged over processes.
+        """
+        processes, parts = self.accelerator.num_processes, self.args.steps_per_generation
+        own = self.drawn[self.accelerator.process_index :: processes]  # equally many for each
+        rows = -(-len(own) // parts)
+        share = own[part * rows : (part + 1) * rows]
+        again = torch.zeros((), device=self.accelerator.device)
+        if share:  # else those before have had them all, in every process
+            tokens, of = (sum(len(rollout.tokens) for rollout in some) for some in (share, self.drawn))
+            again = self._replay_loss(model, share) * (processes * tokens / of)
+        everyone = self.accelerator.gather(again.detach()).mean().item()
+        self._metrics["train"]["replay_loss"].append(everyone * parts)  # which is averaged over the parts
+        return again
+
     def _replay_loss(self, model, drawn: list[Rollout]) -> torch.Tensor:
         """Cross-entropy of the drawn completions [n, C] after their prompts [n, P], as one forward pass."""
         reader = replace(self.scorer.auditor, model=self.accelerator.unwrap_model(model))
@@ -240,7 +295,7 @@ class History(TrainerCallback):
         self.path, self.on_step, self.started = path, on_step, time.time()
 
     def on_log(self, args, state, control, logs=None, **_):
-        if not logs or "reward" not in logs:
+        if not logs or "reward" not in logs or not state.is_world_process_zero:
             return
         row = {"step": state.global_step, "seconds": round(time.time() - self.started, 2)}
         row |= {f"reward/{name}": logs[f"rewards/{name}/mean"] for name in ("disagreement", "format", "coverage")}
@@ -276,36 +331,39 @@ def train(
 
     Writes to `out`: checkpoint-N (LoRA adapters, `grpo_checkpoints` of them, the last one trained to the end),
     rollouts.jsonl (every completion with all answers), answers.jsonl, history.jsonl. A run that was killed goes on
-    from its last checkpoint and asks no model a question it has answered.
+    from its last checkpoint and asks no model a question it has answered. A training that is complete is not repeated.
 
-    Raises AuditError when there are too few pictures for one step, or when the untrained auditor writes no questions.
+    Raises AuditError when there are too few pictures for one step, when a step cannot be dealt out evenly, when the
+    untrained auditor writes no questions, or when the references never agree.
     """
     if len(pictures) < p.grpo_images:
         raise AuditError(
             f"train_images: {len(pictures)} pictures are fewer than grpo_images ({p.grpo_images}), so GRPO would train "
             "zero steps; raise the first or lower the second."
         )
+    here = PartialState(cpu=auditor.model.device.type == "cpu")
+    _refuse_uneven(p, here.num_processes)
     out.mkdir(parents=True, exist_ok=True)
-    last = runs.last_checkpoint(out)
-    done = int(last.rsplit("-", 1)[1]) if last else 0
-    _forget_after(out, done)
-    book = AnswerBook(out / "answers.jsonl")
-    scorer = Scorer(
-        target,
-        references,
-        {q.key: q for q in pictures},
-        _kinds(auditor, pictures, p, out),
-        book,
-        p,
-        out / "rollouts.jsonl",
-    )
-    for row in lines.read(out / "rollouts.jsonl"):
-        scorer.remember([Rollout(**row)])
+    with here.main_process_first():  # which tidies up what a kill has left; the others find it done
+        last = runs.last_checkpoint(out)
+        done = int(last.rsplit("-", 1)[1]) if last else 0
+        _forget_after(out, done)
+        _collect_answers(out)
+        kinds = _kinds(auditor, pictures, p, out)
+        book = AnswerBook(out / "answers.jsonl")
+        scorer = Scorer(target, references, {q.key: q for q in pictures}, kinds, book, p, out / "rollouts.jsonl")
+        for row in lines.read(out / "rollouts.jsonl"):
+            rollout = Rollout(**row)
+            scorer.remember([rollout])
+            scorer.count([rollout])
+    here.wait_for_everyone()  # all have read before anyone writes
+    if not here.is_main_process:  # one file, one writer; collected at the end, or at the next start
+        book.path = out / f"answers.{here.process_index}.jsonl"
     if done < p.grpo_steps:
         trainer = AuditorTrainer(
             model=auditor.model,
             processing_class=auditor.processor,
-            args=_config(p, out, auditor.model.device.type),
+            args=_config(p, out, auditor.model.device.type, auditor.model.dtype, here.num_processes),
             reward_funcs=rewards(scorer),
             train_dataset=_dataset(pictures, auditor.max_pixels),
             peft_config=LoraConfig(
@@ -326,6 +384,9 @@ def train(
             )
         )
         trainer.train(resume_from_checkpoint=last)
+    here.wait_for_everyone()
+    if here.is_main_process:
+        _collect_answers(out)
     return lines.read(out / "history.jsonl")
 
 
@@ -340,22 +401,33 @@ def checkpoints(out: Path) -> dict[str, Path]:
     return {f"step {folder.name.rsplit('-', 1)[1]}": folder for folder in folders}
 
 
-def _config(p: Params, out: Path, device: str) -> GRPOConfig:
+def _config(p: Params, out: Path, device: str, dtype: torch.dtype, processes: int = 1) -> GRPOConfig:
+    """One generation and one optimiser step a step, over the questions of all processes, in micro-batches of theirs."""
+    rows = p.grpo_images * p.group_size // processes
+    micro_batch = p.grpo_micro_batch or rows
+    schedule = {"lr_scheduler_type": "cosine"}
+    if p.grpo_last_learning_rate:
+        schedule = {"lr_scheduler_type": "cosine_with_min_lr"}
+        schedule["lr_scheduler_kwargs"] = {"min_lr": p.grpo_last_learning_rate}
     return GRPOConfig(
         output_dir=str(out),
         seed=p.seed,
         use_cpu=device == "cpu",
-        bf16=device == "cuda",
+        bf16=dtype == torch.bfloat16,
+        fp16=dtype == torch.float16,
         activation_checkpointing=device == "cuda",
+        ddp_find_unused_parameters=False,  # every trained weight is used in each pass, of which replay makes a second
+        ddp_broadcast_buffers=False,  # nothing changes them, and writing to them between the passes breaks the first
         max_steps=p.grpo_steps,
-        per_device_train_batch_size=p.grpo_images * p.group_size,
-        steps_per_generation=1,
+        per_device_train_batch_size=micro_batch,
+        gradient_accumulation_steps=rows // micro_batch,
+        steps_per_generation=rows // micro_batch,
         num_generations=p.group_size,
         max_completion_length=p.max_question_tokens,
         temperature=p.grpo_temperature,
         learning_rate=p.grpo_learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=max(1, p.grpo_steps // 20),
+        warmup_steps=_warmup(p),
+        **schedule,
         beta=p.grpo_beta,
         scale_rewards="batch",  # one deviation for all groups, so that a group with a single success is not blown up
         reward_weights=[1.0, 1.0, p.coverage_weight],
@@ -366,6 +438,27 @@ def _config(p: Params, out: Path, device: str) -> GRPOConfig:
         disable_tqdm=True,
         dataloader_pin_memory=False,
     )
+
+
+def _warmup(p: Params) -> int:
+    """Steps over which the learning rate rises: at least one, unless none are wanted."""
+    return max(1, int(p.grpo_warmup * p.grpo_steps)) if p.grpo_warmup else 0
+
+
+def _refuse_uneven(p: Params, processes: int) -> None:
+    """Raise AuditError where a step's questions cannot be dealt out evenly to processes and micro-batches."""
+    questions = p.grpo_images * p.group_size
+    if questions % processes:
+        raise AuditError(
+            f"grpo_images x group_size: a step's {questions} questions cannot be dealt out evenly to {processes} "
+            f"processes; make them a multiple of {processes}."
+        )
+    rows = questions // processes
+    if p.grpo_micro_batch and rows % p.grpo_micro_batch:
+        raise AuditError(
+            f"grpo_micro_batch: {p.grpo_micro_batch} does not divide the {rows} questions that each of {processes} "
+            "processes has of a step (grpo_images x group_size / processes)."
+        )
 
 
 def _dataset(pictures: Sequence[Picture], max_pixels: int | None) -> Dataset:
@@ -398,8 +491,66 @@ def _forget_after(out: Path, step: int) -> None:
         rows = lines.read(out / name)
         kept = [row for row in rows if row["step"] <= last]
         if len(kept) < len(rows):
-            new = out / f"{name}.new"
-            new.unlink(missing_ok=True)
-            lines.append(new, kept)
-            new.touch()
-            os.replace(new, out / name)
+            lines.replace(out / name, kept)
+
+
+def _collect_answers(out: Path) -> None:
+    """Bring what other processes were answered into answers.jsonl; what two of them asked at once is there once."""
+    for path in sorted(out.glob("answers.*.jsonl")):
+        known = {(row["model"], row["picture"], row["question"]) for row in lines.read(out / "answers.jsonl")}
+        rows = lines.read(path)
+        lines.append(
+            out / "answers.jsonl",
+            (row for row in rows if (row["model"], row["picture"], row["question"]) not in known),
+        )
+        path.unlink()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Train the auditor of a run from the command line, alone or as one process of `accelerate launch`.
+
+    Exit codes as in cli.py. Notebook 04 then shows the training and finishes the stage.
+    """
+    parser = argparse.ArgumentParser(prog="accelerate launch -m auditkit.grpo", description=main.__doc__.split("\n")[0])
+    parser.add_argument("params", metavar="PARAMS.yaml", help="the parameter file, such as params/demo.yaml")
+    parser.add_argument(
+        "--set", metavar="KEY=VALUE", action="append", default=[], dest="settings", help="replace one value of the file"
+    )
+    parser.add_argument("--start-over", action="store_true", help="empty the stage's folder first")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    options = parser.parse_args(arguments)
+    warnings.filterwarnings("ignore", category=FutureWarning)  # of the trainers' own, about their next version
+    alike = True  # so far, what goes wrong does so in every process, and the first one's word is enough
+    try:
+        p = params.load(options.params, **dict(params.setting(text) for text in options.settings))
+        here = PartialState(cpu=not vlm._device(p.device).startswith("cuda"))
+        _refuse_uneven(p, here.num_processes)
+        pictures, load = sources.load(p.images).pictures("train", p.train_images, p.seed), vlm.loader(p)
+        auditor, target, *references = load(p.auditor, turns=False), *map(load, (p.target, *p.references))
+        alike, run = False, None
+        with runs.claimed(p) if here.is_main_process else contextlib.nullcontext():
+            if here.is_main_process:
+                run = runs.open(p, STAGE, resume=not options.start_over)
+                count = f"{here.num_processes} process(es), {p.grpo_steps} steps"
+                print(f"{p.run_name}: {count} -> {runs.shown(run.folder)}", flush=True)
+            here.wait_for_everyone()
+            history = train(auditor, target, references, pictures, p, runs.run_folder(p) / STAGE, on_step=_say)
+    except AuditError as error:
+        if options.debug:
+            raise
+        if not alike or os.environ.get("RANK", "0") == "0":
+            print(f"auditkit: {error}", file=sys.stderr, flush=True)
+        return 2
+    if run:
+        run.count()  # for the seconds in the manifest; notebook 04 counts the rest
+        print(f"{p.run_name}: trained for {history[-1]['step']} steps; auditkit run {p.params_file} goes on from here.")
+    here.destroy_process_group()
+    return 0
+
+
+def _say(row: dict) -> None:
+    print(f"step {row['step']}  success {row['reward/disagreement']:.0%}  {row['seconds']:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,6 +1,7 @@
 """Files of one JSON object a line, only ever appended to, that survive being killed in the middle of a line."""
 
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -35,3 +36,12 @@ def append(path: Path, rows: Iterable[dict]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8", newline="\n") as file:
             file.write(text)
+
+
+def replace(path: Path, rows: Iterable[dict]) -> None:
+    """Write a file anew, so that a kill leaves the old one or the new one whole."""
+    new = path.with_name(path.name + ".new")
+    new.unlink(missing_ok=True)
+    append(new, rows)
+    new.touch()
+    os.replace(new, path)

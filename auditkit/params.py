@@ -291,6 +291,10 @@ def _refuse_impossible(p: Params) -> None:
             f"device: {p.device!r} is not one of auto, cpu, mps, cuda, cuda:N.",
         ),
         (
+            p.engine != "ray" or p.device in ("auto", "cpu", "cuda"),
+            f"device: under engine: ray each worker has a GPU of its own, so {p.device} cannot be had; write auto.",
+        ),
+        (
             all([p.images, p.auditor, p.target, *p.references]),
             "images, auditor, target and each of references must name something; one of them is empty.",
         ),

@@ -13,9 +13,10 @@ What a stage promises to whoever reads its folder:
 2) DONE is written last and at once: with it the folder is complete, without it the stage was interrupted and goes on;
 3) everything in it was made with the parameters in its manifest. Opening it under others that matter to it, or after
    an earlier stage it was built on has been made anew, is refused, unless told to start over (`resume=False`);
-4) one process at a time writes to it.
+4) one process at a time writes to it, and one `auditkit run` at a time to the run's folder (`claimed`).
 """
 
+import contextlib
 import importlib.metadata
 import json
 import os
@@ -24,7 +25,7 @@ import shutil
 import subprocess
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -89,11 +90,11 @@ class Stage:
         if changed:
             raise AuditError(
                 f"{self.name} needs {stage}, but that was made with other settings ({changed}): "
-                f"run {notebook(stage)} again first, with resume=False."
+                f"run {notebook(stage)} again first, with {_anew(stage)}."
             )
         used = self.manifest["needs"].get(stage)
         if used not in (None, manifest["id"]):
-            raise AuditError(f"{_stale(self.name, stage)} Start it over with resume=False.")
+            raise AuditError(f"{_stale(self.name, stage)} Start it over with {_anew(self.name)}.")
         self.manifest["needs"][stage] = manifest["id"]
         self._save()
         return folder
@@ -188,7 +189,7 @@ def open(p: Params, stage: str, resume: bool = True) -> Stage:
     why = manifest and why_not_resume(p, stage)
     if why:
         _unlock(folder)
-        raise AuditError(f"{why} Start over with resume=False (auditkit run --start-over), or take another run_name.")
+        raise AuditError(f"{why} Start over with {_anew(stage)}, or take another run_name.")
     if manifest is None or _bare(folder):
         manifest = {"stage": stage, "run_name": p.run_name, "id": uuid.uuid4().hex[:12]}
         manifest |= {"started": _now(), "seconds": 0.0}
@@ -200,6 +201,24 @@ def open(p: Params, stage: str, resume: bool = True) -> Stage:
     run._rows = {row["key"]: row for row in lines.read(folder / "records.jsonl")}
     run._save()
     return run
+
+
+@contextlib.contextmanager
+def claimed(p: Params) -> Iterator[None]:
+    """While it lasts, no other process can claim the run's folder.
+
+    Two runs of one name would else go from stage to stage side by side, each waiting for the other to finish.
+    Raises AuditError when another has it.
+    """
+    folder = run_folder(p)
+    folder.mkdir(parents=True, exist_ok=True)
+    _lock(
+        folder, "Another run is writing to", "wait for it, or give this one a name of its own with --set run_name=OTHER"
+    )
+    try:
+        yield
+    finally:
+        _unlock(folder)
 
 
 def run_folder(p: Params) -> Path:
@@ -301,6 +320,10 @@ def machine() -> dict:
     return {"system": platform.system(), "machine": platform.machine(), "cores": os.cpu_count()}
 
 
+def _anew(stage: str) -> str:
+    return f"resume=False (on the command line: --from {stage[:2]} --start-over)"
+
+
 def _stale(stage: str, earlier: str) -> str:
     return f"{stage} was built on a {earlier} that has been made anew since."
 
@@ -312,7 +335,7 @@ def _manifest(folder: Path) -> dict | None:
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except ValueError:
-        raise AuditError(f"{shown(file)} is damaged: start this stage over with resume=False.") from None
+        raise AuditError(f"{shown(file)} is damaged: start this stage over with {_anew(folder.name)}.") from None
 
 
 def _bare(folder: Path) -> bool:
@@ -341,14 +364,18 @@ def _empty(folder: Path) -> None:
     (folder / "manifest.json").unlink(missing_ok=True)
 
 
-def _lock(folder: Path) -> None:
+def _lock(
+    folder: Path,
+    trouble: str = "Another process writes to",
+    advice: str = "wait for it, or shut its kernel down",
+) -> None:
     if folder in _locks:
         return
     lock = filelock.FileLock(folder / ".lock")  # let go by the system when the process ends, however it ends
     try:
         lock.acquire(timeout=LOCK_SECONDS)
     except filelock.Timeout:
-        raise AuditError(f"Another process writes to {shown(folder)}: wait for it, or shut its kernel down.") from None
+        raise AuditError(f"{trouble} {shown(folder)}: {advice}.") from None
     _locks[folder] = lock
 
 

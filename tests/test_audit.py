@@ -1,6 +1,8 @@
 """An audit asks everything once, whatever happens to it, and its scores say what was dropped."""
 
+import weakref
 from collections import Counter
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +13,8 @@ from auditkit.errors import AuditError
 P = SimpleNamespace(
     audit_probes=20,
     seed=3,
+    engine="local",
+    batch_size=4,
     temperature=1.0,
     min_token_probability=1e-3,
     max_question_tokens=48,
@@ -31,6 +35,7 @@ class World:
 
     def __init__(self, monkeypatch):
         self.calls: Counter = Counter()
+        self.loaded: Counter = Counter()
         self.batches = 0
         self.kill_at = None
         monkeypatch.setattr(vlm, "_write", self.write)
@@ -51,7 +56,18 @@ class World:
         return ["blue" if model.name == "target" and i < 3 else "none" if model.name == "llava" else "red" for i in n]
 
     def run(self, out, p=P, **more):
-        return audit.run(self.auditors, self.target, self.references, PICTURES, p, out, **more)
+        return audit.run(*self.loaders(), PICTURES, p, out, **more)
+
+    def loaders(self):
+        """What loads the models, and counts that."""
+
+        def load(name, model):
+            self.loaded[name] += 1
+            return model
+
+        auditors = {name: partial(load, name, model) for name, model in self.auditors.items()}
+        target, *references = [partial(load, model.name, model) for model in (self.target, *self.references)]
+        return auditors, target, references
 
 
 class _Model:
@@ -98,8 +114,32 @@ def test_killed_at_any_batch_and_started_again_it_ends_in_the_same_records_with_
 
 
 def test_a_finished_audit_asks_nothing_more(world, tmp_path):
-    records, batches = world.run(tmp_path), world.batches
-    assert world.run(tmp_path) == records and world.batches == batches
+    records, batches, loaded = world.run(tmp_path), world.batches, world.loaded.copy()
+    assert set(loaded) == {*world.auditors, *NAMES[1:]} and set(loaded.values()) == {1}
+    assert world.run(tmp_path) == records and world.batches == batches and world.loaded == loaded
+
+
+def test_of_the_auditors_only_the_untrained_and_one_more_are_held_at_a_time(world, tmp_path):
+    held = {}
+
+    def load(name):
+        auditor = vlm.VLM("auditor", _Model(), None, 4)
+        gone = [other for other, model in held.items() if model() is None]
+        assert set(held) - set(gone) <= {"untrained"}, name
+        held[name] = weakref.ref(auditor.model)
+        return auditor
+
+    _, target, references = world.loaders()
+    audit.run({name: partial(load, name) for name in world.auditors}, target, references, PICTURES, P, tmp_path)
+    assert list(held) == ["untrained", "60", "trained"] and not any(model() for model in held.values())
+
+
+def test_a_smaller_batch_than_the_audits_changes_no_record(world, tmp_path):
+    """As after running out of memory: what a batch holds is the parameter file's choice, not the model's."""
+    records = world.run(tmp_path / "whole")
+    for model in (world.target, *world.references):
+        model.batch_size = 1
+    assert world.run(tmp_path / "halved") == records
 
 
 def test_counts_per_checkpoint_can_be_given(world, tmp_path):
@@ -110,10 +150,9 @@ def test_counts_per_checkpoint_can_be_given(world, tmp_path):
 
 
 def test_confusions_are_refused_before_anything_is_asked(world, tmp_path):
-    one, target, two = world.auditors, world.target, world.references
+    one, target, two = world.loaders()
     for arguments, says in [
         ((one, target, [], PICTURES), "references"),
-        ((one, target, [*two, target], PICTURES), "two are called target"),
         ((one, target, two, [PICTURES[0]] * 2), "a picture comes twice"),
         ((one, target, two, []), "no pictures"),
         (({}, target, two, PICTURES), "no auditor"),
@@ -121,17 +160,20 @@ def test_confusions_are_refused_before_anything_is_asked(world, tmp_path):
         with pytest.raises(AuditError, match=says):
             audit.run(*arguments, P, tmp_path)
     assert world.batches == 0
+    with pytest.raises(AuditError, match="two are called target"):
+        audit.run(one, target, [*two, target], PICTURES, P, tmp_path)
+    assert not world.calls
 
 
 def test_a_folder_with_another_audit_is_refused(world, tmp_path):
     world.run(tmp_path)
     with pytest.raises(AuditError, match="other pictures"):
-        audit.run(world.auditors, world.target, world.references, PICTURES[::-1], P, tmp_path)
+        audit.run(*world.loaders(), PICTURES[::-1], P, tmp_path)
 
 
 def test_an_auditor_of_nonsense_ends_the_audit_and_what_it_wrote_is_kept(world, tmp_path, monkeypatch):
     monkeypatch.setattr(vlm, "_write", lambda model, pictures, prompts, *how: ["mumble"] * len(prompts))
-    with pytest.raises(AuditError, match='"auditor" wrote no question.*mumble'):
+    with pytest.raises(AuditError, match='"untrained, 60, trained" wrote no question.*mumble'):
         world.run(tmp_path)
     assert len(lines.read(tmp_path / "proposals.jsonl")) == 20
 
@@ -193,11 +235,10 @@ def test_shares_use_every_probe(probes):
 )
 def test_an_audit_of_the_shipped_target_finds_true_failures(tmp_path):
     source = images.load("miniature")
-    models = {name: vlm.load(f"miniature:{name}", batch_size=64) for name in NAMES}
-    references = [models[name] for name in NAMES[2:]]
-    p = SimpleNamespace(**{**vars(P), "audit_probes": 192})
+    untrained, target, *references = [partial(vlm.load, f"miniature:{name}", batch_size=64) for name in NAMES]
+    p = SimpleNamespace(**{**vars(P), "audit_probes": 192, "batch_size": 64})
     pictures = source.pictures("audit", 192, seed=11)
-    records = audit.run({"untrained": models["auditor"]}, models["target"], references, pictures, p, tmp_path)
+    records = audit.run({"untrained": untrained}, target, references, pictures, p, tmp_path)
     scored = audit.score(records, p)
     counts = audit.counts(scored)
     assert counts["asked"] == 192 and counts["scored"] >= 150

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from auditkit import cli
+from auditkit import cli, params, runs
 
 SETUP = "from auditkit import params, runs\np = params.from_notebook(globals())"
 LAST = """
@@ -77,13 +77,14 @@ def test_notebooks_run_in_order_and_once(notebooks, project):
 
 
 def test_a_failing_cell_says_what_where_and_how_to_go_on(notebooks, notebook, project):
-    missing = auditkit("run", "params/demo.yaml", "--only", "08", "--set", "seed=3")
-    assert missing.returncode == 2
-    what, where, how = missing.stderr.splitlines()
-    assert what.startswith("08_benchmark needs outputs/demo/07_rectify, which is not done: run notebooks/07_repair")
+    notebook("08_before_and_after.ipynb", SETUP, "from auditkit.errors import AuditError\nraise AuditError('no luck')")
+    unlucky = auditkit("run", "params/demo.yaml", "--only", "08", "--set", "seed=3")
+    assert unlucky.returncode == 2
+    what, where, how = unlucky.stderr.splitlines()
+    assert what == "no luck"
     assert where.split() == ["notebook:", "outputs/demo/08_benchmark/notebook.ipynb"]
     assert how.split(maxsplit=2)[2] == "auditkit run params/demo.yaml --set seed=3 --only 08"
-    assert "is not done" in (project / "outputs/demo/08_benchmark/notebook.ipynb").read_text()
+    assert "no luck" in (project / "outputs/demo/08_benchmark/notebook.ipynb").read_text()
 
     notebook("08_before_and_after.ipynb", SETUP, "def f():\n    return 1 / 0\nf()")
     failed = auditkit("run", "params/demo.yaml", "--only", "08", "--set", "run_name=b")
@@ -116,6 +117,72 @@ def test_what_the_user_can_put_right_is_one_sentence(project, capsys, arguments,
     assert cli.main(arguments) == 2
     printed = capsys.readouterr()
     assert said in printed.err and printed.err.count("\n") == 1 and printed.out == ""
+
+
+@pytest.fixture
+def chain(notebook, monkeypatch):
+    """Stages 04 to 07, each built on the one before; 04 and 05 are done, 06 is half done."""
+    names = "04_auditor", "05_audit", "06_findings", "07_rectify"
+    for before, stage in zip(("", *names), names, strict=False):
+        need = f'run.need("{before}")' if before else ""
+        notebook(f"{stage[:2]}_stub.ipynb", SETUP + f'\nrun = runs.open(p, "{stage}", resume=resume)\n{need}')
+    notebook("08_stub.ipynb", SETUP)
+    p = params.load("params/demo.yaml")
+    for before, stage in zip(("", *names), names[:3], strict=False):
+        run = runs.open(p, stage)
+        if before:
+            run.need(before)
+        run.append({"key": "a"})
+        if stage != "06_findings":
+            run.count(target_called=1)
+            run.finish()
+        runs._unlock(run.folder)
+    monkeypatch.setattr(cli, "_run_all", lambda *_: pytest.fail("something was run"))
+    return runs.run_folder(p)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            ["--from", "06", "--set", "grpo_steps=20"],
+            "outputs/demo/04_auditor was made with other settings: grpo_steps 200 then, 20 now. Make it and what "
+            "follows anew with --from 04 --start-over, or keep both with --set run_name=OTHER.",
+        ),
+        (["--only", "06", "--set", "audit_probes=9", "--start-over"], "outputs/demo/05_audit was made with other"),
+        (
+            ["--only", "07"],
+            "07_rectify needs outputs/demo/06_findings, which is not done: begin there, with --from 06.",
+        ),
+        (["--only", "07", "--start-over"], "07_rectify needs outputs/demo/06_findings, which is not done"),
+    ],
+)
+def test_what_does_not_fit_is_said_before_anything_is_run_or_emptied(chain, capsys, arguments, said):
+    before = sorted(path for path in chain.rglob("*") if path.name != ".lock")
+    assert cli.main(["run", "params/demo.yaml", *arguments]) == 2
+    assert f"auditkit: {said}" in capsys.readouterr().err
+    assert sorted(path for path in chain.rglob("*") if path.name != ".lock") == before
+
+
+def test_what_is_made_anew_need_not_fit(chain, monkeypatch):
+    monkeypatch.setattr(cli, "_run_all", lambda p, stages, *_: 0)
+    assert cli.main(["run", "params/demo.yaml", "--from", "04", "--set", "grpo_steps=20", "--start-over"]) == 0
+    assert not list(chain.rglob("records.jsonl"))
+
+
+def test_a_second_run_of_the_same_name_is_refused(project, notebook, monkeypatch, capsys):
+    notebook("00_check_the_setup.ipynb", SETUP + SLOW)
+    command = [sys.executable, "-m", "auditkit.cli", "run", "params/demo.yaml", "--only", "00"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        wait_for(lambda: (project / "pid").exists())
+        monkeypatch.setattr(runs, "LOCK_SECONDS", 0.2)
+        assert cli.main(["run", "params/demo.yaml", "--only", "00"]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith("auditkit: Another run is writing to outputs/demo: wait for it, or give this one a name")
+    finally:
+        process.terminate()
+        process.communicate()
 
 
 SLOW = """

@@ -1,12 +1,21 @@
-"""Training the auditor: what the rewards say, that the replay is even, and that a killed training goes on the same."""
+"""Training the auditor: what the rewards say, that the replay is even, and that a killed training goes on the same, in
+one process or several, with a step's questions learnt from at once or in micro-batches.
+"""
 
 import contextlib
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
-from auditkit import grpo, lines, params, vlm
+from auditkit import grpo, lines, params, runs, vlm
+from auditkit.disagreement import judge
 from auditkit.errors import AuditError
 from auditkit.miniature.boards import Boards
 
@@ -119,3 +128,166 @@ def test_a_killed_training_ends_in_the_same_records_and_asks_nothing_twice(tmp_p
     assert (
         type(vlm.load("miniature:auditor", adapter=kept["step 4"]).model).__name__ == "Gemma3ForConditionalGeneration"
     )
+
+
+def test_the_warm_up_is_a_share_of_the_steps(p):
+    for steps in range(1, 2001):  # the default is what it was before there was a choice
+        assert grpo._warmup(replace(p, grpo_steps=steps, grpo_warmup=0.05)) == max(1, steps // 20)
+    assert grpo._warmup(replace(p, grpo_steps=1000, grpo_warmup=0.1)) == 100
+    assert grpo._warmup(replace(p, grpo_steps=1000, grpo_warmup=0.0)) == 0
+
+
+def test_the_learning_rate_falls_to_the_last_one(p, tmp_path):
+    """The paper: AdamW, 3e-6, a tenth of the steps to warm up, then a cosine to 1e-6."""
+    from transformers import get_scheduler
+
+    paper = {"grpo_steps": 100, "grpo_learning_rate": 3e-6, "grpo_last_learning_rate": 1e-6, "grpo_warmup": 0.1}
+    config = grpo._config(replace(p, **paper), tmp_path, "cpu", torch.float32)
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=config.learning_rate)
+    schedule = get_scheduler(
+        config.lr_scheduler_type,
+        optimizer,
+        config.warmup_steps,
+        100,
+        scheduler_specific_kwargs=config.lr_scheduler_kwargs,
+    )
+    rates = []
+    for _ in range(101):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert rates[0] == 0 and max(rates) == rates[10] == 3e-6 and rates[-1] == pytest.approx(1e-6)
+    assert min(rates[10:]) >= 1e-6 * (1 - 1e-9)
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_a_step_is_one_generation_and_one_update_over_all_processes(p, tmp_path, processes, monkeypatch):
+    p = replace(p, grpo_images=4, group_size=4, grpo_micro_batch=2)
+    monkeypatch.setattr(grpo.GRPOConfig, "world_size", processes)
+    config = grpo._config(p, tmp_path, "cpu", torch.float32, processes)
+    assert config.per_device_train_batch_size == 2
+    assert config.gradient_accumulation_steps == config.steps_per_generation == 16 // 2 // processes
+    assert config.generation_batch_size == 16
+
+
+def test_what_cannot_be_dealt_out_evenly_is_refused(p):
+    p = replace(p, grpo_images=4, group_size=4)
+    with pytest.raises(AuditError, match="grpo_images x group_size: a step's 16 questions .* 3 processes"):
+        grpo._refuse_uneven(p, 3)
+    with pytest.raises(AuditError, match="grpo_micro_batch: 8 does not divide the 4 questions .* 4 processes"):
+        grpo._refuse_uneven(replace(p, grpo_micro_batch=8), 4)
+    grpo._refuse_uneven(replace(p, grpo_micro_batch=2), 4)
+
+
+def test_the_command_line_says_in_one_sentence_what_is_wrong(project, capsys):
+    assert grpo.main(["params/smoke.yaml", "--set", "grpo_micro_batch=3"]) == 2
+    assert capsys.readouterr().err.startswith("auditkit: grpo_micro_batch: 3 does not divide")
+
+
+def test_micro_batches_learn_the_same(tmp_path, p):
+    pictures = Boards().pictures("train", p.train_images, p.seed)
+    p = replace(p, grpo_images=4, group_size=4, grpo_steps=3, grpo_checkpoints=1)
+    weights, wrote, rows = [], [], []
+    for micro_batch in (0, 4):
+        out = tmp_path / str(micro_batch)
+        rows.append(grpo.train(*models(), pictures, replace(p, grpo_micro_batch=micro_batch), out))
+        weights.append(load_file(out / "checkpoint-3" / "adapter_model.safetensors"))
+        wrote.append([row["text"] for row in lines.read(out / "rollouts.jsonl")])
+    assert wrote[0] == wrote[1] and len(wrote[0]) == 3 * 16
+    for name, whole in weights[0].items():
+        assert (weights[1][name] - whole).norm() <= 1e-5 * whole.norm(), name
+    assert any(name.endswith("lora_B.weight") and whole.norm() > 0 for name, whole in weights[0].items())
+    for at_once, in_parts in zip(*rows, strict=True):
+        assert "replay_loss" in rows[0][-1]
+        for name in ("replay_loss", "distinct", "kinds", "reward/disagreement"):
+            assert in_parts.get(name) == pytest.approx(at_once.get(name), rel=1e-5), name
+
+
+def test_references_that_never_agree_end_a_training_with_what_was_asked_kept(tmp_path, p):
+    pictures, said = Boards().pictures("train", p.train_images, p.seed), iter(range(10**6))
+    auditor, target, references = models()
+    for reference in references:
+        reference.write = lambda images, prompts, *how: [f"{next(said)}" for _ in prompts]
+    with pytest.raises(
+        AuditError, match=r"grpo_quorum: in 4 steps the references never agreed .* lower it \(now 1.0\)"
+    ):
+        grpo.train(auditor, target, references, pictures, p, tmp_path)
+    assert len(lines.read(tmp_path / "rollouts.jsonl")) == 4 * 8 and lines.read(tmp_path / "answers.jsonl")
+
+
+PROCESS = """
+import os, signal, sys
+import torch
+from auditkit import grpo
+
+class Watched(grpo.AuditorTrainer):
+    def train(self, *arguments, **options):
+        super().train(*arguments, **options)
+        weights = {name: w.detach() for name, w in self.model.named_parameters() if w.requires_grad}
+        torch.save(weights, f"rank{self.accelerator.process_index}.pt")
+
+def say(row):
+    if row["step"] == int(os.environ["KILL_AT"]):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+grpo.AuditorTrainer, grpo._say = Watched, say
+sys.exit(grpo.main())
+"""
+
+
+def test_two_processes_train_one_auditor_are_killed_and_go_on(project):
+    (project / "process.py").write_text(PROCESS)
+    shape = {"train_images": 16, "grpo_steps": 4, "grpo_images": 2, "group_size": 4, "grpo_checkpoints": 2}
+    shape |= {"grpo_micro_batch": 2, "replay_clusters": 4}
+    settings = [word for name, value in shape.items() for word in ("--set", f"{name}={value}")]
+    # "--multi_gpu" is how accelerate spells several processes; without a GPU they speak through gloo
+    launch = "accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no"
+    launch = [sys.executable, "-m", *launch.split(), "--dynamo_backend", "no", "--main_process_port", "0"]
+    package = str(Path(grpo.__file__).parents[1])
+
+    def run(kill_at: int) -> subprocess.CompletedProcess:
+        environment = os.environ | {"KILL_AT": str(kill_at), "OMP_NUM_THREADS": "1", "PYTHONPATH": package}
+        command = [*launch, "process.py", "params/smoke.yaml", *settings]
+        return subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, timeout=300)
+
+    assert run(kill_at=3).returncode != 0
+    p = params.load("params/smoke.yaml", **shape)
+    out = runs.run_folder(p) / "04_auditor"
+    assert grpo.checkpoints(out).keys() == {"step 2"} and (out / "answers.1.jsonl").exists()
+    done = run(kill_at=0)
+    assert done.returncode == 0, done.stderr
+    assert "smoke: 2 process(es)" in done.stdout and done.stdout.count("smoke: trained for 4 steps") == 1
+
+    ranks = [torch.load(project / f"rank{rank}.pt") for rank in (0, 1)]
+    assert ranks[0].keys() == ranks[1].keys() and any("lora_B" in name and w.any() for name, w in ranks[0].items())
+    assert all(torch.equal(ranks[0][name], ranks[1][name]) for name in ranks[0])
+
+    rollouts = [grpo.Rollout(**row) for row in lines.read(out / "rollouts.jsonl")]
+    assert [rollout.key for rollout in rollouts] == [f"{step}-{i}" for step in range(4) for i in range(8)]
+    answers = lines.read(out / "answers.jsonl")  # both processes', collected
+    assert not list(out.glob("answers.*.jsonl"))
+    said = {(row["model"], row["picture"], row["question"]): row["answer"] for row in answers}
+    assert len(said) == len(answers)
+    asked = [rollout for rollout in rollouts if rollout.question]
+    assert {(r.picture, r.question) for r in asked} == {(picture, question) for _, picture, question in said}
+
+    # What one process would have made: the same pictures in the same order, the same answers to the same questions.
+    # The questions are others, since each process has a random stream of its own.
+    auditor, target, references = models()
+    pictures = {picture.key: picture for picture in Boards().pictures("train", p.train_images, p.seed)}
+    alone = project / "alone"
+    grpo.train(
+        auditor, target, references, list(pictures.values()), replace(p, grpo_steps=1, grpo_checkpoints=1), alone
+    )
+    assert [row["picture"] for row in lines.read(alone / "rollouts.jsonl")] == [r.picture for r in rollouts[:8]]
+    images, questions = [pictures[r.picture].image for r in asked], [r.question for r in asked]
+    for model, heard in [(target, [r.target for r in asked])] + [
+        (model, [r.references[i] for r in asked]) for i, model in enumerate(references)
+    ]:
+        assert vlm.answer(model, images, questions, p.max_answer_tokens) == heard
+    for rollout in asked:
+        assert rollout.success == judge(rollout.target, rollout.references, quorum=p.grpo_quorum).disagrees
+
+    # Notebook 04 finds it trained.
+    history = grpo.train(auditor, target, references, list(pictures.values()), p, runs.open(p, "04_auditor").folder)
+    assert [row["step"] for row in history] == [1, 2, 3, 4] and len(lines.read(out / "rollouts.jsonl")) == 32

@@ -186,3 +186,9 @@ def test_every_notebook_starts_from_the_demos_values(repository, monkeypatch):
             assert names[name] == demo[name], (
                 f"{path.name}: {name} is {names[name]!r}, params/demo.yaml has {demo[name]!r}"
             )
+
+
+def test_rays_workers_have_a_gpu_of_their_own(project):
+    params.load("params/demo.yaml", engine="local", device="cuda:1")
+    with pytest.raises(AuditError, match="device: under engine: ray .* so cuda:1 cannot be had; write auto"):
+        params.load("params/demo.yaml", engine="ray", device="cuda:1")

@@ -102,7 +102,10 @@ def test_a_torn_last_line_is_cut_off_and_damage_elsewhere_is_named(p):
 
 def test_another_value_that_matters_is_refused_with_the_difference(p):
     finished(p, "05_audit")
-    with pytest.raises(AuditError, match=f"audit_probes {p.audit_probes} then, 5 now.* Start over with resume=False"):
+    with pytest.raises(
+        AuditError,
+        match=f"audit_probes {p.audit_probes} then, 5 now.* resume=False .on the command line: --from 05 --start-over",
+    ):
         runs.open(changed(audit_probes=5), "05_audit")
     assert not runs.is_done(changed(audit_probes=5), "05_audit")
     assert runs.is_done(changed(rectify_steps=5, batch_size=3, device="cpu"), "05_audit")  # does not matter here

@@ -1,0 +1,93 @@
+"""The audit on a local Ray cluster: whoever does the work, and however often it is killed, the records are the same."""
+
+import sys
+from functools import partial
+
+import pytest
+
+from auditkit import audit, audit_ray, images, lines, params, vlm
+from auditkit.errors import AuditError
+
+ray = pytest.importorskip("ray", reason="the extra `ray` is not installed")
+
+
+class Killed(BaseException):
+    """What a kill looks like to the code it hits: nothing catches it."""
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    ray.init(num_cpus=2, num_gpus=0, log_to_driver=False, include_dashboard=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def p(repository, monkeypatch):
+    monkeypatch.setattr(audit, "CHUNK", 16)
+    return params.load(repository / "params" / "smoke.yaml", audit_probes=60, batch_size=16, engine="ray", workers=2)
+
+
+def run(p, out):
+    load = vlm.loader(p)
+    auditors = {"untrained": partial(load, p.auditor), "the same": partial(load, p.auditor)}
+    references = [partial(load, spec) for spec in p.references]
+    pictures = images.load(p.images).pictures("audit", p.audit_probes, p.seed)
+    return audit.run(auditors, partial(load, p.target), references, pictures, p, out)
+
+
+def test_two_workers_killed_and_started_again_make_the_local_runs_records(cluster, p, tmp_path, monkeypatch, capsys):
+    local = run(params.load(p.params_file, audit_probes=60, batch_size=16), tmp_path / "local")
+    append, out, times = lines.append, tmp_path / "ray", []
+
+    def killed_at_the_third(path, rows):
+        if path == out / "records.jsonl":
+            times.append(path)
+            if len(times) == 3:  # the answers of this chunk are on file, its records are not
+                raise Killed
+        append(path, rows)
+
+    monkeypatch.setattr(lines, "append", killed_at_the_third)
+    with pytest.raises(Killed):
+        run(p, out)
+    monkeypatch.setattr(lines, "append", append)
+    assert len(lines.read(out / "proposals.jsonl")) == 60 and 28 <= len(lines.read(out / "records.jsonl")) <= 32
+    before = lines.read(out / "answers.jsonl")
+    assert len(before) >= 4 * 40
+    capsys.readouterr()
+
+    assert run(p, out) == local
+    assert lines.read(out / "records.jsonl") == lines.read(tmp_path / "local" / "records.jsonl") == local
+    for name in ("proposals", "answers"):  # the same lines, as they came
+        here, there = (sorted(map(str, lines.read(folder / f"{name}.jsonl"))) for folder in (out, tmp_path / "local"))
+        assert here == there, name
+    assert lines.read(out / "answers.jsonl")[: len(before)] == before
+    said = capsys.readouterr()
+    assert "60 of 60 probes answered" in said.out and "Running" not in said.out + said.err
+
+
+def test_what_a_worker_finds_wrong_is_said_in_one_sentence(cluster, p, tmp_path):
+    missing = partial(vlm.loader(p), str(tmp_path / "no_model"))
+    work = audit.Answering(missing, [missing], p)
+    with pytest.raises(AuditError, match='no_model": no such model'):
+        list(audit_ray.each([{"probes": []}], work, p, vlm.AnswerBook(tmp_path / "answers.jsonl")))
+
+
+def test_more_workers_than_the_cluster_has_room_for_are_refused(cluster, p, tmp_path):
+    with pytest.raises(AuditError, match="workers: 3 need one CPU each, but the Ray cluster has 2"):
+        run(params.load(p.params_file, engine="ray", workers=3), tmp_path)
+    with pytest.raises(AuditError, match="workers: 2 need one GPU each, but the Ray cluster has 1"):
+        audit_ray._gpus_a_worker({"CPU": 64.0, "GPU": 1.0}, p)
+    assert audit_ray._gpus_a_worker({"CPU": 64.0, "GPU": 2.0}, p) == 1
+
+
+def test_without_ray_it_says_what_to_install(p, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(AuditError, match=r"engine: ray needs one more package: pip install auditkit\[ray\]"):
+        run(p, tmp_path)
+
+
+def test_the_project_must_be_there_on_every_machine(p, tmp_path):
+    worker = audit_ray._Worker(None, p, str(tmp_path / "elsewhere"), False)
+    with pytest.raises(AuditError, match="has no folder .*elsewhere"):
+        worker._picture("audit-0-0")
