@@ -10,7 +10,7 @@ are large in it, and `?max_pixels=` makes them smaller.
 A key is read from the environment variable that `?key=` names, goes to that address alone and is written nowhere.
 Without `?key=`, OPENAI_API_KEY is used for api.openai.com and no key for any other server.
 
-What a server charges for rides on each answer (`Written.beside`) into the rows of answers.jsonl; spending.py adds it up.
+What a server charges for rides on each answer (`Written.beside`) into its row of answers.jsonl; spending.py adds it up.
 """
 
 from __future__ import annotations
@@ -129,7 +129,9 @@ class Endpoint:
         """One request, sent again in other words where the model does not take these."""
         import openai
 
-        content = prompt if image is None else [_pictured(shrunk(image, self.max_pixels)), {"type": "text", "text": prompt}]
+        content = (
+            prompt if image is None else [_pictured(shrunk(image, self.max_pixels)), {"type": "text", "text": prompt}]
+        )
         messages = [{"role": "user", "content": content}]
         while True:
             how = {self.limit: max_new_tokens} | ({"temperature": temperature} if self.steerable else {})
@@ -211,9 +213,7 @@ class Endpoint:
         if status == 413:
             return f"{where} finds the picture too large (413); make it smaller with ?max_pixels=."
         if status == 429:
-            return (
-                f"{where} still refuses more requests {tried} (429: {said}); wait or lower ?batch_size=, then run again."
-            )
+            return f"{where} takes no more requests, {tried} (429: {said}); wait or lower ?batch_size=, then run again."
         if status and status >= 500:
             return f"{where} fails {tried} ({status}: {said}); its own log says why."
         return f"{where} refuses the request ({status or type(error).__name__}: {said}); does the model take pictures?"
@@ -228,8 +228,9 @@ class Endpoint:
             names = []
         if not names:
             return "; an address usually ends in /v1"
-        near = difflib.get_close_matches(self.model, names, 5, 0.4) or names[:10]
-        return f"; it serves {', '.join(near)}" + (f" and {len(names) - len(near)} more" if len(names) > len(near) else "")
+        near = difflib.get_close_matches(self.model, names, 5, 0.4)
+        shown = [*near, *(name for name in names if name not in near)][:10]
+        return f"; it serves {', '.join(shown)}" + (f" and {len(names) - 10} more" if len(names) > 10 else "")
 
     def _said(self, error: openai.OpenAIError) -> str:
         """The server's own words, without the key that some servers repeat in them."""

@@ -35,7 +35,9 @@ def spent(answers: Path, models: Iterable[str]) -> dict[str, dict]:
             found[name] |= {"tokens_read": tokens[0], "tokens_written": tokens[1]}
             price = [prices.get(name, {}).get(option) for option in ("price_in", "price_out")]
             if any(price):
-                found[name]["dollars"] = round(sum(n * (each or 0) for n, each in zip(tokens, price, strict=True)) / 1e6, 6)
+                found[name]["dollars"] = round(
+                    sum(n * (each or 0) for n, each in zip(tokens, price, strict=True)) / 1e6, 6
+                )
         found[name] |= {"refused": refused} if (refused := sum("refused" in row for row in paid)) else {}
         found[name] |= {"retries": retries} if (retries := sum(row.get("retries", 0) for row in paid)) else {}
     return found

