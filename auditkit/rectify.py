@@ -30,7 +30,7 @@ from pathlib import Path
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from auditkit import lines, runs, vlm
+from auditkit import lines, runs, specs, vlm
 from auditkit.disagreement import same
 from auditkit.errors import AuditError
 from auditkit.images import Example, Picture
@@ -39,6 +39,23 @@ FINDINGS_SHARE = 1 / 5  # least share of the training set
 PROJECTIONS = "q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj"
 # peft's "all-linear" and bare names would match the vision tower too, whose projections have the same names
 TEXT_PART = rf".*(?:language_model|text_model)\.(?!.*vision).*\.(?:{PROJECTIONS})"
+
+
+def why_not(spec: str) -> str:
+    """One sentence on why a target can be audited but not repaired; "" where it can.
+
+    >>> why_not("google/gemma-3-4b-it"), why_not("google/gemma-3-4b-it?bits=4")[:70]
+    ('', 'target: "google/gemma-3-4b-it?bits=4" can be audited but not repaired,')
+    """
+    parsed = specs.parse(spec)
+    where = {"endpoint": "its weights are its server's", "vllm": "vLLM only answers"}.get(parsed.engine)
+    if "bits" in parsed.options:
+        where = f"weights of {parsed.options['bits']} bits take no adapter that could be merged"
+    if not where:
+        return ""
+    return (
+        f'target: "{spec}" can be audited but not repaired, for {where}; to repair it name its folder or hub id alone.'
+    )
 
 
 def known(target: vlm.VLM, originals: Sequence[Example], book: vlm.AnswerBook, p) -> list[Example]:
