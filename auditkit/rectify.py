@@ -44,17 +44,15 @@ TEXT_PART = rf".*(?:language_model|text_model)\.(?!.*vision).*\.(?:{PROJECTIONS}
 def why_not(spec: str) -> str:
     """One sentence on why a target can be audited but not repaired; "" where it can.
 
-    >>> why_not("google/gemma-3-4b-it"), why_not("google/gemma-3-4b-it?bits=4")[:70]
-    ('', 'target: "google/gemma-3-4b-it?bits=4" can be audited but not repaired,')
+    >>> why_not("google/gemma-3-4b-it"), why_not("vllm:google/gemma-3-4b-it")[:70]
+    ('', 'target: "vllm:google/gemma-3-4b-it" can be audited but not repaired (vL')
     """
     parsed = specs.parse(spec)
-    where = {"endpoint": "its weights are its server's", "vllm": "vLLM only answers"}.get(parsed.engine)
+    why = {"endpoint": "its weights are its server's", "vllm": "vLLM only answers"}.get(parsed.engine, "")
     if "bits" in parsed.options:
-        where = f"weights of {parsed.options['bits']} bits take no adapter that could be merged"
-    if not where:
-        return ""
+        why = f"no adapter can be merged into weights of {parsed.options['bits']} bits"
     return (
-        f'target: "{spec}" can be audited but not repaired, for {where}; to repair it name its folder or hub id alone.'
+        why and f'target: "{spec}" can be audited but not repaired ({why}); name its folder or hub id alone for that.'
     )
 
 

@@ -1,6 +1,7 @@
 """Training the auditor: what the rewards say, that the replay is even, and that a killed training goes on the same."""
 
 import contextlib
+import importlib.util
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -119,3 +120,23 @@ def test_a_killed_training_ends_in_the_same_records_and_asks_nothing_twice(tmp_p
     assert (
         type(vlm.load("miniature:auditor", adapter=kept["step 4"]).model).__name__ == "Gemma3ForConditionalGeneration"
     )
+
+
+@pytest.mark.parametrize(
+    "rollouts, used, mode, sleeps",
+    [
+        ("transformers", False, "colocate", False),
+        ("vllm_colocate", True, "colocate", True),
+        ("vllm_server", True, "server", False),
+    ],
+)
+def test_trl_is_told_who_generates(p, tmp_path, rollouts, used, mode, sleeps):
+    config = grpo._config(replace(p, grpo_rollouts=rollouts), tmp_path, "cpu")
+    assert (config.use_vllm, config.vllm_mode, config.vllm_enable_sleep_mode) == (used, mode, sleeps)
+    assert config.vllm_max_model_length == 8192
+
+
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed here")
+def test_rollouts_by_vllm_without_it_say_how_to_get_it(p, tmp_path):
+    with pytest.raises(AuditError, match=r"grpo_rollouts: vllm_server needs vLLM.* pip install auditkit\[vllm\]"):
+        grpo.train(None, None, [], [], replace(p, grpo_rollouts="vllm_server"), tmp_path)
