@@ -44,16 +44,14 @@ TEXT_PART = rf".*(?:language_model|text_model)\.(?!.*vision).*\.(?:{PROJECTIONS}
 def why_not(spec: str) -> str:
     """One sentence on why a target can be audited but not repaired; "" where it can.
 
-    >>> why_not("google/gemma-3-4b-it"), why_not("vllm:google/gemma-3-4b-it")[:70]
-    ('', 'target: "vllm:google/gemma-3-4b-it" can be audited but not repaired (vL')
+    >>> why_not("google/gemma-3-4b-it"), why_not("google/gemma-3-4b-it?bits=4")[:81]
+    ('', 'target: audited but not repaired, for no adapter can be merged into weights of 4 ')
     """
     parsed = specs.parse(spec)
     why = {"endpoint": "its weights are its server's", "vllm": "vLLM only answers"}.get(parsed.engine, "")
     if "bits" in parsed.options:
         why = f"no adapter can be merged into weights of {parsed.options['bits']} bits"
-    return (
-        why and f'target: "{spec}" can be audited but not repaired ({why}); name its folder or hub id alone for that.'
-    )
+    return why and f"target: audited but not repaired, for {why}; to repair it name its folder or hub id alone."
 
 
 def known(target: vlm.VLM, originals: Sequence[Example], book: vlm.AnswerBook, p) -> list[Example]:
