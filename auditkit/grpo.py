@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.util
 import json
 import os
 import random
@@ -49,7 +50,7 @@ from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from auditkit import auditor as writing
-from auditkit import disagreement, lines, params, processors, runs, vlm
+from auditkit import disagreement, lines, params, processors, runs, vllm_engine, vlm
 from auditkit import images as sources
 from auditkit.errors import AuditError
 from auditkit.images import Picture
@@ -336,6 +337,8 @@ def train(
     Raises AuditError when there are too few pictures for one step, when a step cannot be dealt out evenly, when the
     untrained auditor writes no questions, or when the references never agree.
     """
+    if p.grpo_rollouts != "transformers" and not importlib.util.find_spec("vllm"):
+        raise AuditError(f"grpo_rollouts: {p.grpo_rollouts} {vllm_engine.MISSING}, or write transformers.")
     if len(pictures) < p.grpo_images:
         raise AuditError(
             f"train_images: {len(pictures)} pictures are fewer than grpo_images ({p.grpo_images}), so GRPO would train "
@@ -437,6 +440,10 @@ def _config(p: Params, out: Path, device: str, dtype: torch.dtype, processes: in
         report_to="none",
         disable_tqdm=True,
         dataloader_pin_memory=False,
+        use_vllm=p.grpo_rollouts != "transformers",
+        vllm_mode="server" if p.grpo_rollouts == "vllm_server" else "colocate",  # a server: trl vllm-serve --model ID
+        vllm_enable_sleep_mode=p.grpo_rollouts == "vllm_colocate",  # its memory is the answering models' meanwhile
+        vllm_max_model_length=8192,  # a picture of some thousand tokens and the question; a model's own is far longer
     )
 
 

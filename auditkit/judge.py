@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from auditkit import lines, stats, vlm
+from auditkit import lines, places, stats, vlm
 from auditkit.disagreement import Pair, same
 from auditkit.errors import AuditError
 
@@ -127,18 +127,21 @@ def load(p) -> vlm.Writer:
     spec = specs.parse(p.same)
     if spec.engine != "transformers":
         return vlm.loader(p)(p.same)
-    place, own = vlm.resolve(p.same), spec.options
+    own = spec.options
+    place, how = places.source(vlm.resolve(p.same), p.same, own)
     try:
-        config = AutoConfig.from_pretrained(place)
+        config = AutoConfig.from_pretrained(place, **how)
         if type(config) in AutoModelForImageTextToText._model_mapping:
             return vlm.loader(p)(p.same)
-        tokenizer = AutoTokenizer.from_pretrained(place, padding_side="left")
+        tokenizer = AutoTokenizer.from_pretrained(place, padding_side="left", **how)
         device = vlm._device(own.get("device", p.device))
         dtype = vlm._dtype(own.get("dtype", p.dtype), device)
         with vlm.quiet():
-            model = AutoModelForCausalLM.from_pretrained(place, dtype=dtype, use_safetensors=True).to(device).eval()
+            model = (
+                AutoModelForCausalLM.from_pretrained(place, dtype=dtype, use_safetensors=True, **how).to(device).eval()
+            )
     except (OSError, ValueError, KeyError) as error:
-        raise AuditError(f'same: "{p.same}" could not be loaded from {place} ({vlm._short(error)}).') from error
+        raise AuditError(f'same: "{p.same}" could not be loaded from {place} ({places.short(error)}).') from error
     if not tokenizer.chat_template:
         raise AuditError(f'same: "{p.same}" has no chat template, so it cannot be asked; name an instruct model.')
     if tokenizer.pad_token is None:
