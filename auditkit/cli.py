@@ -42,8 +42,14 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         print(f"auditkit: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        if options.debug or error.filename is None:
+            raise
+        print(f"auditkit: {error.filename}: {error.strerror}.", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
-        print("auditkit: interrupted; the same command goes on from here.", file=sys.stderr)
+        then = "goes on from here" if options.command is _run else "begins anew"
+        print(f"auditkit: interrupted; the same command {then}.", file=sys.stderr)
         return 130
 
 
@@ -73,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     build = tasks.add_parser("build", help="train models again from their seeds")
     build.add_argument("names", nargs="*", metavar="NAME", help="which models; none: all")
     build.add_argument("--out", type=Path, metavar="DIR", help="where they go; default: outputs/miniature")
-    build.add_argument("--steps", type=int, metavar="N", help="training steps; default: each model's own")
+    build.add_argument("--steps", type=_above_0, metavar="N", help="training steps; default: each model's own")
     table = tasks.add_parser("table", help="print each model's measured accuracy on each skill and in each gap")
     table.add_argument("names", nargs="*", metavar="NAME", help="which models; none: all that know boards")
     plant = tasks.add_parser("plant", help="make a target with the gaps of your own table")
@@ -85,6 +91,12 @@ def _parser() -> argparse.ArgumentParser:
         task.add_argument("--debug", action="store_true", help="show tracebacks")
         task.set_defaults(command=command)
     return parser
+
+
+def _above_0(text: str) -> int:
+    if not text.isdigit() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
 
 
 def _build(options) -> None:
@@ -159,7 +171,8 @@ def _run(options) -> int:
             if failed:
                 return failed
     done = f"done in {_clock(time.monotonic() - began)}"
-    if runs.is_done(p, "08_benchmark"):  # notebook 08 writes it too, but may have been killed just before
+    # notebook 08 writes the report too, but may have been killed just before
+    if stages[-1] == "08_benchmark" and runs.is_done(p, "08_benchmark"):
         from auditkit import report
 
         done += f": {report.write(runs.run_folder(p))}"

@@ -9,7 +9,7 @@ here by transformers; models behind other engines (endpoint.py, vllm_engine.py) 
 """
 
 import contextlib
-import math
+import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -21,9 +21,10 @@ from accelerate.utils.memory import should_reduce_batch_size
 from PIL import Image
 from safetensors import SafetensorError
 
-from auditkit import lines, specs
+from auditkit import lines, memory, specs
 from auditkit.errors import AuditError
 from auditkit.images import Picture
+from auditkit.memory import Parked, at_work, shrunk
 from auditkit.params import root
 
 WEIGHTS = Path(__file__).parent / "miniature" / "weights"
@@ -54,7 +55,7 @@ class VLM:
     processor: Any
     batch_size: int = 128
     max_pixels: int | None = None  # larger pictures are shrunk to this many
-    parked: "Parked | None" = field(default=None, repr=False)  # its weights' place while it does not write
+    parked: Parked | None = field(default=None, repr=False)  # its weights' place while it does not write
 
     def write(
         self,
@@ -94,7 +95,7 @@ def load(
     dtype: str = "auto",
     batch_size: int = 128,
     adapter: str | Path | None = None,
-    memory: str = "together",
+    turns: bool = False,
 ) -> Writer:
     """Load a model, its processor and, when given, a LoRA adapter, merged into it.
 
@@ -103,8 +104,8 @@ def load(
     whose own options (specs.py) go before the arguments given here.
 
     Args:
-        memory: "turns" keeps the weights in CPU memory and brings them to the device only while the model writes;
-            a quantized model is small and stays.
+        turns: keep the weights in CPU memory and bring them to the device only while the model writes; a quantized
+            model is small and stays there.
 
     Raises AuditError for a model that does not exist, reads no images, or lacks a processor, safetensors or weights.
     """
@@ -132,7 +133,7 @@ def load(
     bits = own.get("bits")
     if bits and adapters:
         raise AuditError(f'"{spec}": an adapter cannot be merged into weights of {bits} bits; leave ?bits out.')
-    turns = memory == "turns" and device != "cpu" and not bits
+    turns = turns and device != "cpu" and not bits
     with quiet():
         processor = _processor(place, spec, own)
         model = _model(place, spec, kind, "cpu" if turns else device, own)
@@ -142,43 +143,9 @@ def load(
     return VLM(name, model.eval(), processor, batch_size, own.get("max_pixels"), parked)
 
 
-class Parked:
-    """Weights that wait in CPU memory while other models have the device.
-
-    Coming costs one copy over the bus (8 GB: about a third of a second over PCIe 5); going costs nothing, since weights
-    that only write are as they were. So a parked model must never be trained.
-    """
-
-    def __init__(self, model, device: str):
-        self.device = device
-        pin = device.startswith("cuda")
-        self.tensors = [
-            (tensor, tensor.data.pin_memory() if pin else tensor.data)
-            for tensor in (*model.parameters(), *model.buffers())
-        ]
-
-    def bring(self) -> None:
-        for tensor, at_home in self.tensors:
-            tensor.data = at_home.to(self.device, non_blocking=True)
-
-    def put_back(self) -> None:
-        for tensor, at_home in self.tensors:
-            tensor.data = at_home
-        free_memory()
-
-
-@contextlib.contextmanager
-def at_work(vlm: Writer) -> Iterator[None]:
-    """While it lasts, a parked model is on its device; for any other model nothing happens."""
-    parked = getattr(vlm, "parked", None)
-    if parked is None:
-        yield
-        return
-    parked.bring()
-    try:
-        yield
-    finally:
-        parked.put_back()
+def loader(p) -> Callable[..., Writer]:
+    """`load` as a parameter file wants it: with its device, dtype, batch_size and memory."""
+    return functools.partial(load, device=p.device, dtype=p.dtype, batch_size=p.batch_size, turns=p.memory == "turns")
 
 
 def generate(
@@ -301,14 +268,6 @@ def chat(vlm: VLM, prompt: str, image: bool = True) -> str:
     raise AuditError(f'"{vlm.name}": its processor has no chat template; add a chat_template.jinja to its folder.')
 
 
-def shrunk(image: Image.Image, max_pixels: int | None) -> Image.Image:
-    """The picture itself, or a smaller one of the same shape where it has more than `max_pixels`."""
-    if not max_pixels or image.width * image.height <= max_pixels:
-        return image
-    scale = math.sqrt(max_pixels / (image.width * image.height))
-    return image.resize((max(1, int(image.width * scale)), max(1, int(image.height * scale))), Image.Resampling.LANCZOS)
-
-
 def _in_batches(vlm: Writer, prompts: Sequence[str], work: Callable) -> Iterator[tuple[list[int], Any]]:
     """(row numbers, work(row numbers)) batch after batch: longest prompts first, so that little is padded and what does
     not fit in memory fails early. A batch that does not fit is halved, and so are those after it.
@@ -329,16 +288,10 @@ def _in_batches(vlm: Writer, prompts: Sequence[str], work: Callable) -> Iterator
         if done is None:  # here, where the exception no longer holds what filled the memory
             vlm.batch_size = (len(rows) + 1) // 2
             print(f'"{vlm.name}": out of memory with {len(rows)} prompts at once, going on with {vlm.batch_size}.')
-            free_memory()
+            memory.free()
             continue
         order = order[len(rows) :]
         yield rows, done[0]
-
-
-def free_memory() -> None:
-    """Give what no tensor holds any more back to the device."""
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def _inputs(vlm: VLM, images: list, texts: list[str]):
@@ -444,7 +397,7 @@ def _model(place: str, spec: str | Path, dtype: torch.dtype, device: str, own: d
     if device != "cpu":
         how["device_map"] = {"": device}  # straight to where they are wanted, without a second copy in CPU memory
     if bits := own.get("bits"):
-        how["quantization_config"] = _quantized(bits, dtype)
+        how["quantization_config"] = memory.quantization(bits, dtype)
     try:
         config = AutoConfig.from_pretrained(place, **_source(own))
     except (OSError, ValueError, KeyError) as error:
@@ -460,20 +413,6 @@ def _model(place: str, spec: str | Path, dtype: torch.dtype, device: str, own: d
     if missing := sorted(info["missing_keys"]):
         raise AuditError(f'"{spec}": {place} lacks {len(missing)} tensors of the model, {missing[0]} among them.')
     return model
-
-
-def _quantized(bits: int, dtype: torch.dtype):
-    """4 bits: QLoRA's NF4 with doubly quantized scales; 8 bits: LLM.int8()."""
-    from transformers import BitsAndBytesConfig
-    from transformers.utils import is_bitsandbytes_available
-
-    if not is_bitsandbytes_available():
-        raise AuditError(f"?bits={bits} needs one more package: pip install auditkit[quantize]")
-    if bits == 8:
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
-    )
 
 
 def _adapted(model, folder: Path):

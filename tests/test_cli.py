@@ -46,6 +46,19 @@ def cli_help():
     return auditkit("--help")
 
 
+def test_what_the_system_refuses_is_one_sentence(notebooks, project):
+    (project / "outputs").write_text("a file where the runs should be")
+    told = auditkit("run", "params/demo.yaml")
+    assert told.returncode == 2 and "Traceback" not in told.stderr
+    assert re.fullmatch(r"auditkit: .*outputs.*: (Not a directory|File exists)\.\n", told.stderr)
+
+
+@pytest.mark.parametrize("steps", ["-3", "0", "many"])
+def test_training_for_no_steps_is_refused(steps):
+    told = auditkit("miniature", "build", "clean", "--steps", steps)
+    assert told.returncode == 2 and f"'{steps}' is not a whole number above 0" in told.stderr
+
+
 def test_notebooks_run_in_order_and_once(notebooks, project):
     first = auditkit("run", "params/demo.yaml", "--from", "07", "--set", "grpo_steps=33")
     assert first.returncode == 0, first.stderr

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from auditkit import images, lines, vlm
+from auditkit import images, lines, memory, vlm
 from auditkit.errors import AuditError
 
 NAMES = ("target", "peer", "gemma3", "idefics3", "llava")
@@ -237,6 +237,124 @@ def test_an_adapter_is_merged_into_its_model(copy, tmp_path, asked):
     assert moved
     for name in moved:
         assert torch.allclose(twice[name] - plain[name], 2 * (once[name] - plain[name]), atol=1e-5)
+
+
+# ---------------------------------------------------------------------------------------- larger than the device
+
+
+class Greedy:
+    """A model that really asks torch for more memory than any machine has, once a batch is larger than `room`."""
+
+    def __init__(self, room):
+        self.name, self.batch_size, self.room, self.batches = "greedy", 16, room, []
+
+    def write(self, images, prompts, max_new_tokens, temperature=0.0):
+        self.batches.append(len(prompts))
+        torch.empty(2**55 if len(prompts) > self.room else 1, dtype=torch.float32)
+        return [f"{prompt}!" for prompt in prompts]
+
+
+def test_a_batch_that_does_not_fit_is_halved_and_so_are_those_after_it(capsys, tmp_path):
+    model, questions = Greedy(room=5), [f"question {i}?" for i in range(20)]
+    pictures = [images.Picture(str(i), None) for i in range(20)]
+    said = vlm.AnswerBook(tmp_path / "answers.jsonl").ask(model, pictures, questions)
+    assert said == [f"{question}!" for question in questions]
+    assert model.batches == [16, 8, 4, 4, 4, 4, 4] and model.batch_size == 4
+    assert '"greedy": out of memory with 16 prompts at once, going on with 8.' in capsys.readouterr().out
+
+
+def test_memory_that_ends_with_one_picture_is_said_and_what_was_answered_is_kept(tmp_path):
+    model, book = Greedy(room=1), vlm.AnswerBook(tmp_path / "answers.jsonl")
+    book.ask(model, [images.Picture("a", None)], ["why?"])
+    model.room = 0
+    with pytest.raises(AuditError, match='"greedy": out of memory with a single picture; .*bits=4.*memory: turns'):
+        book.ask(model, [images.Picture("b", None)], ["why?"])
+    assert lines.read(tmp_path / "answers.jsonl") == [
+        {"model": "greedy", "picture": "a", "question": "why?", "answer": "why?!"}
+    ]
+
+
+def test_other_errors_are_no_reason_to_halve():
+    model = Greedy(room=16)
+    model.write = lambda *_: (_ for _ in ()).throw(RuntimeError("shapes do not match"))
+    with pytest.raises(RuntimeError, match="shapes"):
+        vlm.generate(model, [None] * 4, ["a?"] * 4, 8)
+
+
+@needs_weights
+def test_a_parked_model_is_on_the_device_only_while_it_writes_and_answers_the_same(asked):
+    pictures, questions = [part[:16] for part in asked]
+    model = vlm.load("miniature:gemma3")
+    alone = vlm.answer(model, pictures, questions)
+    model.parked = memory.Parked(model.model, "cpu")  # a device of its own is not at hand in every test, a copy is
+    home = [tensor.data_ptr() for tensor in model.model.state_dict().values()]
+
+    seen, generate = [], model.model.generate
+
+    def watched(*args, **how):
+        seen.append([tensor.data_ptr() for tensor in model.model.state_dict().values()])
+        return generate(*args, **how)
+
+    model.model.generate = watched
+    assert vlm.answer(model, pictures, questions) == alone
+    assert not set(seen[0]) & set(home), "some weights were not brought"
+    assert [tensor.data_ptr() for tensor in model.model.state_dict().values()] == home
+
+
+@needs_weights
+def test_weights_of_8_bits_are_smaller_and_answer_nearly_the_same(asked):
+    pytest.importorskip("bitsandbytes", reason="needs the extra quantize: pip install auditkit[quantize]")
+    full, small = vlm.load("miniature:gemma3"), vlm.load("miniature:gemma3?bits=8")
+    assert small.name == full.name and small.model.get_memory_footprint() < 0.5 * full.model.get_memory_footprint()
+    same = [a == b for a, b in zip(vlm.answer(full, *asked), vlm.answer(small, *asked), strict=True)]
+    assert sum(same) / len(same) >= 0.95
+
+
+@needs_weights
+def test_weights_of_4_bits_are_smaller_and_think_nearly_the_same(tmp_path, asked):
+    pytest.importorskip("bitsandbytes", reason="needs the extra quantize: pip install auditkit[quantize]")
+    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+
+    shipped = vlm.resolve("miniature:gemma3")
+    config = AutoConfig.from_pretrained(shipped)  # on a CPU bitsandbytes takes widths of whole blocks of 64 only
+    for part, hidden in ((config.text_config, 64), (config.vision_config, 64)):
+        part.hidden_size, part.intermediate_size, part.num_attention_heads, part.head_dim = hidden, 128, 2, 32
+    config.text_config.num_key_value_heads = 2
+    torch.manual_seed(0)
+    model = AutoModelForImageTextToText.from_config(config)
+    torch.nn.init.normal_(model.model.multi_modal_projector.mm_input_projection_weight, std=0.05)
+    model.save_pretrained(tmp_path / "wide")
+    AutoProcessor.from_pretrained(shipped).save_pretrained(tmp_path / "wide")
+
+    full, small = vlm.load(tmp_path / "wide"), vlm.load(f"{tmp_path / 'wide'}?bits=4")
+    assert small.model.get_memory_footprint() < 0.7 * full.model.get_memory_footprint()
+    said = [question for question in asked[1][:16]]
+    pairs = [vlm.probabilities(m, asked[0][:16], ["what is it ?"] * 16, said) for m in (full, small)]
+    logs = [torch.tensor([p for row in rows for p in row]).log() for rows in pairs]
+    assert torch.corrcoef(torch.stack(logs))[0, 1] > 0.9
+
+
+@needs_weights
+def test_fewer_pixels_are_what_the_model_gets_to_see(asked):
+    model = vlm.load("miniature:gemma3?max_pixels=1024")
+    sizes, processor = [], model.processor
+
+    def watched(**how):
+        sizes.extend(image.size for [image] in how["images"])
+        return processor(**how)
+
+    watched.tokenizer, watched.chat_template = processor.tokenizer, processor.chat_template
+    watched.apply_chat_template = processor.apply_chat_template
+    model.processor = watched
+    wide = Image.new("RGB", (640, 160))
+    vlm.answer(model, [wide, asked[0][0]], ["what is it ?", "what is it ?"])
+    assert sorted(sizes) == [(32, 32), (64, 16)]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_device_that_is_not_here_is_refused():
+    with pytest.raises(AuditError, match="device: cuda is not here: .* write auto or cpu"):
+        vlm.load("miniature:target", device="cuda")
 
 
 @needs_weights

@@ -116,6 +116,9 @@ def teach(
             }
             with log.open("a") as lines:
                 lines.write(json.dumps(row | {k: round(v, 3) for k, v in sorted(scores.items())}) + "\n")
+            print(
+                f"{log.name.split('.')[0]}: step {step + 1}/{steps}, {row['seconds']} s, loss {row['loss']}", flush=True
+            )
     model.set_attn_implementation(attention)
     model.eval()
 

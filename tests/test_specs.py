@@ -1,0 +1,41 @@
+"""A model's text is taken apart, and what cannot be meant is refused before anything is loaded."""
+
+import pytest
+
+from auditkit import params, specs
+from auditkit.errors import AuditError
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("google/gemma-3-4b-it?bit=4", "unknown option bit; did you mean bits?"),
+        ("google/gemma-3-4b-it?bits=3", "bits is one of 4, 8, not '3'"),
+        ("google/gemma-3-4b-it?max_pixels=many", "max_pixels wants a number above 0, not 'many'"),
+        ("google/gemma-3-4b-it?max_pixels=-1", "max_pixels wants a number above 0"),
+        ("google/gemma-3-4b-it?bits", "write options as ?name=value"),
+        ("vllm:google/gemma-3-4b-it?bits=4", "unknown option bits"),
+        ("http://localhost:8000/v1", "say which of the server's models"),
+        ("http://me:secret@localhost/v1#a", "no key belongs into a parameter file"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_in_a_sentence(text, words):
+    with pytest.raises(AuditError) as error:
+        specs.parse(text)
+    assert words in str(error.value) and "secret" not in str(error.value)
+
+
+def test_a_parameter_file_is_refused_before_anything_is_loaded(repository, monkeypatch):
+    monkeypatch.chdir(repository)
+    with pytest.raises(AuditError, match="unknown option bit"):
+        params.load("params/demo.yaml", references=["google/gemma-3-4b-it?bit=4"])
+    with pytest.raises(AuditError, match="auditor: .* cannot be trained"):
+        params.load("params/demo.yaml", auditor="http://localhost:8000/v1#gemma")
+    p = params.load("params/demo.yaml", references=["vllm:google/gemma-3-4b-it?gpus=2", "https://host/v1#b"])
+    assert [specs.parse(text).engine for text in p.references] == ["vllm", "endpoint"]
+
+
+def test_two_answering_models_of_one_name_are_refused_however_they_are_reached(repository, monkeypatch):
+    monkeypatch.chdir(repository)
+    with pytest.raises(AuditError, match="gemma"):
+        params.load("params/demo.yaml", references=["vllm:google/gemma", "https://host/v1#other/gemma"])
