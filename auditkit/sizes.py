@@ -7,6 +7,7 @@ torch's meta device, which takes no memory, they have exactly the published numb
 Of any other model the hub's answer is asked, or the folder's files are read.
 """
 
+import functools
 import json
 import math
 import re
@@ -206,6 +207,21 @@ def _first(config, *names: str, default=0):
     return next((value for name in names if (value := getattr(config, name, None)) is not None), default)
 
 
+def kind(text: str) -> str:
+    """The name under which a model's speed is filed: checkpoints of one configuration are equally fast.
+
+    >>> kind("google/paligemma2-3b-mix-448"), kind("google/gemma-3-4b-it?bits=4"), kind("miniature:target")
+    ('paligemma2-3b-448', 'gemma3-4b?bits=4', 'miniature:target')
+    """
+    place, mark, options = text.partition("?")
+    if match := re.fullmatch(r"google/gemma-3-(\d+b)-(?:it|pt)", place):
+        place = f"gemma3-{match[1]}"
+    elif match := re.fullmatch(r"google/paligemma2-(\d+b)-(?:pt|mix)-(\d+)", place):
+        place = f"paligemma2-{match[1]}-{match[2]}"
+    return place + mark + options
+
+
+@functools.cache
 def look_up(text: str) -> Size | None:
     """The size of the model a spec names, from its folder, from the hub's answer, or from what is known here.
 
@@ -285,9 +301,3 @@ def _still_to_come(place: str, revision: str | None, files: int) -> dict:
     names = ("model.safetensors", "model.safetensors.index.json")
     cached = any(isinstance(try_to_load_from_cache(place, name, revision=revision), str) for name in names)
     return {"on_disk": 0 if cached else files, "at_hand": cached}
-
-
-def by_name(names: Mapping[str, str]) -> dict[str, Size | None]:
-    """`look_up` of several: role -> spec, each spec once."""
-    sizes = {text: look_up(text) for text in dict.fromkeys(names.values())}
-    return {role: sizes[text] for role, text in names.items()}
