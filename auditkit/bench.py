@@ -1,12 +1,11 @@
 """How fast this machine is with the paper's models, and whether the plan of their memory is true. No weights needed.
 
-Models are built from their published configurations with random weights: these are as large and as slow as trained
-ones. What is timed is the kit itself: `vlm.generate` for answers, `grpo.train` for whole steps of TRL's trainer,
-`audit.run` for an audit. Three things differ from a real run, and none makes it faster:
+Models have their published configurations and random weights (blank.py), so nothing is downloaded. What is timed is the
+kit itself: `vlm.generate` for answers, `grpo.train` for whole steps of TRL's trainer, `audit.run` for an audit. Two
+things differ from a real run, and neither makes it faster:
 
 1) a model with random weights hardly ever ends a text, so every question and answer is as long as it may be;
-2) what the auditor writes is no question, so for as long as the benchmark lasts any text counts as one and is asked;
-3) the tokenizer is made on the spot, one word a token, over the model's whole vocabulary.
+2) what the auditor writes is no question, so for as long as the benchmark lasts any text counts as one and is asked.
 
 Beside each time stands its floor: floating-point operations over the product of two matrices measured on this device,
 plus bytes over its measured bandwidth (footprint.py), with nothing overlapping. Beside each peak of memory stands what
@@ -14,7 +13,6 @@ plus bytes over its measured bandwidth (footprint.py), with nothing overlapping.
 """
 
 import contextlib
-import copy
 import json
 import platform
 import random
@@ -27,27 +25,15 @@ from unittest import mock
 
 import numpy as np
 import torch
-import transformers as hf
 from PIL import Image
-from tokenizers import Tokenizer, pre_tokenizers
-from tokenizers.models import WordLevel
 from torch.utils.benchmark import Timer
 
-from auditkit import audit, auditor, disagreement, footprint, grpo, params, plan, sizes, specs, vlm
+from auditkit import audit, auditor, blank, disagreement, fitting, footprint, grpo, params, sizes, specs, vlm
 from auditkit.errors import AuditError
 from auditkit.images import Picture
-from auditkit.miniature.families import FAMILIES
 from auditkit.params import Params
 from auditkit.vlm import VLM, AnswerBook
 
-MODELS = {
-    "paligemma2-3b": "google/paligemma2-3b-mix-448",
-    "paligemma2-10b": "google/paligemma2-10b-mix-448",
-    "paligemma2-28b": "google/paligemma2-28b-mix-448",
-    "gemma3-4b": "google/gemma-3-4b-it",
-    "gemma3-12b": "google/gemma-3-12b-it",
-    "gemma3-27b": "google/gemma-3-27b-it",
-}
 AUDITOR, TARGET, REFERENCE = "gemma3-4b", "paligemma2-3b", "paligemma2-10b"  # of the whole step
 FILE = "params/paligemma2_3b.yaml"  # whose batches are timed
 TOY = dict(grpo_images=2, group_size=2, grpo_micro_batch=2, batch_size=4, max_question_tokens=8, max_answer_tokens=4)
@@ -59,29 +45,33 @@ def run(names: Sequence[str], tiny: bool = False) -> dict:
     """Measure everything and return it, ready for JSON.
 
     Args:
-        names: whose answers are timed: names of MODELS, or any spec (a shipped miniature, a folder), which is loaded.
+        names: whose answers are timed; names of blank.MODELS, or specs (a miniature, a folder), which are loaded.
         tiny: build the same families at toy size, to see the benchmark work on a CPU.
 
     Raises AuditError for an unknown model.
     """
     for name in names:  # before the first minutes are spent
-        if name not in MODELS:
+        if name not in blank.MODELS:
             vlm.resolve(specs.parse(name).place)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cpu" and not tiny and (large := [name for name in names if name in MODELS]):
+    if device == "cpu" and not tiny and (large := [name for name in names if name in blank.MODELS]):
         raise AuditError(f"no GPU is here: {large[0]} takes one; --tiny shows the benchmark at toy size on a CPU.")
     p = params.load(FILE, memory="together", same="text", min_token_probability=0.0, **(TOY if tiny else {}))
     found = {"device": _name(device), "cuda": device == "cuda", "tiny": tiny, "torch": torch.__version__}
     found |= {"peaks": peaks(device), "answers": {}}
     print(f"on {found['device']}, torch {torch.__version__}" + (", models of toy size" if tiny else ""), flush=True)
     for name in names:
-        model = build(name, device, tiny, p) if name in MODELS else vlm.load(name, batch_size=p.batch_size)
-        key = sizes.kind(MODELS.get(name, name))
+        model = (
+            blank.build(name, device, p.batch_size, tiny)
+            if name in blank.MODELS
+            else vlm.load(name, batch_size=p.batch_size)
+        )
+        key = sizes.kind(blank.MODELS.get(name, name))
         found["answers"][key] = answers(model, p, found["peaks"])
         print(_answers_line(key, found["answers"][key]), flush=True)
         del model
         _free()
-    if any(name in MODELS for name in names):
+    if any(name in blank.MODELS for name in names):
         found |= whole(device, tiny, p, found["peaks"])
     return found
 
@@ -94,77 +84,6 @@ def peaks(device: str) -> dict[str, float]:
     source = torch.zeros(mega * 2**20, dtype=torch.uint8, device=device)
     move = Timer("t.copy_(s)", globals={"t": torch.empty_like(source), "s": source})
     return {"flops": 2 * n**3 / product, "bytes": 2 * source.numel() / move.blocked_autorange(min_run_time=0.5).median}
-
-
-def build(name: str, device: str, tiny: bool, p: Params) -> VLM:
-    """A model of MODELS with random weights and a processor of its family's own classes at its real picture size."""
-    config = sizes.known(MODELS[name])
-    config = toy(config) if tiny else config
-    torch.manual_seed(0)
-    with torch.device(device), vlm.quiet():
-        model = hf.AutoModelForImageTextToText.from_config(
-            config, dtype=torch.bfloat16 if device == "cuda" else torch.float32
-        )
-    text = config.get_text_config()
-    model.generation_config = hf.GenerationConfig(
-        do_sample=False, pad_token_id=0, eos_token_id=1, bos_token_id=text.bos_token_id
-    )
-    return VLM(name, model.eval(), processor(config), p.batch_size)
-
-
-def toy(config: hf.PreTrainedConfig) -> hf.PreTrainedConfig:
-    """The same configuration with all widths, depths and the vocabulary so small that a step takes a second."""
-    config = copy.deepcopy(config)
-    small = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4)
-    for part, values in (
-        (config.text_config, small | dict(num_key_value_heads=2, head_dim=16, vocab_size=512)),
-        (config.vision_config, small | dict(image_size=56)),
-    ):
-        for key, value in values.items():
-            setattr(part, key, value)
-    config.text_config.layer_types = config.text_config.layer_types[:2]
-    if config.model_type == "gemma3":
-        config.mm_tokens_per_image, config.image_token_index = 4, 300
-        config.boi_token_index, config.eoi_token_index = 301, 302
-    else:
-        config.image_token_index, config.hidden_size, config.projection_dim = 300, 64, 64
-        config.vision_config.projection_dim = 64
-    return config
-
-
-def processor(config: hf.PreTrainedConfig):
-    """A processor of the family's classes around a tokenizer with one word for each number of the vocabulary."""
-    special = {0: "<pad>", 1: "<eos>", 2: "<bos>", 3: "<unk>", config.image_token_index: "<image>"}
-    tokens = {"image_token": "<image>"}
-    side = config.vision_config.image_size
-    size = {"height": side, "width": side}
-    if config.model_type == "gemma3":
-        special |= {4: "<start_of_turn>", 5: "<end_of_turn>"}
-        special |= {config.image_token_index: "<image_soft_token>"}
-        special |= {config.boi_token_index: "<start_of_image>", config.eoi_token_index: "<end_of_image>"}
-        tokens = FAMILIES["gemma3"].tokens
-    words = {special.get(i, f"w{i}"): i for i in range(config.get_text_config().vocab_size)}
-    tokenizer = Tokenizer(WordLevel(words, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    fast = hf.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        eos_token="<eos>",
-        bos_token="<bos>",
-        unk_token="<unk>",
-        extra_special_tokens=tokens,
-        model_input_names=["input_ids", "attention_mask"],
-        padding_side="left",
-    )
-    if config.model_type == "gemma3":
-        pictures = hf.Gemma3ImageProcessorPil(size=size, do_pan_and_scan=False)
-        template = FAMILIES["gemma3"].template
-        return hf.Gemma3Processor(
-            pictures, fast, chat_template=template, image_seq_length=config.mm_tokens_per_image
-        )
-    pictures = hf.SiglipImageProcessorPil(size=size)
-    pictures.image_seq_length = (side // config.vision_config.patch_size) ** 2
-    return hf.PaliGemmaProcessor(pictures, fast)
 
 
 def answers(model: VLM, p: Params, best: dict) -> dict:
@@ -182,9 +101,9 @@ def answers(model: VLM, p: Params, best: dict) -> dict:
         vlm.generate(model, images, questions, p.max_answer_tokens)
         seconds = clock.now() - began
     size, e = _size(model)
-    prompt = size.image_tokens + len(questions[0].split()) + plan.TEMPLATE
+    prompt = size.image_tokens + len(questions[0].split()) + fitting.TEMPLATE
     floor = _floor(best, size, e, n, prompt, p.max_answer_tokens)
-    memory = plan.Model((), model.name, specs.parse("x/x"), size, e).weights
+    memory = fitting.Model((), model.name, specs.parse("x/x"), size, e).weights
     memory += footprint.writing(size, e, n, prompt, p.max_answer_tokens)
     found = {"rows": n, "new": p.max_answer_tokens, "per_second": rows / seconds, "seconds": seconds / BATCHES}
     found |= {"preparing": clock.spent["preparing"] / BATCHES, "floor": floor}
@@ -196,15 +115,15 @@ def whole(device: str, tiny: bool, p: Params, best: dict) -> dict:
 
     {"not": why} where they would not fit this device.
     """
-    cast = {name: MODELS[name] for name in (AUDITOR, TARGET, REFERENCE)}
+    cast = {name: blank.MODELS[name] for name in (AUDITOR, TARGET, REFERENCE)}
     p = params.load(FILE, **{**vars(p), "auditor": cast[AUDITOR], "target": cast[TARGET], "peer": "",
                              "references": [cast[REFERENCE]], "grpo_steps": STEPS, "grpo_checkpoints": 1})  # fmt: skip
     if device == "cuda" and not tiny:
-        need = {n.stage: n.together for n in plan.needs(p, plan.models(p, True))}
+        need = {n.stage: n.together for n in fitting.needs(p, fitting.models(p, True))}
         here = torch.cuda.get_device_properties(0).total_memory
         if max(need["04_auditor"], need["05_audit"]) > here:
             return {"not": f"the whole step takes {need['04_auditor'] / 1e9:.0f} GB, this GPU has {here / 1e9:.0f}"}
-    built = {name: build(name, device, tiny, p) for name in cast}
+    built = {name: blank.build(name, device, p.batch_size, tiny) for name in cast}
     aud, target, reference = built.values()
     found = {}
     with tempfile.TemporaryDirectory(prefix="auditkit-bench-") as folder, _any_text_is_a_question():
@@ -214,7 +133,7 @@ def whole(device: str, tiny: bool, p: Params, best: dict) -> dict:
             began = clock.now()
             audit.run({"untrained": aud}, target, [reference], some, p, Path(folder, "audit"), {"untrained": len(some)})
             found["audit"] = {"rows": len(some), "seconds": clock.now() - began}
-        asked = plan.needs(p, _as_planned(p, built))
+        asked = fitting.needs(p, _as_planned(p, built))
         memory = {need.stage: need.together for need in asked}
         copies = p.grpo_checkpoints * footprint.weights(*_size(aud))  # a real audit also loads the trained ones
         if peak:
@@ -293,9 +212,8 @@ class Clock:
 def table(found: dict) -> str:
     """The result as text."""
     best = found["peaks"]
-    lines = [
-        f"{found['device']}: {best['flops'] / 1e12:.2f} TFLOP/s of a matrix product, {best['bytes'] / 1e9:.0f} GB/s moved"
-    ]
+    at_best = f"{best['flops'] / 1e12:.2f} TFLOP/s of a matrix product, {best['bytes'] / 1e9:.0f} GB/s moved"
+    lines = [f"{found['device']}: {at_best}"]
     if found["tiny"]:
         lines.append("Models of toy size: these figures say that the benchmark works, and nothing of the real ones.")
     lines += [_answers_line(name, row) for name, row in found["answers"].items()]
@@ -338,11 +256,11 @@ def _size(model: VLM) -> tuple[sizes.Size, int]:
     return sizes.count(model.model.config, {}, model.processor), model.model.dtype.itemsize
 
 
-def _as_planned(p: Params, built: dict[str, VLM]) -> list[plan.Model]:
-    """The cast as `plan` sees it, with the sizes of what was really built."""
-    planned = plan.models(p, True)
-    real = {specs.parse(MODELS[name]).name: _size(model) for name, model in built.items()}
-    return [plan.Model(m.roles, m.text, m.spec, *real[m.spec.name]) for m in planned]
+def _as_planned(p: Params, built: dict[str, VLM]) -> list[fitting.Model]:
+    """The cast as the plan sees it, with the sizes of what was really built."""
+    planned = fitting.models(p, True)
+    real = {specs.parse(blank.MODELS[name]).name: _size(model) for name, model in built.items()}
+    return [fitting.Model(m.roles, m.text, m.spec, *real[m.spec.name]) for m in planned]
 
 
 def _floor(best: dict, size: sizes.Size, e: int, rows: int, prompt: int, new: int) -> float:
@@ -355,13 +273,13 @@ def _floor(best: dict, size: sizes.Size, e: int, rows: int, prompt: int, new: in
 def _step_floors(best: dict, aud: VLM, answering: Sequence[VLM], p: Params) -> dict[str, float]:
     rows, new = p.grpo_images * p.group_size, p.max_question_tokens
     size, e = _size(aud)
-    prompt = size.image_tokens + len(auditor.prompt().split()) + plan.TEMPLATE
+    prompt = size.image_tokens + len(auditor.prompt().split()) + fitting.TEMPLATE
     found = {"generation": _floor(best, size, e, rows, prompt, new), "answers": 0.0}
     found["plausibility"] = footprint.read_operations(size, rows, prompt + new) / best["flops"]
     for model in answering:
         its, wide = _size(model)
         batches = rows / model.batch_size
-        asked = its.image_tokens + new + plan.TEMPLATE
+        asked = its.image_tokens + new + fitting.TEMPLATE
         found["answers"] += batches * _floor(best, its, wide, model.batch_size, asked, p.max_answer_tokens)
     learnt = footprint.train_operations(size, rows, prompt + new, new) / best["flops"]
     forward = footprint.read_operations(size, rows, prompt + new) / best["flops"]
@@ -410,4 +328,6 @@ def _questions(n: int) -> list[str]:
 
 
 def _name(device: str) -> str:
-    return torch.cuda.get_device_name() if device == "cuda" else f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)"
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    return f"CPU ({platform.machine()}, {torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)})"

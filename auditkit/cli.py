@@ -85,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument(
         "--set", metavar="KEY=VALUE", action="append", default=[], dest="settings", help="replace one value of the file"
     )
-    plan.add_argument("--gpu", type=float, metavar="GB", help="memory of a GPU to plan for; default: what is found here")
+    plan.add_argument("--gpu", type=float, metavar="GB", help="memory of a GPU to plan for; default: that found here")
     plan.add_argument("--gpus", type=int, metavar="N", help="how many of them; default: all that are found, or one")
     plan.add_argument("--debug", action="store_true", help="show tracebacks")
     plan.set_defaults(command=_plan)

@@ -1,13 +1,14 @@
 """How many bytes and floating-point operations a model needs, by formula, from its size alone.
 
-The formulas count what grows with the model and the batch, and leave out what does not matter beside it. Written with
-e bytes a number, T tokens of a prompt (image tokens included), N tokens written after it, B rows, and the model's widths:
+The formulas count what grows with the model and the batch, and leave out what does not matter beside it. They are
+written with e bytes a number, T tokens of a prompt (image tokens included), N tokens written after it, and B rows:
 
     weights     parameters x e; quantized linear weights take 0.516 (4 bits: NF4 with doubly quantized scales) or 1 byte
     KV cache    B x 2 x heads of keys and values x head width x e x (T + N, at most the window in local layers), a layer
     reading     B x the larger of one vision layer, patches x (4 hidden + 2 intermediate) x e, and one text layer,
                 T x (3 hidden + 3 intermediate) x e, for only one layer's activations are there at once. Where the
-                attention keeps its scores (eager, as Gemma 2 in PaliGemma 2): T x 4 hidden x e + heads x T x T x (3e + 5)
+                attention keeps its scores (eager, as Gemma 2 in PaliGemma 2) it is the layer's attention:
+                T x 4 hidden x e + heads x T x T x (3e + 5)
     a token     B x vocabulary x 12: the last position's logits, in float32, and what sampling makes of them
     scoring     B x (N + 1) x vocabulary x (e + 8): logits, their float32 copy and its softmax (vlm.probabilities)
     training    LoRA weights, gradients and AdamW's two moments in float32: 16 bytes each; and for each row of a
@@ -20,8 +21,8 @@ e bytes a number, T tokens of a prompt (image tokens included), N tokens written
     operations  2 x weights of the text part x T + 2 x weights of the vision tower x patches to read a row;
                 2 x (text part + head) for each token written, for which all these weights, and the cache, are read
 
-The factors of reading and training are those of single layers of Gemma3-4B and PaliGemma2-3B at their real widths, whose
-allocations were counted on a CPU (tests/test_footprint.py does so at smaller widths).
+The factors of reading and training are fitted to single layers of Gemma3-4B and PaliGemma2-3B at their real widths,
+whose allocations were counted on a CPU; tests/test_footprint.py counts those of smaller widths.
 What a device needs besides (its context, libraries' workspaces, memory cut into pieces that do not fit) is not in
 these: `plan` keeps a share of the memory free for it. `auditkit bench` measures what all this comes to on a GPU and
 prints it beside the prediction.

@@ -1,10 +1,10 @@
-"""How large a model is, before any of it is downloaded: the paper's models as configurations, and what is counted of any.
+"""How large a model is, before any of it is downloaded: the paper's models as configurations, and any other's counts.
 
-`known` holds the published configurations of Gemma 3 (4B, 12B, 27B) and PaliGemma 2 (3B, 10B, 28B; 224, 448, 896 px), so
-that a plan needs no network and a benchmark no weights. They are the values of the checkpoints' config.json as
-transformers' own conversion scripts write them (convert_gemma3_weights.py, convert_paligemma2_weights_to_hf.py); built on
-torch's meta device, which takes no memory, they have exactly the published number of parameters (tests/test_sizes.py).
-Of any other model the hub's answer is asked, or the folder's files are read.
+`known` holds the published configurations of Gemma 3 (4B, 12B, 27B) and PaliGemma 2 (3B, 10B, 28B; 224, 448, 896 px),
+so that a plan needs no network and a benchmark no weights. They are the values that transformers' own conversion
+scripts give the checkpoints (convert_gemma3_weights.py, convert_paligemma2_weights_to_hf.py). Built on torch's meta
+device, which takes no memory, they have the published numbers of parameters (tests/test_sizes.py).
+Of any other model the hub is asked, or the folder's files are read.
 """
 
 import functools
@@ -276,14 +276,18 @@ def _on_hub(place: str, options: Mapping) -> Size | None:
         if config is None:
             return None
         size = count(config, options)
-        return replace(size, note="its published configuration", **_still_to_come(place, revision, 2 * size.parameters))
+        return replace(
+            size,
+            note="its published configuration, for the hub does not answer",
+            **_still_to_come(place, revision, 2 * size.parameters),
+        )
     config = config or _configuration(place, revision)
     if config is None:
         raise AuditError("the hub shows no configuration of it; is it a gated model, or one that needs a login?")
     size = count(config, options)
     files = sum(file.size or 0 for file in info.siblings or [] if file.rfilename.endswith(".safetensors"))
     stored = info.safetensors.total if info.safetensors else size.parameters
-    note = "the hub" + ("; gated: accept its licence there, then hf auth login" if info.gated else "")
+    note = "the hub" + (" (gated: accept its licence there, then hf auth login)" if info.gated else "")
     return replace(size, parameters=stored, note=note, **_still_to_come(place, revision, files))
 
 
