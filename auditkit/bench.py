@@ -61,6 +61,7 @@ def run(names: Sequence[str], tiny: bool = False) -> dict:
     found |= {"peaks": peaks(device), "answers": {}}
     print(f"on {found['device']}, torch {torch.__version__}" + (", models of toy size" if tiny else ""), flush=True)
     for name in names:
+        print(f"answers of {name} ...", flush=True)
         model = (
             blank.build(name, device, p.batch_size, tiny)
             if name in blank.MODELS
@@ -68,11 +69,14 @@ def run(names: Sequence[str], tiny: bool = False) -> dict:
         )
         key = sizes.kind(blank.MODELS.get(name, name))
         found["answers"][key] = answers(model, p, found["peaks"])
-        print(_answers_line(key, found["answers"][key]), flush=True)
         del model
         _free()
     if any(name in blank.MODELS for name in names):
-        found |= whole(device, tiny, p, found["peaks"])
+        print(f"an audit and {STEPS} GRPO steps of {AUDITOR}, {TARGET} and {REFERENCE} ...", flush=True)
+        try:
+            found |= whole(device, tiny, p, found["peaks"])
+        except torch.OutOfMemoryError as error:  # what has been measured is kept
+            found["not"] = f"out of memory although the plan has it fit ({str(error).splitlines()[0]})"
     return found
 
 
@@ -93,8 +97,8 @@ def answers(model: VLM, p: Params, best: dict) -> dict:
     rows = BATCHES * model.batch_size
     pictures, questions = _pictures(rows, 1), _questions(rows)
     images = [picture.image for picture in pictures]
-    n = model.batch_size
-    vlm.generate(model, images[:n], questions[:n], p.max_answer_tokens)
+    vlm.generate(model, images[: model.batch_size], questions[: model.batch_size], p.max_answer_tokens)
+    n = model.batch_size  # which may have been halved
     clock = Clock(model.model.device.type)
     with clock.timing(vlm, "_inputs", "preparing"), _peak(model.model.device.type) as peak:
         began = clock.now()

@@ -163,7 +163,7 @@ def _grpo(aud: Model, p: Params, processes: int) -> tuple[list, float]:
     # the replay's half as many rows come on top of the graph of the micro-batch, which still waits for its way back
     again = micro // 2 if p.replay_weight else 0
     step = _at(aud, lambda m, t: footprint.training(m.size, m.e, micro, t, new))
-    step += _at(aud, lambda m, t: footprint.training(m.size, m.e, again, t, new)) if again else 0
+    step += _at(aud, lambda m, t: footprint.replaying(m.size, m.e, again, t, new))
     work = [(aud, f"learning, {micro} questions at once", step)]
     if p.grpo_rollouts == "transformers":
         written = _at(aud, lambda m, t: footprint.writing(m.size, m.e, rows, t, new))

@@ -164,13 +164,16 @@ def _memory_table(p: Params, cast: Sequence[Model], here: Machine) -> list[str]:
     lines.append(f"{limit} {fit} The file says memory: {p.memory}.")
     if turned:
         lines.append(f"In turns, up to {_bytes(max(n.parked for n in found))} of weights wait in CPU memory.")
+    if p.grpo_rollouts == "vllm_colocate":
+        lines.append("What vLLM takes beside the auditor for its rollouts is not counted.")
     quantized = [f"{m.spec.name} ({m.spec.options['bits']} bits)" for m in cast if m.stays]
     lines.append(f"Quantized: {', '.join(quantized) if quantized else 'none; ?bits=4 behind a model asks for it'}.")
     return lines
 
 
 def _calls_table(p: Params, cast: Sequence[Model], many: int | None, here: Machine) -> list[str]:
-    bench = forecast.measured()
+    bench, processes = forecast.measured(), _processes(cast, here)
+    at_once = {"04_auditor": processes, "05_audit": p.workers if p.engine == "ray" else 1}
     times = forecast.seconds(p, cast, many, bench) if bench else {}
     head = "".join(f"{name:>12}" for name in ("pictures", "auditor", "target", "references", "trained on"))
     lines = [f"{'calls at most':<18}{head}" + (f"{'time':>12}" if bench else "")]
@@ -179,11 +182,13 @@ def _calls_table(p: Params, cast: Sequence[Model], many: int | None, here: Machi
         line = f"{row['stage']:<18}" + "".join(f"{n:>12,}" for n in asked)
         if bench:
             time = times[row["stage"]]
-            line += f"{'unmeasured' if time is None else _clock(time / _processes(cast, here)):>12}"
+            line += f"{'unmeasured' if time is None else _clock(time / at_once.get(row['stage'], 1)):>12}"
         lines.append(line)
     lines.append(f"Each of the {len(p.references)} references is asked so often; a peer's calls are with the target's.")
     if many is None:
         lines.append("The benchmarks of a hub data set are not counted: how many there are shows once it is loaded.")
+    if processes > 1:
+        lines.append(f"04 is shared out over {processes} GPUs under accelerate launch; 05 over them takes engine: ray.")
     if bench:
         lines.append(f"Time at the rates of outputs/bench.json, measured on {bench['device']}.")
     else:

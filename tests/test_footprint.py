@@ -63,7 +63,7 @@ def model(request):
     return hf.AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16).eval()
 
 
-def near(counted: float, formula: float, least: float = 0.75, most: float = 1.25) -> bool:
+def near(counted: float, formula: float, least: float = 0.8, most: float = 1.25) -> bool:
     return least <= formula / counted <= most
 
 
@@ -110,27 +110,27 @@ def test_a_local_layer_keeps_no_more_than_its_window():
 
 
 def test_learning(model):
+    """Forward and backward as TRL's trainer has them: checkpoints, an adapter, inputs that require gradients."""
     from peft import LoraConfig, get_peft_model
 
     from auditkit.rectify import TEXT_PART
 
     size = sizes.count(model.config)
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
-    model = get_peft_model(model, LoraConfig(r=2, target_modules=TEXT_PART))
-    text = model.base_model.model.model.language_model
-    text.activation_checkpointing_enable({"use_reentrant": False})
-    model.train()
-    states = torch.zeros(ROWS, TOKENS, size.hidden, dtype=torch.bfloat16, requires_grad=True)
-    there = torch.ones(ROWS, TOKENS, dtype=torch.long)
+    whole = get_peft_model(model, LoraConfig(r=2, target_modules=TEXT_PART)).train()
+    whole.enable_input_require_grads()
+    model.activation_checkpointing_enable({"use_reentrant": False})
+    pictures = torch.zeros(ROWS, 3, 224, 224, dtype=torch.bfloat16)
+    ids, there = torch.zeros(2, ROWS, TOKENS, dtype=torch.long).unbind()
 
     def learn():
         with torch.autocast("cpu", torch.bfloat16):
-            out = text(inputs_embeds=states, attention_mask=there, use_cache=False).last_hidden_state
-        out.float().sum().backward()
+            seen = model.model.get_image_features(pictures).pooler_output
+            states = model.get_input_embeddings()(ids) + seen.mean()  # not its place, but its way back
+            out = model.model.language_model(inputs_embeds=states, attention_mask=there + 1, use_cache=False)
+        out.last_hidden_state.float().sum().backward()
 
-    counted = allocated(model, learn)
-    formula = footprint.training(size, 2, ROWS, TOKENS, 0) - ROWS * size.pixels * 2 + 4 * 2 * size.lora
+    counted = allocated(whole, learn) + pictures.nbytes
+    formula = footprint.training(size, 2, ROWS, TOKENS, 0) + 4 * 2 * size.lora
     assert near(counted, formula)
 
 
