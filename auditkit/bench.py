@@ -91,8 +91,10 @@ def peaks(device: str) -> dict[str, float]:
 
 
 def answers(model: VLM, p: Params, best: dict) -> dict:
-    """Time batches of answers: {"rows", "per_second", "seconds": of a batch, "preparing": of these, on the CPU, making
-    tensors of pictures, "floor", "peak"?, "predicted"?: bytes}.
+    """Time batches of answers, after one that is not counted.
+
+    Returns {"rows", "new": tokens written, "per_second", "seconds": of a batch, "preparing": of these, spent on the CPU
+    on making tensors of pictures and words, "floor": s, and on a GPU "peak", "predicted": bytes}.
     """
     rows = BATCHES * model.batch_size
     pictures, questions = _pictures(rows, 1), _questions(rows)
@@ -107,10 +109,9 @@ def answers(model: VLM, p: Params, best: dict) -> dict:
     size, e = _size(model)
     prompt = size.image_tokens + len(questions[0].split()) + fitting.TEMPLATE
     floor = _floor(best, size, e, n, prompt, p.max_answer_tokens)
-    memory = fitting.Model((), model.name, specs.parse("x/x"), size, e).weights
-    memory += footprint.writing(size, e, n, prompt, p.max_answer_tokens)
-    found = {"rows": n, "new": p.max_answer_tokens, "per_second": rows / seconds, "seconds": seconds / BATCHES}
-    found |= {"preparing": clock.spent["preparing"] / BATCHES, "floor": floor}
+    memory = footprint.weights(size, e) + footprint.writing(size, e, n, prompt, p.max_answer_tokens)
+    found = {"rows": n, "new": p.max_answer_tokens, "per_second": rows / seconds, "seconds": seconds * n / rows}
+    found |= {"preparing": clock.spent["preparing"] * n / rows, "floor": floor}
     return found | ({"peak": peak["bytes"], "predicted": memory} if peak else {})
 
 

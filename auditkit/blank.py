@@ -38,11 +38,15 @@ def build(name: str, device: str, batch_size: int, tiny: bool = False) -> VLM:
         model = hf.AutoModelForImageTextToText.from_config(
             config, dtype=torch.bfloat16 if device == "cuda" else torch.float32
         )
-    text = config.get_text_config()
+    made = processor(config)
     model.generation_config = hf.GenerationConfig(
-        do_sample=False, pad_token_id=0, eos_token_id=1, bos_token_id=text.bos_token_id
+        do_sample=False,
+        pad_token_id=0,
+        eos_token_id=1,
+        bos_token_id=2,
+        suppress_tokens=made.tokenizer.all_special_ids,  # the end among them: an answer is as long as it may be
     )
-    return VLM(name, model.eval(), processor(config), batch_size)
+    return VLM(name, model.eval(), made, batch_size)
 
 
 def toy(config: hf.PreTrainedConfig) -> hf.PreTrainedConfig:

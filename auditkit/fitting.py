@@ -37,6 +37,12 @@ class Model:
         """Whether it stays on the device when models take turns."""
         return "bits" in self.spec.options
 
+    @property
+    def device(self) -> str:
+        """The device it asks for, "" for the one that all others are on."""
+        device = self.spec.options.get("device", "")
+        return "" if device in ("auto", "cuda", "cuda:0", "mps") else device
+
     def prompt(self, question: int) -> int:
         """Tokens of a prompt with a picture and so many tokens of text."""
         return self.size.image_tokens + question + TEMPLATE
@@ -66,6 +72,7 @@ def models(p: Params, on_gpu: bool) -> list[Model]:
     """
     named = {"auditor": p.auditor, "target": p.target, **({"peer": p.peer} if p.peer else {})}
     named |= {f"reference {n}": text for n, text in enumerate(p.references, 1)}
+    named |= {"judge": p.same} if p.same not in ("text", "embedding") else {}
     roles: dict[str, list[str]] = {}
     for role, text in named.items():
         roles.setdefault(text, []).append(role)
@@ -85,35 +92,43 @@ def needs(p: Params, cast: Sequence[Model], processes: int = 1) -> list[Need]:
         cast: the models of `models`; one of unknown size takes nothing here.
         processes: over which a training step is shared out (accelerate launch), each with models of its own.
     """
-    by_role = {role: model for model in cast for role in model.roles}
+    by_role = {role: replace(model, roles=(role,)) for model in cast for role in model.roles}  # each loaded for itself
     aud, target = by_role["auditor"], by_role["target"]
-    references = [by_role[role] for role in by_role if role.startswith("reference")]
-    peer = [by_role["peer"]] if "peer" in by_role else []
-    answer = {m.text: _answering(m, p) for m in cast}
+    references = [model for role, model in by_role.items() if role.startswith("reference")]
+    peer, judge = ([by_role[role]] if role in by_role else [] for role in ("peer", "judge"))
+    repaired = replace(target, roles=("repaired",))
     batch, new = aud.spec.options.get("batch_size", p.batch_size), p.max_question_tokens
-    write = _at(aud, lambda m, t: footprint.writing(m.size, m.e, batch, t, new))
-    judge = _at(aud, lambda m, t: footprint.scoring(m.size, m.e, batch, t, new))
-    asks = [(aud, "writing questions", write), (aud, "rating questions", judge)]
-    answers = [(m, "answering", answer[m.text]) for m in (target, *references)]
-    compared = [(m, "answering", answer[m.text]) for m in peer]
+    asks = [(aud, "writing questions", _at(aud, lambda m, t: footprint.writing(m.size, m.e, batch, t, new)))]
+    rates = [(aud, "rating questions", _at(aud, lambda m, t: footprint.scoring(m.size, m.e, batch, t, new)))]
+    ensemble = [target, *references, *judge]
+    answers = {m.roles: (m, "answering", _answering(m, p)) for m in (*ensemble, *peer, repaired)}
+
+    def said(*by: Model) -> list[tuple]:
+        return [answers[m.roles] for m in by]
+
     learns, held = _grpo(aud, p, processes)
     repair, kept = _rectify(target, p)
     stages = {
-        "01_models": ([target, *references, *peer, aud], [*asks[:1], *answers, *compared]),
-        "02_disagreement": ([aud, target, *references], [*asks, *answers]),
-        "03_counterfactual": ([target, *references], answers),
-        "04_auditor": ([aud, target, *references], [*asks[1:], *learns, *answers]),
-        "05_audit": ([aud] * (p.grpo_checkpoints + 1) + [target, *references], [*asks, *answers]),
-        "07_rectify": ([target, target], [*repair, *answers[:1]]),
-        "08_benchmark": ([target, target, *peer], [*answers[:1], *compared]),
-    }  # fmt: skip
+        "01_models": ([target, *references, *peer, aud], [*asks, *said(target, *references, *peer)]),
+        "02_disagreement": ([aud, *ensemble], [*asks, *rates, *said(*ensemble)]),
+        "03_counterfactual": (ensemble, said(*ensemble)),
+        "04_auditor": ([aud, *ensemble], [*rates, *learns, *said(*ensemble)]),
+        "05_audit": ([aud] * (p.grpo_checkpoints + 1) + ensemble, [*asks, *rates, *said(*ensemble)]),
+        "07_rectify": ([target, repaired, *judge], [*repair, *said(target, repaired, *judge)]),
+        "08_benchmark": ([target, repaired, *peer, *judge], said(target, repaired, *peer, *judge)),
+    }
     trained = {"04_auditor": (aud, held), "07_rectify": (target, kept)}
     found = []
     for stage, (loaded, work) in stages.items():
-        for device in sorted({m.spec.options.get("device", "") for m in loaded}):
-            here = [m for m in loaded if m.spec.options.get("device", "") == device]
+        for device in sorted({m.device for m in loaded}):
+            here = [m for m in loaded if m.device == device]
             found.append(_need(stage, device, here, work, *trained.get(stage, (None, 0.0))))
     return found
+
+
+def on_device(found: Sequence[Need], on_gpu: bool) -> list[Need]:
+    """Without what a model with ?device=cpu takes, where it is a GPU that has to suffice."""
+    return [need for need in found if not (on_gpu and need.device == "cpu")]
 
 
 def _need(stage: str, device: str, loaded: list[Model], work: list, trained: Model | None, held: float) -> Need:
@@ -124,7 +139,7 @@ def _need(stage: str, device: str, loaded: list[Model], work: list, trained: Mod
     def comes(m: Model) -> float:  # what has to be brought when it is its turn
         return 0.0 if m.stays or m is trained else m.weights
 
-    one_each = {m.text: m for m in loaded}.values()
+    one_each = {m.roles: m for m in loaded}.values()
     model, what, most = max(work, key=lambda w: w[2])
     its, that, largest = max(work, key=lambda w: w[2] + comes(w[0]))
     return Need(
@@ -189,7 +204,7 @@ def advice(p: Params, on_gpu: bool, limit: float, processes: int = 1) -> dict[st
     def fits(changes: Mapping) -> bool:
         q = replace(p, **changes)
         turns = on_gpu and q.memory == "turns"
-        return all(need.bytes(turns) <= limit for need in needs(q, models(q, on_gpu), processes))
+        return all(need.bytes(turns) <= limit for need in on_device(needs(q, models(q, on_gpu), processes), on_gpu))
 
     def parts(whole: int, now: int, least: int) -> list[int]:
         return [n for n in (64, 32, 16, 8, 4, 2, 1) if least <= n < now and whole % n == 0]

@@ -82,12 +82,12 @@ def refuse(p: Params, here: Machine) -> None:
     """Raise AuditError, naming the keys to change, if the run cannot fit."""
     cast = fitting.models(p, here.on_gpu)
     for model in cast:
-        device = model.spec.options.get("device", "")
-        if here.on_gpu and device.startswith("cuda:") and int(device[5:]) >= here.devices:
-            raise AuditError(f'"{model.text}": there is no {device} among {here.devices} GPU(s); see --gpus.')
+        if here.on_gpu and model.device.startswith("cuda:") and int(model.device[5:]) >= here.devices:
+            raise AuditError(f'"{model.text}": there is no {model.device} among {here.devices} GPU(s); see --gpus.')
     processes = _processes(cast, here)
     turns = p.memory == "turns" and here.on_gpu
-    worst = max(fitting.needs(p, cast, processes), key=lambda need: need.bytes(turns))
+    found = fitting.on_device(fitting.needs(p, cast, processes), here.on_gpu)
+    worst = max(found, key=lambda need: need.bytes(turns))
     most = worst.bytes(turns)
     if most > here.limit:
         sentence = (
@@ -99,7 +99,7 @@ def refuse(p: Params, here: Machine) -> None:
             raise AuditError(f"{sentence}; no setting makes it fit: name smaller models, or take a larger device.")
         words = ", ".join(f"{key}: {_yaml(value)}" for key, value in changes.items())
         raise AuditError(f"{sentence}; it fits with {words}.")
-    parked = max(need.parked for need in fitting.needs(p, cast, processes)) if turns else 0
+    parked = max(need.parked for need in found) if turns else 0
     if here.ram and parked > here.ram:
         raise AuditError(
             f"memory: turns keeps {parked / GB:.0f} GB of weights in CPU memory, but there are {here.ram / GB:.0f}; "
@@ -113,7 +113,7 @@ def _yaml(value) -> str:
 
 def _processes(cast: Sequence[Model], here: Machine) -> int:
     """Copies of the run: one a GPU, unless the file itself deals its models out over the GPUs."""
-    return 1 if any("device" in m.spec.options for m in cast) else here.devices
+    return 1 if any(m.device for m in cast) else here.devices
 
 
 def _models_table(cast: Sequence[Model]) -> list[str]:
@@ -156,7 +156,8 @@ def _memory_table(p: Params, cast: Sequence[Model], here: Machine) -> list[str]:
         why = need.largest_in_turns if turned else need.largest
         lines.append(f"{need.stage + where:<24}{_bytes(need.together):>11}{_bytes(need.turns):>11}   {why}")
     limit = f"{_bytes(here.limit)} of {_bytes(here.size)} can be planned with."
-    together, turns = (max(getattr(n, how) for n in found) <= here.limit for how in ("together", "turns"))
+    those = fitting.on_device(found, here.on_gpu)
+    together, turns = (max(getattr(n, how) for n in those) <= here.limit for how in ("together", "turns"))
     fit = (
         "All models fit together (memory: together)." if together else
         "They must take turns (memory: turns)." if turns else "They do not fit, not even in turns."

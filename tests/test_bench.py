@@ -66,7 +66,8 @@ def test_a_model_of_ones_own_is_timed_too(repository, monkeypatch, capsys):
     monkeypatch.chdir(repository)
     found = bench.run(["miniature:target"])
     assert list(found["answers"]) == ["miniature:target"] and "step" not in found and found["tiny"] is False
-    assert "miniature:target: " in capsys.readouterr().out
+    assert "answers of miniature:target ..." in capsys.readouterr().out
+    assert "miniature:target: " in bench.table(found)
 
 
 @pytest.mark.parametrize(("name", "tokens"), [("gemma3-4b", 256), ("paligemma2-3b", 1024)])

@@ -80,7 +80,7 @@ def test_the_miniature_fits_anywhere(capsys, bench):
     [
         (80, {"memory": "together"}, "it fits with memory: turns."),
         (80, {"batch_size": 64}, "it fits with batch_size: 16."),
-        (48, {}, "references: [google/gemma-3-12b-it?bits=4, google/gemma-3-27b-it?bits=4]"),
+        (60, {}, "references: [google/gemma-3-12b-it?bits=4, google/gemma-3-27b-it?bits=4]"),
     ],
 )
 def test_a_refusal_says_what_to_change_and_is_right(gpu, changed, words):
