@@ -48,7 +48,7 @@ def run(vlm: VLM, benchmarks: Mapping[str, list[Example]], book: AnswerBook, max
     pictures = {}
     for _, example in examples:
         key = example.key.split("/q")[0]
-        pictures.setdefault(key, Picture(key, example.image))
+        pictures.setdefault(key, Picture(key, example.held))
     asked = [pictures[example.key.split("/q")[0]] for _, example in examples]
     answers = book.ask(vlm, asked, [example.question for _, example in examples], max_answer_tokens)
     right = {skill: [] for skill in benchmarks}

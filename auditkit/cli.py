@@ -263,6 +263,10 @@ def _execute(p: params.Params, stage: str, notebook: Path, options, kernels: "Co
         except RuntimeError as error:  # what nbclient raises when the kernel never answers
             code, trouble = 1, f"the kernel did not start: {error}"
         status.end("FAILED" if code else "")
+    if not code and (skipped := runs.counts(p, stage).get("unreadable")):
+        print(
+            f"  left out because they could not be read: {skipped} of the pictures; {runs.shown(executed)} names them"
+        )
     if code:
         go_on = ["auditkit", "run", options.params, *(word for text in options.settings for word in ("--set", text))]
         go_on += ["--only", options.only] if options.only else []

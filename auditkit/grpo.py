@@ -363,11 +363,14 @@ def _config(p: Params, out: Path, device: str) -> GRPOConfig:
 
 
 def _dataset(pictures: Sequence[Picture]) -> Dataset:
-    """One row a picture, in the conversational form TRL expects, the picture's key riding along for the rewards."""
+    """One row a picture, in the conversational form TRL expects, the picture's key riding along for the rewards.
+
+    The image itself is read when its row is: thousands of photographs would be encoded anew and held all at once.
+    """
     prompt = [{"role": "user", "content": writing.prompt()}]
-    return Dataset.from_dict(
-        {"prompt": [prompt] * len(pictures), "image": [q.image for q in pictures], "picture": [q.key for q in pictures]}
-    )
+    there = {q.key: q for q in pictures}
+    rows = Dataset.from_dict({"prompt": [prompt] * len(pictures), "picture": list(there)})
+    return rows.with_transform(lambda batch: {**batch, "image": [there[key].image for key in batch["picture"]]})
 
 
 def _kinds(auditor: VLM, pictures: Sequence[Picture], p: Params, out: Path) -> Kinds:

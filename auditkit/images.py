@@ -1,17 +1,21 @@
-"""Where images come from: the miniature world, or a folder of one's own.
+"""Where images come from: the miniature world, a folder of one's own, or a Hugging Face data set (hub.py).
 
 A source hands out pictures in four splits that never share a picture, the labelled examples a target was trained on,
 and held-out benchmarks. `truth` is the oracle. It only grades: nothing that trains, gates or labels may call it.
+
+A collection of photographs does not fit into memory, so its pictures are decoded each time they are looked at.
 """
 
 import hashlib
 import json
 import random
 import re
-import warnings
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -19,6 +23,8 @@ from auditkit.errors import AuditError
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 SPLITS = ("train", "audit", "baseline", "test")
+ENOUGH = 50  # pictures, dealt out by their names, leave the smallest split empty once in sixty folders
+Held = Image.Image | Callable[[], Image.Image]
 
 
 @dataclass(frozen=True)
@@ -26,7 +32,12 @@ class Picture:
     """An image and the key by which its source can hand it out again."""
 
     key: str
-    image: Image.Image = field(compare=False)
+    held: Held = field(compare=False, repr=False)  # the image, or what reads it
+
+    @property
+    def image(self) -> Image.Image:
+        """The image, upright and RGB. Raises AuditError when its file cannot be read any more."""
+        return self.held() if callable(self.held) else self.held
 
 
 @dataclass(frozen=True)
@@ -34,19 +45,23 @@ class Example:
     """A picture with a question and its true answer; `key.split("/q")[0]` is the picture's key."""
 
     key: str
-    image: Image.Image = field(compare=False)
+    held: Held = field(compare=False, repr=False)
     question: str
     answer: str
+
+    image = Picture.image
 
 
 class Source(Protocol):
     """What the pipeline knows of its images.
 
     `complete`: a truth of None means that the question makes no sense on that picture; else only that nobody knows.
+    `unreadable`: the pictures met so far that could not be opened and were skipped.
     """
 
     name: str
     complete: bool
+    unreadable: list[str]
 
     def pictures(self, split: str, n: int, seed: int) -> list[Picture]: ...
     def examples(self, n: int, seed: int) -> list[Example]: ...
@@ -58,15 +73,19 @@ class Source(Protocol):
 
 
 def load(spec: str) -> Source:
-    """Open a source: "miniature" for the board world, else the path of a folder of images (see `Folder`).
+    """Open a source: "miniature" for the board world, "hub:ID?..." for a Hugging Face data set (hub.py), else a folder.
 
     A relative path counts from the working folder, then from the project's.
-    Raises AuditError when there is no such folder.
+    Raises AuditError when there is no such folder or data set, or nothing in it that can be used.
     """
     if spec == "miniature":
         from auditkit.miniature.boards import Boards
 
         return Boards()
+    if spec.startswith("hub:"):
+        from auditkit.hub import Hub
+
+        return Hub(spec)
     folder = Path(spec).expanduser()
     if not folder.is_dir():
         from auditkit.params import root
@@ -74,93 +93,81 @@ def load(spec: str) -> Source:
         folder = root() / folder
     if not folder.is_dir():
         raise AuditError(
-            f'images: "{spec}" is neither "miniature" nor an existing folder; name a folder of images, '
+            f'images: "{spec}" is neither "miniature" nor "hub:ID" nor an existing folder; name a folder of images, '
             "or make this one first, if the top of the parameter file says how."
         )
     return Folder(folder)
 
 
-class Folder:
-    """A folder of images, at any depth, with an optional `questions.jsonl` beside them.
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A labelled question about the picture of a key."""
 
-    One object a line: {"image": path within the folder, "question": ..., "answer": ..., "split": "train" | "test",
-    "skill": name of the benchmark}; the last two may be missing. Without a split, a fifth of the images is for testing.
-    Test images feed the benchmarks and the split "test"; the others are dealt out by a hash of their name to "train"
-    (40 %), "audit" (50 %) and "baseline" (10 %), so the splits stay the same whatever else is added to the folder.
+    id: str  # KEY/qN, an example's key
+    key: str
+    question: str
+    answer: str
+    skill: str
 
-    `unreadable` lists the files that could not be opened: each is skipped with a warning.
-    Raises AuditError for a folder without images and for a malformed line of questions.jsonl, naming it.
+
+class Collection:
+    """Pictures with questions to some of them, wherever they lie: what `Folder` and hub.Hub have in common.
+
+    Args:
+        name: what reports call it.
+        declared: every picture's key -> "train", "test" or None. Those without a word are dealt out by a hash of their
+            key, a fifth to "test"; what is not for testing likewise to "train" (40 %), "audit" (50 %) and "baseline"
+            (10 %). So the splits stay the same whatever else is added.
+        rows: the labelled questions; those on test pictures are the benchmarks.
+
+    A subclass adds `_file(key)`, a picture's file or its bytes as a file. A picture that cannot be read is skipped,
+    which is printed, and listed in `unreadable`.
     """
 
     complete = False
 
-    def __init__(self, folder: str | Path):
-        self.folder = Path(folder)
-        self.name = self.folder.resolve().name
-        self.unreadable: list[Path] = []
-        paths = sorted(p for p in self.folder.rglob("*") if p.suffix.lower() in SUFFIXES)
-        if not paths:
-            raise AuditError(f"images: no image in {self.folder} (looked for {', '.join(sorted(SUFFIXES))}).")
-        self._paths = {self._key(p.relative_to(self.folder).as_posix()): p for p in paths}
-        self._rows = self._read_questions()
+    def __init__(self, name: str, declared: dict[str, str | None], rows: list[Row]):
+        self.name = name
+        self.unreadable: list[str] = []
+        self._split = {key: _deal(key, split) for key, split in declared.items()}
+        self._rows = rows
         self._truth: dict[tuple[str, str], str] = {}
-        declared: dict[str, str] = {}
-        for row in self._rows:
-            self._truth.setdefault((row["key"], _plain(row["question"])), row["answer"])
-            if row["split"] and declared.setdefault(row["key"], row["split"]) != row["split"]:
-                raise AuditError(f"{row['where']}: {row['image']} is in train and in test; choose one.")
-        self._split = {key: _deal(key, declared.get(key)) for key in self._paths}
+        for row in rows:
+            self._truth.setdefault((row.key, _plain(row.question)), row.answer)
 
-    @staticmethod
-    def _key(path: str) -> str:
-        # "/q" ends a picture's key inside an example's key, so no key may hold a slash of its own
-        return path.replace("/", ":")
+    def _file(self, key: str) -> Path | BinaryIO:
+        raise NotImplementedError
 
-    def _read_questions(self) -> list[dict]:
-        path = self.folder / "questions.jsonl"
-        if not path.is_file():
-            return []
-        rows, count = [], {}
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-            if not line.strip():
-                continue
-            where = f"{path.name}, line {number}"
-            try:
-                row = json.loads(line)
-                row = {"split": None, "skill": self.name, **row, "answer": str(row["answer"]), "where": where}
-                key, question = self._key(str(row["image"])), row["question"]
-            except (ValueError, TypeError, KeyError) as error:
-                raise AuditError(f'{where}: wants {{"image", "question", "answer"}}, not {line[:80]!r}.') from error
-            if key not in self._paths:
-                raise AuditError(f"{where}: there is no image {row['image']} in {self.folder}.")
-            if row["split"] not in (None, "train", "test"):
-                raise AuditError(f'{where}: the split is "train" or "test", not {row["split"]!r}.')
-            if not isinstance(question, str) or not question.strip():
-                raise AuditError(f"{where}: the question must be a text, not {question!r}.")
-            count[key] = count.get(key, -1) + 1
-            rows.append({**row, "key": key, "id": f"{key}/q{count[key]}"})
-        return rows
+    def _read(self, key: str) -> Image.Image:
+        file = self._file(key)
+        try:
+            with Image.open(file) as image:
+                return ImageOps.exif_transpose(image).convert("RGB")
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            which = file if isinstance(file, Path) else f"{key} of {self.name}"
+            why = "no format Pillow knows" if isinstance(error, UnidentifiedImageError) else error
+            raise AuditError(f"images: {which} cannot be read as an image ({why}).") from error
 
     def _open(self, key: str) -> Picture | None:
-        path = self._paths[key]
-        if path in self.unreadable:
+        """The picture, once it is certain that it can be read; None: it cannot."""
+        if key in self.unreadable:
             return None
         try:
-            with Image.open(path) as image:
-                return Picture(key, ImageOps.exif_transpose(image).convert("RGB"))
-        except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            self.unreadable.append(path)
-            warnings.warn(f"{path}: cannot be read as an image ({error}); skipped.", stacklevel=3)
+            self._read(key)
+        except AuditError as error:
+            self.unreadable.append(key)
+            print(f"{str(error).rstrip('.')}; skipped.", flush=True)
             return None
+        return Picture(key, partial(self._read, key))
 
     def pictures(self, split: str, n: int, seed: int) -> list[Picture]:
-        """Up to `n` pictures of a split, drawn by `seed`; fewer, with a warning, when the folder holds fewer.
+        """Up to `n` pictures of a split, drawn by `seed`; fewer, which is printed, when there are fewer.
 
-        Raises AuditError for an unknown split, and when not a single picture of it can be read.
+        Raises AuditError for an unknown split, and when not a single picture of it is there or can be read.
         """
         if split not in SPLITS:
             raise AuditError(f'images: there is no split "{split}"; the splits are {", ".join(SPLITS)}.')
-        keys = [key for key in self._paths if self._split[key] == split]
+        keys = [key for key, its in self._split.items() if its == split]
         random.Random(f"{seed}/{split}").shuffle(keys)
         found: list[Picture] = []
         for key in keys:
@@ -169,52 +176,61 @@ class Folder:
             if (picture := self._open(key)) is not None:
                 found.append(picture)
         if not found and n > 0:
-            raise AuditError(f'images: none of the {len(keys)} files of {self.folder} for "{split}" can be read.')
+            raise AuditError(self._nothing(split, len(keys)))
         if len(found) < n:
-            warnings.warn(f'{self.folder}: {n} pictures asked for "{split}", only {len(found)} there.', stacklevel=2)
+            print(f'images: {n} pictures asked for "{split}", only {len(found)} there in {self.name}.', flush=True)
         return found
 
-    def _examples(self, rows: list[dict], n: int) -> list[Example]:
+    def _nothing(self, split: str, files: int) -> str:
+        if files:
+            return f'images: none of the {files} pictures of {self.name} for "{split}" can be read.'
+        dealt = Counter(self._split.values())
+        had = ", ".join(f"{name} {dealt[name]}" for name in SPLITS)
+        advice = (
+            f"pictures are dealt out by their names, so give {ENOUGH} or more"
+            if len(self._split) < ENOUGH
+            else 'its labels say that every picture is for "train" or "test"; leave the split out, or give some to each'
+        )
+        return f'images: the split "{split}" of {self.name} is empty ({had}); {advice}.'
+
+    def _examples(self, rows: list[Row], n: int) -> list[Example]:
         opened: dict[str, Picture | None] = {}  # the questions on a picture share its image
         found: list[Example] = []
         for row in rows:
             if len(found) == n:
                 break
-            key = row["key"]
-            if key not in opened:
-                opened[key] = self._open(key)
-            if opened[key] is not None:
-                found.append(Example(row["id"], opened[key].image, row["question"], row["answer"]))
+            if row.key not in opened:
+                opened[row.key] = self._open(row.key)
+            if (picture := opened[row.key]) is not None:
+                found.append(Example(row.id, picture.held, row.question, row.answer))
         if not found and rows and n > 0:
-            raise AuditError(f"images: none of the images of {self.folder} that questions.jsonl names can be read.")
+            raise AuditError(f"images: none of the labelled images of {self.name} can be read.")
         return found
 
     def examples(self, n: int, seed: int) -> list[Example]:
         """Up to `n` labelled examples on pictures of the split "train", drawn by `seed`."""
-        rows = [row for row in self._rows if self._split[row["key"]] == "train"]
+        rows = [row for row in self._rows if self._split[row.key] == "train"]
         random.Random(f"{seed}/examples").shuffle(rows)
         return self._examples(rows, n)
 
     def benchmarks(self, n: int) -> dict[str, list[Example]]:
         """Up to `n` examples a skill on test pictures; always the same ones."""
-        skills: dict[str, list[dict]] = {}
+        skills: dict[str, list[Row]] = {}
         for row in self._rows:
-            if self._split[row["key"]] == "test":
-                skills.setdefault(row["skill"], []).append(row)
+            if self._split[row.key] == "test":
+                skills.setdefault(row.skill, []).append(row)
         for name, rows in skills.items():
             random.Random(f"benchmark/{name}").shuffle(rows)
         return {name: self._examples(skills[name], n) for name in sorted(skills)}
 
     def picture(self, key: str) -> Picture:
-        """The picture of a key, read again. Raises AuditError when there is none or it cannot be read."""
-        if key not in self._paths:
-            raise AuditError(f"images: {self.folder} has no picture {key!r}; was the folder changed since the run?")
-        if (picture := self._open(key)) is None:
-            raise AuditError(f"images: {self._paths[key]} cannot be read any more.")
-        return picture
+        """The picture of a key, which reads it again. Raises AuditError when there is none."""
+        if key not in self._split:
+            raise AuditError(f"images: {self.name} has no picture {key!r}; was it changed since the run?")
+        return Picture(key, partial(self._read, key))
 
     def truth(self, key: str, question: str) -> str | None:
-        """The file's answer to just this question on this picture (case and punctuation aside); None: unknown."""
+        """The known answer to just this question on this picture (case and punctuation aside); None: unknown."""
         return self._truth.get((key, _plain(question)))
 
     def gap(self, key: str, question: str, gaps: list) -> str | None:
@@ -224,6 +240,85 @@ class Folder:
     def gaps(self, target_folder: Path) -> list:
         """[]: see `gap`."""
         return []
+
+
+class Folder(Collection):
+    """A folder of images, at any depth, with an optional `questions.jsonl` beside them.
+
+    One object a line: {"image": path within the folder, "question": ..., "answer": ..., "split": "train" | "test",
+    "skill": name of the benchmark}; the last two may be missing (see `Collection` for what then happens).
+
+    Raises AuditError for a folder without images and for a malformed line of questions.jsonl, naming it.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        paths = sorted(p for p in self.folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+        if not paths:
+            raise AuditError(f"images: no image in {self.folder} (looked for {', '.join(sorted(SUFFIXES))}).")
+        self._paths = {self._key(p.relative_to(self.folder).as_posix()): p for p in paths}
+        declared: dict[str, str | None] = dict.fromkeys(self._paths)
+        rows = self._questions(declared)
+        super().__init__(self.folder.resolve().name, declared, rows)
+
+    @staticmethod
+    def _key(path: str) -> str:
+        # "/q" ends a picture's key inside an example's key, so no key may hold a slash of its own
+        return path.replace("/", ":")
+
+    def _file(self, key: str) -> Path:
+        return self._paths[key]
+
+    def _questions(self, declared: dict[str, str | None]) -> list[Row]:
+        """The lines of questions.jsonl; the splits they name go into `declared`."""
+        path = self.folder / "questions.jsonl"
+        if not path.is_file():
+            return []
+        rows: list[Row] = []
+        count: Counter[str] = Counter()
+        for number, line in enumerate(_text(path).split("\n"), 1):
+            if not line.strip():
+                continue
+            where = f"{path.name}, line {number}"
+            row = _labelled(line, where)
+            key, split = self._key(row["image"]), row["split"]
+            if key not in self._paths:
+                raise AuditError(f"{where}: there is no image {row['image']} in {self.folder}.")
+            if split and declared[key] not in (None, split):
+                raise AuditError(f"{where}: {row['image']} is in train and in test; choose one.")
+            declared[key] = split or declared[key]
+            skill = row["skill"] or self.folder.resolve().name
+            rows.append(Row(f"{key}/q{count[key]}", key, row["question"], row["answer"], skill))
+            count[key] += 1
+        return rows
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        number = path.read_bytes()[: error.start].count(b"\n") + 1
+        raise AuditError(f"{path.name}, line {number}: this is not UTF-8; save the file as UTF-8.") from error
+
+
+def _labelled(line: str, where: str) -> dict:
+    """A line of questions.jsonl with every value of the kind it should be."""
+    try:
+        row = json.loads(line)
+        row = {"split": None, "skill": None, **row}
+        image, question, answer = row["image"], row["question"], row["answer"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise AuditError(f'{where}: wants {{"image", "question", "answer"}}, not {line[:80]!r}.') from error
+    if isinstance(answer, int | float) and not isinstance(answer, bool):
+        row["answer"] = answer = str(answer)
+    for name, value in (("image", image), ("question", question), ("answer", answer)):
+        if not isinstance(value, str) or not value.strip():
+            raise AuditError(f"{where}: the {name} must be a text, not {json.dumps(value)}.")
+    if row["split"] not in (None, "train", "test"):
+        raise AuditError(f'{where}: the split is "train" or "test", not {json.dumps(row["split"])}.')
+    if row["skill"] is not None and not (isinstance(row["skill"], str) and row["skill"].strip()):
+        raise AuditError(f"{where}: the skill must be a text, not {json.dumps(row['skill'])}.")
+    return row
 
 
 def _plain(question: str) -> str:

@@ -33,7 +33,7 @@ class Params:
     seed: int  # of the image draw, the sampling and the training
 
     # --- images
-    images: str  # "miniature", or a folder with a questions.jsonl
+    images: str  # "miniature", a folder with or without a questions.jsonl, or a data set, hub:ID?... (hub.py)
     train_images: int  # how many pictures the auditor trains on
 
     # --- models: "miniature:NAME" (shipped), a local folder, a Hugging Face id, a server's address; see specs.py

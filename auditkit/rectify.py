@@ -50,7 +50,7 @@ def known(target: vlm.VLM, originals: Sequence[Example], book: vlm.AnswerBook, p
         book: holds the answers, so that nothing is asked again.
         p: uses max_answer_tokens and same.
     """
-    pictures = [Picture(example.key, example.image) for example in originals]
+    pictures = [Picture(example.key, example.held) for example in originals]
     said = book.ask(target, pictures, [example.question for example in originals], p.max_answer_tokens)
     alike = same(p.same)
     return [example for example, answer in zip(originals, said, strict=True) if alike(answer, example.answer)]
@@ -73,7 +73,7 @@ def training_set(
 
     def labelled(gate: str) -> list[Example]:
         rows = [r for r in scored if r["gate"] == gate]
-        return [Example(r["key"], seen(r["picture"]).image, r["question"], r["consensus"]) for r in rows]
+        return [Example(r["key"], seen(r["picture"]).held, r["question"], r["consensus"]) for r in rows]
 
     failures = labelled("ok")
     if not failures:

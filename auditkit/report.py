@@ -22,9 +22,10 @@ images/<slug(record["picture"])>.png in 06_findings, then in 05_audit. More keys
                                       rate, "gaps"?: [{"name", "skill", "condition", "probes", "findings", "found"}],
                                       "false_alarms"?: [record + "truth" (null: the question has no answer), "reason"]}
                       explain.txt?   the plain words; an empty line between two paragraphs
-    07_rectify        metrics        {"pairs", "steps", "seconds"}
+    07_rectify        metrics        {"pairs", "steps"?, "seconds"?, "learnt"?: rate}; 0 pairs: nothing to repair
     08_benchmark      metrics        {"benchmarks": {skill: {"before"?: rate, "after"?: rate, "peer"?: rate}},
-                                      "found_gaps"?: {"before": rate, "after": rate} (right inside the found gaps)}
+                                      "found_gaps"?: {"before": rate, "after": rate} (right inside the found gaps),
+                                      "disagreement_before"?, "disagreement_after"?: rate (of 02's probes)}
 """
 
 import json
@@ -149,6 +150,7 @@ def summarise(run_name: str, stages: Mapping[str, Stage]) -> dict:
         "rectification": at["07_rectify"].metrics,
         "benchmarks": benchmark.get("benchmarks"),
         "found_gaps": benchmark.get("found_gaps"),
+        "held_out_disagreement": {side: benchmark.get(f"disagreement_{side}") for side in ("before", "after")},
         "counts": {name: stage.manifest.get("counts") for name, stage in stages.items()},
         "seconds": {name: stage.manifest.get("seconds") for name, stage in stages.items()},
         "versions": {name: text for manifest in manifests for name, text in (manifest.get("versions") or {}).items()},
@@ -172,7 +174,7 @@ def validate(summary: Mapping) -> None:
 
 def _rates(summary: Mapping) -> Iterator[tuple[str, object]]:
     """Every place where the contract has a rate: (key, what stands there)."""
-    for group in ("search_success", "search_success_by_consensus", "found_gaps"):
+    for group in ("search_success", "search_success_by_consensus", "found_gaps", "held_out_disagreement"):
         yield from ((f"{group}.{name}", rate) for name, rate in summary.get(group, {}).items())
     if "precision" in summary:
         yield "precision", summary["precision"]

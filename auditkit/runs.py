@@ -53,7 +53,7 @@ STAGES = {  # the stages in order, each with the parameters that its own records
 NEVER_MATTER = (  # where and how fast; see Params on batch_size
     "run_name params_file device memory engine workers batch_size grpo_micro_batch grpo_rollouts rectify_micro_batch"
 )
-CALLS_THE_TARGET = ("02_disagreement", "04_auditor", "05_audit", "08_benchmark")  # zero calls there is an error
+CALLS_THE_TARGET = ("02_disagreement", "04_auditor", "05_audit")  # none is an error, as 0 is anywhere
 PACKAGES = "auditkit torch transformers trl peft diffusers accelerate datasets tokenizers numpy pillow papermill"
 LOCK_SECONDS = 10  # a killed run's kernel needs a moment to notice and let go of its stage
 
@@ -131,7 +131,8 @@ class Stage:
     def count(self, **counts: int) -> None:
         """Set counts of the manifest. They are totals over all attempts, so take them from what is on disk.
 
-        Names used everywhere: asked, parsed, images_made, target_called, references_called, scored, failed.
+        Names used everywhere: asked, parsed, images_made, target_called, references_called, scored, failed,
+        unreadable (pictures skipped because they could not be read).
         """
         self.manifest["counts"] |= {name: int(number) for name, number in counts.items()}
         self._save()
@@ -215,6 +216,11 @@ def notebook(stage: str) -> str:
 def is_done(p: Params, stage: str) -> bool:
     """Whether a stage is complete and nothing it depends on has changed."""
     return (run_folder(p) / stage / "DONE").is_file() and not why_not_resume(p, stage)
+
+
+def counts(p: Params, stage: str) -> dict[str, int]:
+    """The counts in a stage's manifest; none where there is no manifest."""
+    return (_manifest(run_folder(p) / stage) or {}).get("counts", {})
 
 
 def why_not_resume(p: Params, stage: str) -> str:

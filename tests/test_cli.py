@@ -30,7 +30,7 @@ def notebooks(notebook):
         notebook(f"{number:02}_stub.ipynb")
     notebook("07_repair_the_target.ipynb", SETUP + '\nrun = runs.open(p, "07_rectify", resume=resume)',
              'import os, sys\nprint("step 1/2", flush=True)\nprint(sys.executable, os.environ["OMP_NUM_THREADS"])',
-             "run.append([{'key': str(p.grpo_steps)}])\nrun.finish()")  # fmt: skip
+             "run.append([{'key': str(p.grpo_steps)}])\nrun.count(unreadable=3)\nrun.finish()")  # fmt: skip
     notebook("08_before_and_after.ipynb", SETUP + LAST)
 
 
@@ -63,6 +63,7 @@ def test_notebooks_run_in_order_and_once(notebooks, project):
     first = auditkit("run", "params/demo.yaml", "--from", "07", "--set", "grpo_steps=33")
     assert first.returncode == 0, first.stderr
     assert re.search(r"07 repair the target .*0:\d\d .*08 before and after", first.stdout, re.S)
+    assert "left out because they could not be read: 3 of the pictures; outputs/demo/07_rectify" in first.stdout
     assert first.stderr == ""
     assert f"{sys.executable} " in (project / "outputs/demo/07_rectify/notebook.ipynb").read_text()
     assert '{"key": "33"}' in (project / "outputs/demo/07_rectify/records.jsonl").read_text()

@@ -44,9 +44,9 @@ def keys(pictures):
     return {picture.key for picture in pictures}
 
 
-def test_splits_are_disjoint_complete_and_deterministic(folder):
-    with pytest.warns(UserWarning, match="only"):
-        splits = {split: keys(images.Folder(folder).pictures(split, 1000, seed=1)) for split in images.SPLITS}
+def test_splits_are_disjoint_complete_and_deterministic(folder, capsys):
+    splits = {split: keys(images.Folder(folder).pictures(split, 1000, seed=1)) for split in images.SPLITS}
+    assert 'images: 1000 pictures asked for "test", only ' in capsys.readouterr().out
     assert sum(map(len, splits.values())) == len(set().union(*splits.values())) == 77
     assert {f"test:q{i}.png" for i in range(12)} <= splits["test"]
     assert not any(key.startswith("test:") for key in splits["train"] | splits["audit"] | splits["baseline"])
@@ -57,16 +57,14 @@ def test_splits_are_disjoint_complete_and_deterministic(folder):
 
 
 def test_new_files_leave_the_splits_of_the_others_alone(folder):
-    with pytest.warns(UserWarning):
-        before = keys(images.Folder(folder).pictures("audit", 1000, seed=0))
-        save(folder, "aaa/new.png")
-        assert before <= keys(images.Folder(folder).pictures("audit", 1000, seed=0)) <= before | {"aaa:new.png"}
+    before = keys(images.Folder(folder).pictures("audit", 1000, seed=0))
+    save(folder, "aaa/new.png")
+    assert before <= keys(images.Folder(folder).pictures("audit", 1000, seed=0)) <= before | {"aaa:new.png"}
 
 
 def test_examples_come_from_training_pictures_and_benchmarks_from_test_pictures(folder):
     source = images.load(str(folder))
-    with pytest.warns(UserWarning):
-        train = keys(source.pictures("train", 1000, seed=0))
+    train = keys(source.pictures("train", 1000, seed=0))
     examples = source.examples(20, seed=0)
     assert len(examples) == len({e.key for e in examples}) == 20
     assert {e.key.split("/q")[0] for e in examples} <= train
@@ -101,28 +99,62 @@ def test_images_are_turned_upright_and_made_rgb(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # taken with the camera turned
     save(tmp_path, "turned.jpg", size=(8, 6), exif=exif)
-    Image.new("LA", (4, 4)).save(tmp_path / "grey.png")
+    odd = {"grey.png": "LA", "clear.png": "RGBA", "palette.gif": "P", "print.jpg": "CMYK", "deep.png": "I;16"}
+    for name, mode in odd.items():
+        Image.new(mode, (4, 4)).save(tmp_path / name)
     source = images.Folder(tmp_path)
     assert source.picture("turned.jpg").image.size == (6, 8)
-    assert source.picture("grey.png").image.mode == "RGB"
+    assert {name: source.picture(name).image.mode for name in odd} == dict.fromkeys(odd, "RGB")
 
 
-def test_unreadable_images_are_counted_named_and_skipped(folder):
+def test_a_picture_is_read_when_it_is_looked_at(folder):
+    """So that twenty thousand photographs need no memory; what disappears meanwhile is named."""
+    source = images.Folder(folder)
+    (picture,) = source.pictures("train", 1, seed=0)
+    (example,) = source.examples(1, seed=0)
+    assert callable(picture.held) and picture.image is not picture.image
+    assert images.Picture("a", example.image).image.size == (8, 6)
+    for path in folder.rglob("*.png"):
+        path.unlink()
+    for look in (picture, example, source.picture(picture.key)):
+        with pytest.raises(AuditError, match=r"q\d+.png cannot be read as an image \(.*No such file"):
+            look.image  # noqa: B018
+
+
+def test_unreadable_images_are_counted_named_and_skipped(folder, capsys):
     for path in folder.glob("train/*.png"):
         if path.stem != "q3" and path.stem < "q4":
             path.write_bytes(path.read_bytes()[:40])
     source = images.Folder(folder)
-    with pytest.warns(UserWarning) as warned:
-        found = source.pictures("train", 1000, seed=0)
-    for path in source.unreadable:
-        assert any(f"{path}: cannot be read" in str(warning.message) for warning in warned)
-    assert found and source.unreadable and not keys(found) & {source._key(f"train/{p.name}") for p in source.unreadable}
+    found = source.pictures("train", 1000, seed=0)
+    said = capsys.readouterr().out
+    for key in source.unreadable:
+        assert (
+            f"{folder / key.replace(':', '/')} cannot be read as an image (no format Pillow knows); skipped.\n" in said
+        )
+    assert found and source.unreadable and not keys(found) & set(source.unreadable)
+    before = list(source.unreadable)
+    assert keys(source.pictures("train", 1000, seed=1)) == keys(found) and source.unreadable == before
     for path in folder.rglob("*.png"):
         path.write_bytes(b"not an image")
-    with pytest.warns(UserWarning), pytest.raises(AuditError, match='for "train" can be read'):
+    with pytest.raises(AuditError, match='none of the 29 pictures of .* for "train" can be read'):
         images.Folder(folder).pictures("train", 3, seed=0)
-    with pytest.warns(UserWarning), pytest.raises(AuditError, match="none of the images"):
+    with pytest.raises(AuditError, match="none of the labelled images"):
         images.Folder(folder).benchmarks(3)
+
+
+def test_a_folder_too_small_for_a_split_says_how_many_pictures_it_needs(tmp_path):
+    for i in range(3):
+        save(tmp_path, f"{i}.png")
+    source = images.Folder(tmp_path)
+    empty = [split for split in images.SPLITS if split not in source._split.values()]
+    with pytest.raises(AuditError, match=f'the split "{empty[0]}" of .* is empty .*give {images.ENOUGH} or more'):
+        source.pictures(empty[0], 5, seed=0)
+    for i in range(100):
+        save(tmp_path, f"{i}.png")
+    write(tmp_path, *({"image": f"{i}.png", "question": "a?", "answer": "b", "split": "train"} for i in range(100)))
+    with pytest.raises(AuditError, match='"test" of .* is empty .*leave the split out'):
+        images.Folder(tmp_path).pictures("test", 5, seed=0)
 
 
 @pytest.mark.parametrize(
@@ -131,8 +163,17 @@ def test_unreadable_images_are_counted_named_and_skipped(folder):
         ('{"image": "a.png", "question": "what?"}', "line 1"),
         ("not json", "line 1"),
         ('{"image": "b.png", "question": "what?", "answer": "x"}', "no image b.png"),
-        ('{"image": "a.png", "question": "what?", "answer": "x", "split": "val"}', "'val'"),
+        ('{"image": "a.png", "question": "what?", "answer": "x", "split": "val"}', 'not "val"'),
         ('{"image": "a.png", "question": " ", "answer": "x"}', "question must be"),
+        ('{"image": "a.png", "question": "what?", "answer": null}', "line 1: the answer must be a text, not null"),
+        ('{"image": "a.png", "question": "what?", "answer": ["x"]}', r'answer must be a text, not \["x"\]'),
+        ('{"image": "a.png", "question": "what?", "answer": true}', "answer must be a text, not true"),
+        (
+            '{"image": "a.png", "question": "what?", "answer": "x", "skill": 3}',
+            "line 1: the skill must be a text, not 3",
+        ),
+        ('{"image": ["a.png"], "question": "what?", "answer": "x"}', "the image must be a text"),
+        ('["a.png", "what?", "x"]', "line 1"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path, line, says):
@@ -140,6 +181,16 @@ def test_a_bad_line_is_named(tmp_path, line, says):
     (tmp_path / "questions.jsonl").write_text(line + "\n")
     with pytest.raises(AuditError, match=says):
         images.Folder(tmp_path)
+
+
+def test_a_file_of_another_encoding_is_named_with_its_line(tmp_path):
+    save(tmp_path, "a.png")
+    row = '{"image": "a.png", "question": "%s?", "answer": "x"}\n'
+    (tmp_path / "questions.jsonl").write_bytes((row % "what" + row % "où").encode("latin-1"))
+    with pytest.raises(AuditError, match="questions.jsonl, line 2: this is not UTF-8"):
+        images.Folder(tmp_path)
+    (tmp_path / "questions.jsonl").write_text(row % "où\u2028va", encoding="utf-8-sig")  # as some editors save it
+    assert images.Folder(tmp_path).truth("a.png", "où va?") == "x"
 
 
 def test_an_image_cannot_be_in_train_and_test(tmp_path):

@@ -245,6 +245,29 @@ def test_running_again_does_nothing_but_write_a_report_that_is_missing(smoke):
     assert again.returncode == 0 and again.stdout.count("done before, skipped") == len(runs.STAGES), again.stderr
 
 
+def test_an_audit_that_found_nothing_still_ends_with_a_report(smoke, tmp_path):
+    """As if the target had always said what its references say: nothing to repair, and only what stands before."""
+    project = make_project(tmp_path / "project")
+    for stage in list(runs.STAGES)[:6]:
+        shutil.copytree(smoke / "outputs" / "smoke" / stage, project / "outputs" / "smoke" / stage)
+    run = project / "outputs" / "smoke"
+    flawless = [
+        row | {"target": row["consensus"], "disagrees": False, "gate": "agrees"} if row["gate"] == "ok" else row
+        for row in rows(run / "05_audit" / "scored.jsonl")
+    ]
+    (run / "05_audit" / "scored.jsonl").unlink()
+    lines.append(run / "05_audit" / "scored.jsonl", flawless)
+    done = auditkit(project, "--from", "06")
+    assert done.returncode == 0 and f"{run / 'report.html'}\n" in done.stdout, done.stderr
+    assert "Nothing was found, so nothing was repaired." in done.stdout
+    assert not (run / "07_rectify" / "adapter").exists()
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["findings"]["total"] == 0 and summary["rectification"] == {"pairs": 0}
+    assert {tuple(sides) for sides in summary["benchmarks"].values()} == {("before", "peer")}
+    assert set(summary["held_out_disagreement"]) == {"before"} and "found_gaps" not in summary
+    assert "The audit found nothing" in (run / "report.html").read_text()
+
+
 # ---- killed in the middle ------------------------------------------------------------------------------------------
 
 

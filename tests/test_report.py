@@ -247,6 +247,49 @@ def test_a_run_with_only_its_first_stage_still_reports(tmp_path):
     assert "has not come to its audit yet" in report.write(tmp_path / "early").read_text()
 
 
+def test_an_audit_that_found_nothing_says_so(run):
+    gates = ["agrees"] * 1990 + ["malformed"] * 10
+    rows = "".join(json.dumps({"key": str(n), "gate": gate}) + "\n" for n, gate in enumerate(gates))
+    (run / "05_audit" / "scored.jsonl").write_text(rows)
+    (run / "06_findings" / "types.json").write_text("[]")
+    planted = json.loads((run / "06_findings" / "planted.json").read_text())
+    planted |= {"found": 0, "recall": rate(0, 24), "false_alarms": []}
+    planted["gaps"] = [{**gap, "findings": 0, "found": False} for gap in planted["gaps"]]
+    del planted["precision"]
+    (run / "06_findings" / "planted.json").write_text(json.dumps(planted))
+    for name in ("07_rectify", "08_benchmark"):
+        shutil.rmtree(run / name)
+    stage(run, "07_rectify", {"pairs": 0}, {"pairs": 0})
+    benchmarks = {skill: {"before": rate(600, 1000), "peer": rate(890, 1000)} for skill in SKILLS}
+    stage(run, "08_benchmark", {"benchmarks": benchmarks, "disagreement_before": rate(0, 900)})
+    html = report.write(run).read_text()
+    assert "None of the audit’s 2,000 probes became a finding" in html
+    for words in ("The audit found nothing", "nothing was repaired", "The target as it is", "0 of 24"):
+        assert words in html, words
+    for words in ("every finding is a true error", "fine-tuned on", "after the repair", "Fine-tuned on them"):
+        assert words not in html, words
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["findings"]["total"] == 0 and summary["rectification"] == {"pairs": 0}
+    assert summary["held_out_disagreement"] == {"before": rate(0, 900)}
+
+
+def test_without_known_answers_the_repair_is_told_by_the_consensus(tmp_path):
+    run = tmp_path / "photos"
+    stage(run, "02_disagreement", {"untrained_by_consensus": rate(90, 300)}, {"asked": 300, "unreadable": 2})
+    stage(run, "05_audit", {"trained_by_consensus": rate(160, 200)}, {"asked": 200, "unreadable": 0})
+    stage(run, "07_rectify", {"pairs": 180, "steps": 200, "seconds": 9.0, "learnt": rate(171, 180)})
+    stage(run, "08_benchmark", {"disagreement_before": rate(90, 300), "disagreement_after": rate(24, 300)})
+    html = report.write(run).read_text().replace(report.page.SPACE, " ")
+    for words in ("it answers 95.0 % of these findings as the references do", "the target answers 30.0 % otherwise",
+                  "after the repair, 8.0 % (", "These images come without known answers",
+                  "could not be read and were skipped: measure disagreement 2."):  # fmt: skip
+        assert words in html, words
+    assert "skill" not in html.split('id="repair"')[1].split("</section>")[0] and "unreadable 0" not in html
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["held_out_disagreement"] == {"before": rate(90, 300), "after": rate(24, 300)}
+    assert "search_success" not in summary and "benchmarks" not in summary
+
+
 def test_an_empty_run_says_which_notebook_to_run(tmp_path):
     with pytest.raises(AuditError, match="00_check_the_setup"):
         report.write(tmp_path)

@@ -31,6 +31,7 @@ class Boards:
 
     name = "miniature"
     complete = True  # a question without a truth is ill-posed, not merely unlabelled
+    unreadable: list[str] = []  # a board is drawn, so there is always one
 
     def pictures(self, split: str, n: int, seed: int) -> list[Picture]:
         return [self.picture(f"{split}-{seed}-{i}") for i in range(n)]
@@ -48,7 +49,7 @@ class Boards:
 
     def _example(self, key: str, skill: str | None = None) -> Example:
         question = grammar.ask(scene_of(key), random.Random(key), skill)
-        return Example(key, self.picture(key.split("/")[0]).image, question, grammar.answer(scene_of(key), question))
+        return Example(key, self.picture(key.split("/")[0]).held, question, grammar.answer(scene_of(key), question))
 
     def edits(self, key: str, n: int, seed: int) -> list[tuple[str, str]]:
         """Exact counterfactuals: up to n (edit command, key of the edited picture), each one change away from the
