@@ -10,6 +10,7 @@ bytes, so that a card sold with 80 GB has a little more than the plan counts on.
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from auditkit import fitting, forecast
 from auditkit.errors import AuditError
@@ -73,7 +74,7 @@ def tell(p: Params, here: Machine) -> str:
     """
     cast, many = fitting.models(p, here.on_gpu), forecast.skills(p)
     lines = [f"{p.run_name}: {p.params_file}, for {here.devices} x {here.name}, {_bytes(here.size)}"]
-    lines += ["", *_models_table(cast), ""]
+    lines += ["", *_models_table(cast), *_pictures(p), ""]
     lines += [*_memory_table(p, cast, here), "", *_calls_table(p, cast, many, here)]
     return "\n".join(lines)
 
@@ -145,6 +146,33 @@ def _models_table(cast: Sequence[Model]) -> list[str]:
     if any(m.spec.engine == "vllm" for m in cast):
         lines.append("vLLM takes a share of the GPU for itself (?memory=), which is not counted below.")
     return lines
+
+
+def _pictures(p: Params) -> list[str]:
+    """What a data set of the hub would be to download; nothing where the pictures are here.
+
+    Raises AuditError when the hub has no such data set.
+    """
+    if not p.images.startswith("hub:"):
+        return []
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HTTPError, RepositoryNotFoundError
+
+    from auditkit import hub
+
+    place = hub.parse(p.images)
+    if Path(place.path).is_dir():
+        return []
+    try:
+        info = HfApi().dataset_info(place.path, revision=place.options.get("revision"), files_metadata=True, timeout=10)
+    except RepositoryNotFoundError as error:
+        raise place.error("the hub has no such data set, or shows it only to those who are logged in.") from error
+    except (HTTPError, OSError):
+        return [f"How large the data set {place.path} is cannot be told, for the hub does not answer."]
+    inside = f"/{place.options['config']}/" if "config" in place.options else "/"
+    files = [file for file in info.siblings or [] if file.rfilename.endswith(".parquet")]
+    total = sum(file.size or 0 for file in files if inside in f"/{file.rfilename}")
+    return [f"Pictures to download: at most {_bytes(total)} of {place.path}; &limit=ROWS takes less."] if total else []
 
 
 def _memory_table(p: Params, cast: Sequence[Model], here: Machine) -> list[str]:

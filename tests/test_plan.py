@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -25,7 +26,8 @@ def no_network(monkeypatch, repository):
     def down(*_, **__):
         raise ConnectionError("no network")
 
-    monkeypatch.setattr("huggingface_hub.HfApi.model_info", down)
+    for question in ("model_info", "dataset_info"):
+        monkeypatch.setattr(f"huggingface_hub.HfApi.{question}", down)
     monkeypatch.chdir(repository)
     sizes.look_up.cache_clear()
 
@@ -141,6 +143,25 @@ def test_a_model_behind_an_address_takes_nothing(capsys, bench):
     address = "references=['http://localhost:8000/v1#org/large']"
     code, out, _ = told(capsys, "params/gemma3_4b.yaml", "--gpu", "80", "--set", address, "--set", "peer=")
     assert code == 0 and "behind an address" in out and "27b" not in out
+
+
+def test_the_pictures_are_downloaded_too(capsys, bench, monkeypatch):
+    assert (
+        "How large the data set HuggingFaceM4/the_cauldron is cannot be told"
+        in told(capsys, FILES[0], "--gpu", "80")[1]
+    )
+
+    def info(self, place, **_):
+        sizes_of = {
+            "vqav2/train-0.parquet": 3e9,
+            "vqav2/train-1.parquet": 4e9,
+            "aokvqa/train.parquet": 9e9,
+            "README.md": 1,
+        }
+        return SimpleNamespace(siblings=[SimpleNamespace(rfilename=n, size=int(s)) for n, s in sizes_of.items()])
+
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", info)
+    assert "at most 7.0 GB of HuggingFaceM4/the_cauldron" in told(capsys, FILES[0], "--gpu", "80")[1]
 
 
 def test_impossible_machines_are_one_sentence(capsys):
