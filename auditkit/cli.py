@@ -135,7 +135,7 @@ def _plan(options) -> None:
     from auditkit import plan
 
     p = params.load(options.params, **dict(params.setting(text) for text in options.settings))
-    here = plan.machine(options.gpu, options.gpus)
+    here = plan.machine(options.gpu, options.gpus, p.device)
     print(plan.tell(p, here), flush=True)
     plan.refuse(p, here)
 

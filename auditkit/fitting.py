@@ -101,13 +101,13 @@ def needs(p: Params, cast: Sequence[Model], processes: int = 1) -> list[Need]:
     asks = [(aud, "writing questions", _at(aud, lambda m, t: footprint.writing(m.size, m.e, batch, t, new)))]
     rates = [(aud, "rating questions", _at(aud, lambda m, t: footprint.scoring(m.size, m.e, batch, t, new)))]
     ensemble = [target, *references, *judge]
-    answers = {m.roles: (m, "answering", _answering(m, p)) for m in (*ensemble, *peer, repaired)}
+    answers = {m.roles: (m, "answering", answering(m, p)) for m in (*ensemble, *peer, repaired)}
 
     def said(*by: Model) -> list[tuple]:
         return [answers[m.roles] for m in by]
 
-    learns, held = _grpo(aud, p, processes)
-    repair, kept = _rectify(target, p)
+    learns, held = grpo(aud, p, processes)
+    repair, kept = rectify(target, p)
     stages = {
         "01_models": ([target, *references, *peer, aud], [*asks, *said(target, *references, *peer)]),
         "02_disagreement": ([aud, *ensemble], [*asks, *rates, *said(*ensemble)]),
@@ -160,15 +160,16 @@ def _at(model: Model, formula: Callable) -> float:
     return formula(model, model.prompt(len(auditor.prompt()) // 4))
 
 
-def _answering(model: Model, p: Params) -> float:
+def answering(model: Model, p: Params) -> float:
+    """Bytes that one batch of a model's answers takes on top of its weights: cache and activations."""
     if model.size is None or model.spec.engine != "transformers":
         return 0.0
     rows = model.spec.options.get("batch_size", p.batch_size)
     return footprint.writing(model.size, model.e, rows, model.prompt(p.max_question_tokens), p.max_answer_tokens)
 
 
-def _grpo(aud: Model, p: Params, processes: int) -> tuple[list, float]:
-    """(the pieces of work of a training step, bytes that are there throughout)."""
+def grpo(aud: Model, p: Params, processes: int) -> tuple[list, float]:
+    """A training step of the auditor: its pieces of work, [(model, what, bytes)], and the bytes there throughout."""
     rows = math.ceil(p.grpo_images * p.group_size / processes)
     micro = min(rows, p.grpo_micro_batch or rows)
     new = p.max_question_tokens
@@ -186,7 +187,8 @@ def _grpo(aud: Model, p: Params, processes: int) -> tuple[list, float]:
     return work, held
 
 
-def _rectify(target: Model, p: Params) -> tuple[list, float]:
+def rectify(target: Model, p: Params) -> tuple[list, float]:
+    """The same of the target's repair."""
     if target.size is None or target.spec.engine != "transformers":
         return [], 0.0
     rows = p.rectify_micro_batch or p.rectify_batch

@@ -37,8 +37,8 @@ class Machine:
         return self.size * (1 - RESERVE)
 
 
-def machine(gpu: float | None, gpus: int | None) -> Machine:
-    """The GPUs named, or else those found here, or else this machine's own memory.
+def machine(gpu: float | None, gpus: int | None, device: str = "auto") -> Machine:
+    """The GPUs named, or else those found here unless `device` is the CPU, or else this machine's own memory.
 
     Raises AuditError for a GPU of no memory, or for no GPUs.
     """
@@ -48,7 +48,7 @@ def machine(gpu: float | None, gpus: int | None) -> Machine:
         raise AuditError("--gpu is the memory of one GPU in GB, --gpus how many there are: both above 0.")
     if gpu is not None:
         return Machine("the GPU named", gpu * GB, gpus or 1, True)
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() and device != "cpu":
         least = min(
             (torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())),
             key=lambda device: device.total_memory,
@@ -74,7 +74,7 @@ def tell(p: Params, here: Machine) -> str:
     """
     cast, many = fitting.models(p, here.on_gpu), forecast.skills(p)
     lines = [f"{p.run_name}: {p.params_file}, for {here.devices} x {here.name}, {_bytes(here.size)}"]
-    lines += ["", *_models_table(cast), *_pictures(p), ""]
+    lines += ["", *_models_table(p, cast), *_pictures(p), ""]
     lines += [*_memory_table(p, cast, here), "", *_calls_table(p, cast, many, here)]
     return "\n".join(lines)
 
@@ -117,8 +117,8 @@ def _processes(cast: Sequence[Model], here: Machine) -> int:
     return 1 if any(m.device for m in cast) else here.devices
 
 
-def _models_table(cast: Sequence[Model]) -> list[str]:
-    lines = [f"{'model':<34}{'as':<24}{'parameters':>11}{'in':>10}{'weights':>10}{'download':>10}"]
+def _models_table(p: Params, cast: Sequence[Model]) -> list[str]:
+    lines = [f"{'model':<34}{'as':<24}{'parameters':>11}{'in':>10}{'weights':>10}{'a batch':>10}{'download':>10}"]
     sources: dict[str, list[str]] = {}
     for m in cast:
         line = f"{m.spec.place if m.spec.engine != 'endpoint' else m.spec.name:<34}{', '.join(m.roles):<24}"
@@ -132,9 +132,12 @@ def _models_table(cast: Sequence[Model]) -> list[str]:
         weights = _bytes(m.weights) if m.spec.engine == "transformers" else "vLLM's"
         options = ", ".join(f"{name}={value}" for name, value in m.spec.options.items())
         kind = f"{m.spec.options['bits']} bits" if m.stays else NAMES[m.e]
-        lines.append(f"{line}{_number(m.size.parameters):>11}{kind:>10}{weights:>10}{load:>10}   {options}".rstrip())
+        batch = _bytes(fitting.answering(m, p)) if m.weights else ""
+        line += f"{_number(m.size.parameters):>11}{kind:>10}{weights:>10}{batch:>10}{load:>10}   {options}"
+        lines.append(line.rstrip())
         source = f"{m.size.note}, assuming {m.size.assumed}" if m.size.assumed else m.size.note
         sources.setdefault(source, []).append(m.spec.name)
+    lines.append("A batch: keys, values and activations of the answers to as many questions as are put at once.")
     total = sum(m.size.on_disk or 0 for m in cast if m.size)
     lines.append(f"To download: {_bytes(total) if total else 'nothing'}.")
     lines += [f"By {note}: {', '.join(names)}." for note, names in sources.items() if note != "its files"]
@@ -183,6 +186,13 @@ def _memory_table(p: Params, cast: Sequence[Model], here: Machine) -> list[str]:
         where = f" {need.device}" if need.device else ""
         why = need.largest_in_turns if turned else need.largest
         lines.append(f"{need.stage + where:<24}{_bytes(need.together):>11}{_bytes(need.turns):>11}   {why}")
+    for role, training in (("auditor", fitting.grpo), ("target", fitting.rectify)):
+        model = next(m for m in cast if role in m.roles)
+        work, held = training(model, p, _processes(cast, here)) if role == "auditor" else training(model, p)
+        if work:
+            pieces = ", ".join(f"{what} {_bytes(size)}" for _, what, size in work)
+            kept = "adapter, its gradients and moments" + (", pictures of a step" if role == "auditor" else "")
+            lines.append(f"Training the {role}: {kept} {_bytes(held)}; then {pieces}.")
     limit = f"{_bytes(here.limit)} of {_bytes(here.size)} can be planned with."
     those = fitting.on_device(found, here.on_gpu)
     together, turns = (max(getattr(n, how) for n in those) <= here.limit for how in ("together", "turns"))
@@ -226,7 +236,7 @@ def _calls_table(p: Params, cast: Sequence[Model], many: int | None, here: Machi
 
 
 def _bytes(n: float) -> str:
-    return f"{n / GB:.1f} GB" if n >= GB / 10 else f"{n / 1e6:.1f} MB"
+    return f"{n / GB:.1f} GB" if n >= GB else f"{n / 1e6:.1f} MB"
 
 
 def _number(n: int) -> str:
