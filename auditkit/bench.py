@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -28,7 +29,7 @@ import torch
 from PIL import Image
 from torch.utils.benchmark import Timer
 
-from auditkit import audit, auditor, blank, disagreement, fitting, footprint, grpo, params, sizes, specs, vlm
+from auditkit import audit, auditor, blank, disagreement, fitting, footprint, grpo, params, plan, sizes, specs, vlm
 from auditkit.errors import AuditError
 from auditkit.images import Picture
 from auditkit.params import Params
@@ -118,16 +119,18 @@ def answers(model: VLM, p: Params, best: dict) -> dict:
 def whole(device: str, tiny: bool, p: Params, best: dict) -> dict:
     """One audit batch and whole GRPO steps with auditor, target and a 10B reference at once: {"audit", "step"}.
 
-    {"not": why} where they would not fit this device.
+    A step has as many pictures as the plan says will fit; {"not": why} where not even a few do.
     """
     cast = {name: blank.MODELS[name] for name in (AUDITOR, TARGET, REFERENCE)}
     p = params.load(FILE, **{**vars(p), "auditor": cast[AUDITOR], "target": cast[TARGET], "peer": "",
                              "references": [cast[REFERENCE]], "grpo_steps": STEPS, "grpo_checkpoints": 1})  # fmt: skip
     if device == "cuda" and not tiny:
-        need = {n.stage: n.together for n in fitting.needs(p, fitting.models(p, True))}
-        here = torch.cuda.get_device_properties(0).total_memory
-        if max(need["04_auditor"], need["05_audit"]) > here:
-            return {"not": f"the whole step takes {need['04_auditor'] / 1e9:.0f} GB, this GPU has {here / 1e9:.0f}"}
+        fits = fitted(p, here := plan.machine(None, 1).limit)
+        if fits is None:
+            return {
+                "not": f"even a step of few questions does not fit the {here / 1e9:.0f} GB that can be planned with"
+            }
+        p = fits
     built = {name: blank.build(name, device, p.batch_size, tiny) for name in cast}
     aud, target, reference = built.values()
     found = {}
@@ -138,11 +141,9 @@ def whole(device: str, tiny: bool, p: Params, best: dict) -> dict:
             began = clock.now()
             audit.run({"untrained": aud}, target, [reference], some, p, Path(folder, "audit"), {"untrained": len(some)})
             found["audit"] = {"rows": len(some), "seconds": clock.now() - began}
-        asked = fitting.needs(p, _as_planned(p, built))
-        memory = {need.stage: need.together for need in asked}
-        copies = p.grpo_checkpoints * footprint.weights(*_size(aud))  # a real audit also loads the trained ones
+        memory = _planned(p, _as_planned(p, built))
         if peak:
-            found["audit"] |= {"peak": peak["bytes"], "predicted": memory["05_audit"] - copies}
+            found["audit"] |= {"peak": peak["bytes"], "predicted": memory["05_audit"]}
         with _peak(device) as peak:
             spent = step(aud, target, reference, pictures[: p.grpo_images], p, Path(folder, "grpo"), clock)
         rows = p.grpo_images * p.group_size
@@ -152,6 +153,16 @@ def whole(device: str, tiny: bool, p: Params, best: dict) -> dict:
         if peak:
             found["step"] |= {"peak": peak["bytes"], "predicted": memory["04_auditor"]}
     return found
+
+
+def fitted(p: Params, limit: float) -> Params | None:
+    """The same with as many pictures a step as fit into `limit` bytes, all models together; None if not even two do."""
+    for images in (n for n in (64, 32, 16, 8, 4, 2) if n <= p.grpo_images):
+        q = replace(p, grpo_images=images)
+        need = _planned(q, fitting.models(q, True))
+        if max(need["04_auditor"], need["05_audit"]) <= limit:
+            return q
+    return None
 
 
 def step(aud: VLM, target: VLM, reference: VLM, pictures: Sequence[Picture], p: Params, out: Path, clock) -> dict:
@@ -259,6 +270,11 @@ def _memory(row: dict) -> str:
 
 def _size(model: VLM) -> tuple[sizes.Size, int]:
     return sizes.count(model.model.config, {}, model.processor), model.model.dtype.itemsize
+
+
+def _planned(p: Params, cast: list[fitting.Model]) -> dict[str, float]:
+    """Bytes of each stage, all models together; the audit has the untrained auditor alone here."""
+    return {need.stage: need.together for need in fitting.needs(replace(p, grpo_checkpoints=0), cast)}
 
 
 def _as_planned(p: Params, built: dict[str, VLM]) -> list[fitting.Model]:
