@@ -4,6 +4,8 @@
     auditkit run params/demo.yaml --set seed=1 --set run_name=demo_seed1
     auditkit run params/demo.yaml --from 05 --start-over
     auditkit check google/gemma-3-4b-it             does a model do what an audit takes for granted?
+    auditkit plan params/paligemma2_3b.yaml --gpu 80   what it takes, before any download
+    auditkit bench                                  how fast this GPU is, with no weights needed
     auditkit miniature table                        what each shipped model can do, measured
 
 Exit codes: 0 done, 1 a notebook or a check failed, 2 something the user can put right (one sentence says what),
@@ -90,6 +92,36 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--debug", action="store_true", help="show tracebacks")
     check.set_defaults(command=_check)
 
+    about = (
+        "Say what a parameter file takes before anything is downloaded: memory, calls, downloads, and, after auditkit "
+        "bench, time. A run that cannot fit is refused with the keys to change."
+    )
+    plan = commands.add_parser("plan", help="what a run takes: memory, calls, downloads, time", description=about)
+    plan.add_argument("params", metavar="PARAMS.yaml", help="the parameter file, such as params/demo.yaml")
+    plan.add_argument(
+        "--set", metavar="KEY=VALUE", action="append", default=[], dest="settings", help="replace one value of the file"
+    )
+    plan.add_argument("--gpu", type=float, metavar="GB", help="memory of a GPU to plan for; default: that found here")
+    plan.add_argument("--gpus", type=int, metavar="N", help="how many of them; default: all that are found, or one")
+    plan.add_argument("--debug", action="store_true", help="show tracebacks")
+    plan.set_defaults(command=_plan)
+
+    about = (
+        "Time answers and whole GRPO steps of the paper's models with random weights, and hold the measured memory "
+        "beside the planned. auditkit plan reads the rates."
+    )
+    bench = commands.add_parser("bench", help="how fast this GPU is, and whether the plan is true", description=about)
+    bench.add_argument(
+        "--models",
+        metavar="A,B",
+        default="paligemma2-3b,gemma3-4b",
+        help="whose answers are timed; a folder or miniature:NAME is loaded; default: paligemma2-3b,gemma3-4b",
+    )
+    bench.add_argument("--tiny", action="store_true", help="the same families at toy size, to see it work on a CPU")
+    bench.add_argument("--out", type=Path, metavar="FILE", help="the result; default: outputs/bench.json")
+    bench.add_argument("--debug", action="store_true", help="show tracebacks")
+    bench.set_defaults(command=_bench)
+
     miniature = commands.add_parser("miniature", help="the shipped tiny models: build, measure, plant gaps of your own")
     tasks = miniature.add_subparsers(required=True, metavar="TASK")
     build = tasks.add_parser("build", help="train models again from their seeds")
@@ -128,6 +160,24 @@ def _check(options) -> int:
         print(f"{what:<14} {'' if right else 'NO: '}{found}", flush=True)
         failed += not right
     return 1 if failed else 0
+
+
+def _plan(options) -> None:
+    from auditkit import plan
+
+    p = params.load(options.params, **dict(params.setting(text) for text in options.settings))
+    here = plan.machine(options.gpu, options.gpus, p.device)
+    print(plan.tell(p, here), flush=True)
+    plan.refuse(p, here)
+
+
+def _bench(options) -> None:
+    from auditkit import bench
+
+    found = bench.run([name.strip() for name in options.models.split(",") if name.strip()], options.tiny)
+    path = options.out or params.root() / "outputs" / "bench.json"
+    bench.write(found, path)
+    print(f"{bench.table(found)}\n{runs.shown(path.resolve())}")
 
 
 def _build(options) -> None:
