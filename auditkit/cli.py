@@ -4,6 +4,7 @@
     auditkit run params/demo.yaml --set seed=1 --set run_name=demo_seed1
     auditkit run params/demo.yaml --from 05 --start-over
     auditkit miniature table                        what each shipped model can do, measured
+    auditkit benchmarks google/gemma-3-4b-it --adapter outputs/mine/07_rectify/adapter --limit 500
 
 Exit codes: 0 done, 1 a notebook failed, 2 something the user can put right (one sentence says what), 130 interrupted.
 Everything heavy is imported where it is used, so that `--help` answers at once.
@@ -48,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"auditkit: {error.filename}: {error.strerror}.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        then = "goes on from here" if options.command is _run else "begins anew"
+        then = "goes on from here" if options.command in (_run, _benchmarks) else "begins anew"
         print(f"auditkit: interrupted; the same command {then}.", file=sys.stderr)
         return 130
 
@@ -74,6 +75,20 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--debug", action="store_true", help="show tracebacks, and what the kernels write to stderr")
     run.set_defaults(command=_run)
 
+    about = (
+        "Put a model, and the same with an adapter, through the paper's benchmarks by lmms-eval (extra benchmarks) and "
+        "print the scores beside the paper's. Finished tasks are kept: run again to go on after an interruption."
+    )
+    bench = commands.add_parser("benchmarks", help="the paper's benchmarks, before and after", description=about)
+    bench.add_argument("model", metavar="MODEL", help="what a parameter file names: a folder, a hub id, miniature:NAME")
+    bench.add_argument("--adapter", type=Path, metavar="DIR", help="the repair: a LoRA adapter of this model")
+    bench.add_argument("--tasks", metavar="NAME,...", help="such as vqav2,gqa, or any of lmms-eval's; default: the 16")
+    bench.add_argument("--limit", type=_above_0, metavar="N", help="the first N questions of each")
+    bench.add_argument("--include", type=Path, metavar="DIR", help="further tasks in lmms-eval's YAML format")
+    bench.add_argument("--out", type=Path, metavar="DIR", help="results; default: outputs/benchmarks/MODEL")
+    bench.add_argument("--debug", action="store_true", help="show tracebacks")
+    bench.set_defaults(command=_benchmarks)
+
     miniature = commands.add_parser("miniature", help="the shipped tiny models: build, measure, plant gaps of your own")
     tasks = miniature.add_subparsers(required=True, metavar="TASK")
     build = tasks.add_parser("build", help="train models again from their seeds")
@@ -97,6 +112,15 @@ def _above_0(text: str) -> int:
     if not text.isdigit() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return int(text)
+
+
+def _benchmarks(options) -> None:
+    from auditkit import lmms, paper, specs
+
+    tasks = options.tasks.split(",") if options.tasks else list(paper.BENCHMARKS)
+    out = options.out or params.root() / "outputs" / "benchmarks" / specs.parse(options.model).name
+    rows = lmms.compare(options.model, options.adapter, tasks, out, options.limit, options.include)
+    print(lmms.as_text(rows))
 
 
 def _build(options) -> None:
