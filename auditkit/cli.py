@@ -4,7 +4,7 @@
     auditkit run params/demo.yaml --set seed=1 --set run_name=demo_seed1
     auditkit run params/demo.yaml --from 05 --start-over
     auditkit miniature table                        what each shipped model can do, measured
-    auditkit benchmarks google/gemma-3-4b-it --adapter outputs/mine/07_rectify/adapter --limit 500
+    auditkit benchmarks google/gemma-3-4b-it --adapter ADAPTER --limit 500
 
 Exit codes: 0 done, 1 a notebook failed, 2 something the user can put right (one sentence says what), 130 interrupted.
 Everything heavy is imported where it is used, so that `--help` answers at once.

@@ -5,12 +5,12 @@ Every model that `vlm.load` can load is asked in the same way: lmms-eval makes t
 1) a question on several pictures gets them side by side in one, for our models look at one picture at a time;
 2) a task that sets no length gets answers of up to 128 tokens.
 
-lmms-eval is the extra `benchmarks`, in an environment of its own: 0.7.3 asks for wandb==0.25.0, which asks for
-protobuf<7, and the tested set has protobuf 7.36.2; it asks for torchvision, too, which beside the CPU build of torch
-breaks transformers' imports. With constraints.txt, pip therefore falls back to the old 0.7. None of these is needed
-for what is done here: `pip install --no-deps -r .ci/lmms.txt` puts lmms-eval with the few packages that it really
-imports beside the tested torch 2.13, transformers 5.23 and datasets 5.2, and tests/test_lmms.py runs there. On a
-machine with CUDA, `pip install -e ".[benchmarks]"` in a new environment, without constraints.txt, is the simpler way.
+lmms-eval is the extra `benchmarks`. Its 0.7.3 asks for wandb==0.25.0 and so for protobuf<7, where the tested set has
+7.36.2: with constraints.txt pip falls back to the old 0.7. It asks for torchvision, too, which beside the CPU build of
+torch breaks transformers' imports. Nothing done here needs either: `pip install --no-deps -r .ci/lmms.txt` puts
+lmms-eval, with the few packages that it really imports, beside the tested torch 2.13, transformers 5.23 and datasets
+5.2, and there tests/test_lmms.py runs. With protobuf's line taken out of constraints.txt, pip resolves the whole extra
+(a dry run, with torchvision 0.28): that is for a machine with CUDA, in an environment of its own, and was not tested.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import argparse
 import contextlib
 import difflib
 import functools
+import hashlib
 import inspect
 import io
 import json
@@ -35,7 +36,7 @@ from auditkit import stats, vlm
 from auditkit.errors import AuditError
 from auditkit.paper import BENCHMARKS, Benchmark
 
-INSTALL = 'pip install -e ".[benchmarks]" in an environment of its own (auditkit/lmms.py says why)'
+INSTALL = "pip install --no-deps -r .ci/lmms.txt"  # in the project's folder
 ANSWER_TOKENS = 128  # where a task sets no length
 SAID_EVERY = 30  # seconds
 
@@ -130,7 +131,7 @@ def compare(
     scores = []
     for part, added in (("before", None), ("after", adapter))[: 1 if adapter is None else 2]:
         model = vlm.load(spec, adapter=added)
-        identity = spec if added is None else f"{spec} + {added}"
+        identity = spec if added is None else f"{spec} + {added} ({_digest(added)})"
         print(f"{part}: {model.name}", flush=True)
         scores.append(evaluate(model, tasks, Path(folder) / part, identity, limit, include))
         del model  # its place is for the next one
@@ -154,6 +155,14 @@ def as_text(rows: Sequence[dict]) -> str:
     widths = {i: max(len(line[i]) for line in lines) for i in used}
     body = ["  ".join(line[i].ljust(widths[i]) if i == 0 else line[i].rjust(widths[i]) for i in used) for line in lines]
     return "\n".join([*body, "", *notes]).rstrip()
+
+
+def _digest(adapter: str | Path) -> str:
+    """Stands for an adapter's weights, so that one trained anew in the same folder is not taken for the old one."""
+    whole = hashlib.sha256()
+    for file in sorted(Path(adapter).glob("adapter_model.*")):
+        whole.update(file.read_bytes())
+    return whole.hexdigest()[:12]
 
 
 @functools.lru_cache(maxsize=4)

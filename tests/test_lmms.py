@@ -7,6 +7,7 @@ import sys
 
 import datasets
 import pytest
+import torch
 import yaml
 from PIL import Image
 
@@ -136,6 +137,35 @@ def test_one_command_prints_the_table(tasks, tmp_path, capsys):
     assert "did you mean boards_counting?" in capsys.readouterr().err
     assert cli.main([*command[:3], "vqav3", *command[4:]]) == 2
     assert "did you mean vqav2?" in capsys.readouterr().err
+
+
+@needs
+def test_after_is_the_model_with_the_adapter(tasks, tmp_path, capsys):
+    from peft import LoraConfig, get_peft_model
+
+    model = vlm.load("miniature:target").model
+    lora = get_peft_model(model, LoraConfig(target_modules=r".*language_model.*\.(q_proj|v_proj)", r=4))
+    with torch.no_grad():
+        for name, weight in lora.named_parameters():
+            if "lora_B" in name:
+                weight.fill_(1.0)  # a repair that spoils the model
+    lora.save_pretrained(tmp_path / "repair")
+    command = ["benchmarks", "miniature:target", "--tasks", "boards_colour", "--include", str(tasks)]
+    command += ["--adapter", str(tmp_path / "repair"), "--out", str(tmp_path / "out")]
+    assert cli.main(command) == 0
+    said = capsys.readouterr().out
+    before, after = (
+        json.loads((tmp_path / "out" / part / "boards_colour.json").read_text()) for part in ("before", "after")
+    )
+    assert before["model"] == "miniature:target"
+    assert re.fullmatch(re.escape(f"miniature:target + {tmp_path / 'repair'}") + r" \([0-9a-f]{12}\)", after["model"])
+    assert before["value"] - after["value"] > 0.5
+    row = next(line for line in said.split("\n") if line.startswith("boards_colour"))
+    file = tmp_path / "repair" / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-4] + b"\0\0\0\0")
+    assert cli.main(command) == 2, "other weights in the same folder are another model"
+    assert "give another --out" in capsys.readouterr().err
+    assert f" {100 * (after['value'] - before['value']):.1f} [-" in row
 
 
 @needs
