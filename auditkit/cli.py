@@ -7,6 +7,7 @@
     auditkit plan params/paligemma2_3b.yaml --gpu 80   what it takes, before any download
     auditkit bench                                  how fast this GPU is, with no weights needed
     auditkit miniature table                        what each shipped model can do, measured
+    auditkit benchmarks google/gemma-3-4b-it --adapter ADAPTER --limit 500
 
 Exit codes: 0 done, 1 a notebook or a check failed, 2 something the user can put right (one sentence says what),
 130 interrupted.
@@ -53,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"auditkit: {error.filename}: {error.strerror}.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        then = "goes on from here" if options.command is _run else "begins anew"
+        then = "goes on from here" if options.command in (_run, _benchmarks) else "begins anew"
         print(f"auditkit: interrupted; the same command {then}.", file=sys.stderr)
         return 130
 
@@ -122,6 +123,20 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--debug", action="store_true", help="show tracebacks")
     bench.set_defaults(command=_bench)
 
+    about = (
+        "Put a model, and the same with an adapter, through the paper's benchmarks by lmms-eval (extra benchmarks) and "
+        "print the scores beside the paper's. Finished tasks are kept: run again to go on after an interruption."
+    )
+    bench = commands.add_parser("benchmarks", help="the paper's benchmarks, before and after", description=about)
+    bench.add_argument("model", metavar="MODEL", help="what a parameter file names: a folder, a hub id, miniature:NAME")
+    bench.add_argument("--adapter", type=Path, metavar="DIR", help="the repair: a LoRA adapter of this model")
+    bench.add_argument("--tasks", metavar="NAME,...", help="such as vqav2,gqa, or any of lmms-eval's; default: the 16")
+    bench.add_argument("--limit", type=_above_0, metavar="N", help="the first N questions of each")
+    bench.add_argument("--include", type=Path, metavar="DIR", help="further tasks in lmms-eval's YAML format")
+    bench.add_argument("--out", type=Path, metavar="DIR", help="results; default: outputs/benchmarks/MODEL")
+    bench.add_argument("--debug", action="store_true", help="show tracebacks")
+    bench.set_defaults(command=_benchmarks)
+
     miniature = commands.add_parser("miniature", help="the shipped tiny models: build, measure, plant gaps of your own")
     tasks = miniature.add_subparsers(required=True, metavar="TASK")
     build = tasks.add_parser("build", help="train models again from their seeds")
@@ -178,6 +193,15 @@ def _bench(options) -> None:
     path = options.out or params.root() / "outputs" / "bench.json"
     bench.write(found, path)
     print(f"{bench.table(found)}\n{runs.shown(path.resolve())}")
+
+
+def _benchmarks(options) -> None:
+    from auditkit import lmms, paper, specs
+
+    tasks = options.tasks.split(",") if options.tasks else list(paper.BENCHMARKS)
+    out = options.out or params.root() / "outputs" / "benchmarks" / specs.parse(options.model).name
+    rows = lmms.compare(options.model, options.adapter, tasks, out, options.limit, options.include)
+    print(lmms.as_text(rows))
 
 
 def _build(options) -> None:
