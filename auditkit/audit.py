@@ -24,7 +24,7 @@ from pathlib import Path
 from auditkit import auditor as auditing
 from auditkit import lines
 from auditkit.auditor import Probe
-from auditkit.disagreement import judge, normalise, same
+from auditkit.disagreement import normalise, same, verdicts
 from auditkit.errors import AuditError
 from auditkit.images import Picture
 from auditkit.memory import free
@@ -101,23 +101,28 @@ def run(
     return _answer(probes, target, references, where, p, out)
 
 
-def score(records: Sequence[dict], p) -> list[dict]:
+def score(records: Sequence[dict], p, folder: Path | None = None) -> list[dict]:
     """The records with consensus, agreement, disagrees and gate, in their order; those given are left as they are.
 
     The gate is the first reason why a probe is no finding: "malformed", "implausible" (a word of the question is less
     probable to the untrained auditor than p.min_token_probability), "duplicate" (the same question on the same picture
-    came before), "no consensus" or "agrees"; "ok" is a finding. `p`: uses min_token_probability, quorum and same.
+    came before), "no consensus" or "agrees"; "ok" is a finding.
+
+    Args:
+        p: uses min_token_probability, quorum and same, and device, dtype, batch_size and memory where a model judges.
+        folder: where the verdicts of such a model are kept; those on file need no model.
 
     Raises AuditError when the target was never asked, and when the references never agree.
     """
-    alike, seen, scored = same(p.same), set(), []
+    said = [(r["question"], r["target"], list(r["references"].values())) for r in records if r["question"] is not None]
+    found, seen, scored = iter(verdicts(said, same(p, folder), p.quorum)), set(), []
     for record in records:
         row = {**record, "consensus": None, "agreement": 0.0, "disagrees": False}
         asked = (record["picture"], normalise(record["question"] or ""))
         if record["question"] is None:
             row["gate"] = "malformed"
         else:
-            verdict = judge(record["target"], list(record["references"].values()), alike, p.quorum)
+            verdict = next(found)
             row |= {"consensus": verdict.consensus, "agreement": verdict.agreement, "disagrees": verdict.disagrees}
             rarest = record.get("rarest")  # 0.0 where softmax underflows: as implausible as can be
             row["gate"] = (

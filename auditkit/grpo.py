@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.util
 import json
 import os
 import random
@@ -35,7 +36,7 @@ import time
 import warnings
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -49,11 +50,13 @@ from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from auditkit import auditor as writing
-from auditkit import disagreement, lines, params, runs, vlm
+from auditkit import disagreement, lines, params, processors, runs, vllm_engine, vlm
 from auditkit import images as sources
 from auditkit.errors import AuditError
 from auditkit.images import Picture
+from auditkit.memory import shrunk
 from auditkit.params import Params
+from auditkit.processors import is_paligemma
 from auditkit.rectify import TEXT_PART
 from auditkit.vlm import VLM, AnswerBook
 
@@ -106,7 +109,7 @@ class Scorer:
             p,
             log,
         )
-        self.same = disagreement.same(p.same)
+        self.same = disagreement.same(p, log.parent)
         self.recent: deque[int] = deque(maxlen=RECENT)  # clusters of the latest successes
         self.bank: dict[int, dict[str, list[Rollout]]] = defaultdict(
             lambda: defaultdict(list)
@@ -133,11 +136,13 @@ class Scorer:
         ]
         said = dict(zip(asked, zip(*answers, strict=True), strict=True))
         clusters = dict(zip(asked, self.kinds.of(wording), strict=True))
+        rows = [(questions[i], said[i][0], said[i][1:]) for i in asked]
+        verdicts = dict(zip(asked, disagreement.verdicts(rows, self.same, self.p.grpo_quorum), strict=True))
         self.own, here = [], PartialState()
         first = here.process_index * len(texts)
         for i, text in enumerate(texts):
             target, *references = said.get(i, (None,))
-            verdict = disagreement.judge(target, references, self.same, self.p.grpo_quorum) if i in said else None
+            verdict = verdicts.get(i)
             self.own.append(
                 Rollout(
                     f"{step}-{first + i}", step, pictures[i], text, questions[i], target, references,
@@ -243,6 +248,21 @@ class AuditorTrainer(GRPOTrainer):
             loss = loss + self.replay_weight * self._replay_share(model, part)
         return loss
 
+    def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep, *more, **inputs):
+        """TRL's, with what two families' processors return put right.
+
+        PaliGemma's completions may see only what came before: tokens of type 1, where TRL has 0, with which they see
+        what they are to predict. LLaVA-OneVision's count of images is not needed for one image a prompt.
+        """
+        if is_paligemma(self.processing_class):
+            inputs["token_type_ids"] = inputs["token_type_ids"].clone()
+            inputs["token_type_ids"][:, -logits_to_keep:] = 1
+        for name in ("labels", "batch_num_images"):
+            inputs.pop(name, None)
+        return super()._get_per_token_logps_and_entropies(
+            model, input_ids, attention_mask, logits_to_keep, *more, **inputs
+        )
+
     def _replay_share(self, model, part: int) -> torch.Tensor:
         """What this process and micro-batch have to add, that all of them together make the mean over all tokens drawn.
 
@@ -262,24 +282,11 @@ class AuditorTrainer(GRPOTrainer):
 
     def _replay_loss(self, model, drawn: list[Rollout]) -> torch.Tensor:
         """Cross-entropy of the drawn completions [n, C] after their prompts [n, P], as one forward pass."""
-        reader = VLM("auditor", model, self.processing_class)
-        prompts = [vlm.chat(reader, writing.prompt())] * len(drawn)
-        images = [[self.scorer.pictures[rollout.picture].image] for rollout in drawn]
-        inputs = self.processing_class(
-            text=prompts, images=images, padding=True, padding_side="left", return_tensors="pt"
-        )
-        completions = [torch.tensor(rollout.tokens) for rollout in drawn]
-        width = max(map(len, completions))
-        ids = torch.stack([torch.nn.functional.pad(c, (0, width - len(c)), value=-100) for c in completions])  # [n, C]
-        inputs = {key: value.to(model.device) for key, value in inputs.items()}
-        ids = ids.to(model.device)
-        inputs["labels"] = torch.cat([torch.full_like(inputs["input_ids"], -100), ids], 1)
-        inputs["input_ids"] = torch.cat([inputs["input_ids"], ids.clamp(min=0)], 1)
-        inputs["attention_mask"] = torch.cat([inputs["attention_mask"], (ids >= 0).long()], 1)
-        for key in ("token_type_ids", "mm_token_type_ids"):  # text follows the prompt, never more image
-            if key in inputs:
-                inputs[key] = torch.cat([inputs[key], torch.zeros_like(ids)], 1)
-        return model(**inputs).loss
+        reader = replace(self.scorer.auditor, model=self.accelerator.unwrap_model(model))
+        texts = [processors.chat(reader, writing.prompt())] * len(drawn)
+        images = [self.scorer.pictures[rollout.picture].image for rollout in drawn]
+        endings = [torch.tensor(rollout.tokens) for rollout in drawn]
+        return model(**processors.continued(reader, images, texts, endings)).loss
 
 
 class History(TrainerCallback):
@@ -330,6 +337,8 @@ def train(
     Raises AuditError when there are too few pictures for one step, when a step cannot be dealt out evenly, when the
     untrained auditor writes no questions, or when the references never agree.
     """
+    if p.grpo_rollouts != "transformers" and not importlib.util.find_spec("vllm"):
+        raise AuditError(f"grpo_rollouts: {p.grpo_rollouts} {vllm_engine.MISSING}, or write transformers.")
     if len(pictures) < p.grpo_images:
         raise AuditError(
             f"train_images: {len(pictures)} pictures are fewer than grpo_images ({p.grpo_images}), so GRPO would train "
@@ -359,7 +368,7 @@ def train(
             processing_class=auditor.processor,
             args=_config(p, out, auditor.model.device.type, auditor.model.dtype, here.num_processes),
             reward_funcs=rewards(scorer),
-            train_dataset=_dataset(pictures),
+            train_dataset=_dataset(pictures, auditor.max_pixels),
             peft_config=LoraConfig(
                 r=p.grpo_lora_rank, lora_alpha=2 * p.grpo_lora_rank, target_modules=TEXT_PART, task_type="CAUSAL_LM"
             ),
@@ -367,7 +376,7 @@ def train(
             scorer=scorer,
             replay_weight=p.replay_weight,
         )
-        scorer.auditor = VLM("auditor", trainer.model, auditor.processor, p.batch_size)
+        scorer.auditor = VLM("auditor", trainer.model, auditor.processor, p.batch_size, auditor.max_pixels)
         trainer.remove_callback(
             type(
                 next(
@@ -431,6 +440,10 @@ def _config(p: Params, out: Path, device: str, dtype: torch.dtype, processes: in
         report_to="none",
         disable_tqdm=True,
         dataloader_pin_memory=False,
+        use_vllm=p.grpo_rollouts != "transformers",
+        vllm_mode="server" if p.grpo_rollouts == "vllm_server" else "colocate",  # a server: trl vllm-serve --model ID
+        vllm_enable_sleep_mode=p.grpo_rollouts == "vllm_colocate",  # its memory is the answering models' meanwhile
+        vllm_max_model_length=8192,  # a picture of some thousand tokens and the question; a model's own is far longer
     )
 
 
@@ -455,7 +468,7 @@ def _refuse_uneven(p: Params, processes: int) -> None:
         )
 
 
-def _dataset(pictures: Sequence[Picture]) -> Dataset:
+def _dataset(pictures: Sequence[Picture], max_pixels: int | None) -> Dataset:
     """One row a picture, in the conversational form TRL expects, the picture's key riding along for the rewards.
 
     The image itself is read when its row is: thousands of photographs would be encoded anew and held all at once.
@@ -463,7 +476,11 @@ def _dataset(pictures: Sequence[Picture]) -> Dataset:
     prompt = [{"role": "user", "content": writing.prompt()}]
     there = {q.key: q for q in pictures}
     rows = Dataset.from_dict({"prompt": [prompt] * len(pictures), "picture": list(there)})
-    return rows.with_transform(lambda batch: {**batch, "image": [there[key].image for key in batch["picture"]]})
+
+    def seen(batch: dict) -> dict:
+        return {**batch, "image": [shrunk(there[key].image, max_pixels) for key in batch["picture"]]}
+
+    return rows.with_transform(seen)
 
 
 def _kinds(auditor: VLM, pictures: Sequence[Picture], p: Params, out: Path) -> Kinds:

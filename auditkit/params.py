@@ -50,7 +50,7 @@ class Params:
 
     # --- asking and comparing
     quorum: float = 0.6  # share of the references that must agree before there is a consensus, in (0, 1]
-    same: str = "text"  # when two answers mean the same: text (normalised) or embedding (needs the extra `embed`)
+    same: str = "text"  # when two answers mean the same: text (normalised), embedding (extra `embed`), a model's spec
     temperature: float = 1.0  # at which the auditor writes, 0 greedily; the models under test always answer greedily
     min_token_probability: float = 1e-3  # a question is well-formed if the untrained auditor gives each token this much
     max_question_tokens: int = 32  # longest note and question
@@ -102,7 +102,6 @@ CHOICES = {
     "memory": ("together", "turns"),
     "engine": ("local", "ray"),
     "grpo_rollouts": ("transformers", "vllm_colocate", "vllm_server"),
-    "same": ("text", "embedding"),
 }
 AT_LEAST = {  # the smallest sensible value, and whose it is
     0: "seed temperature min_token_probability grpo_beta replay_weight coverage_weight rectify_original grpo_warmup "
@@ -269,8 +268,10 @@ def _typed(name: str, value):
 
 def _refuse_impossible(p: Params) -> None:
     """Raise for the first setting, or pair of settings, that could not do what it says."""
-    for spec in (p.auditor, p.target, *p.references, *filter(None, [p.peer])):
+    for spec in (p.auditor, p.target, *p.references, *filter(None, [p.peer]), p.same):
         specs.parse(spec)
+    if p.same not in ("text", "embedding") and not re.search("[/:]", p.same):
+        raise AuditError(f'same: "{p.same}" is none of text, embedding, or a model (a folder, a hub id, a server).')
     if specs.parse(p.auditor).engine != "transformers" or "bits" in specs.parse(p.auditor).options:
         raise AuditError(f'auditor: "{p.auditor}" cannot be trained; name a folder or a hub id, without ?bits.')
     for name, least in [(name, least) for least, names in AT_LEAST.items() for name in names.split()]:

@@ -28,9 +28,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from torch.nn.utils.rnn import pad_sequence
 
-from auditkit import lines, runs, vlm
+from auditkit import lines, processors, runs, specs, vlm
 from auditkit.disagreement import same
 from auditkit.errors import AuditError
 from auditkit.images import Example, Picture
@@ -39,6 +38,19 @@ FINDINGS_SHARE = 1 / 5  # least share of the training set
 PROJECTIONS = "q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj"
 # peft's "all-linear" and bare names would match the vision tower too, whose projections have the same names
 TEXT_PART = rf".*(?:language_model|text_model)\.(?!.*vision).*\.(?:{PROJECTIONS})"
+
+
+def why_not(spec: str) -> str:
+    """One sentence on why a target can be audited but not repaired; "" where it can.
+
+    >>> why_not("google/gemma-3-4b-it"), why_not("google/gemma-3-4b-it?bits=4")[:81]
+    ('', 'target: audited but not repaired, for no adapter can be merged into weights of 4 ')
+    """
+    parsed = specs.parse(spec)
+    why = {"endpoint": "its weights are its server's", "vllm": "vLLM only answers"}.get(parsed.engine, "")
+    if "bits" in parsed.options:
+        why = f"no adapter can be merged into weights of {parsed.options['bits']} bits"
+    return why and f"target: audited but not repaired, for {why}; to repair it name its folder or hub id alone."
 
 
 def known(target: vlm.VLM, originals: Sequence[Example], book: vlm.AnswerBook, p) -> list[Example]:
@@ -52,8 +64,9 @@ def known(target: vlm.VLM, originals: Sequence[Example], book: vlm.AnswerBook, p
     """
     pictures = [Picture(example.key, example.held) for example in originals]
     said = book.ask(target, pictures, [example.question for example in originals], p.max_answer_tokens)
-    alike = same(p.same)
-    return [example for example, answer in zip(originals, said, strict=True) if alike(answer, example.answer)]
+    alike = same(p, book.path.parent)
+    alike.prepare((e.question, answer, e.answer) for e, answer in zip(originals, said, strict=True))
+    return [e for e, answer in zip(originals, said, strict=True) if alike(answer, e.answer, e.question)]
 
 
 def training_set(
@@ -190,7 +203,7 @@ def _trainer(target, examples, p, folder: Path, on_step):
         max_length=None,  # truncation would cut image tokens
         remove_unused_columns=False,
         dataset_kwargs={"skip_prepare_dataset": True},
-        dataloader_pin_memory=on_gpu,
+        dataloader_pin_memory=False,  # `collate` puts a batch where the model is
         disable_tqdm=True,
         report_to="none",
     )
@@ -212,52 +225,15 @@ def _trainer(target, examples, p, folder: Path, on_step):
 def collate(target: vlm.VLM, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
     """A left-padded training batch in which only the answers, and the token that ends them, are learned.
 
-    The prompt is exactly what the model is asked at inference (vlm.chat), tokenized on its own, so that the answer's
+    The prompt is exactly what the model is asked at inference, tokenized on its own, so that the answer's
     first token is predicted from the same state as when it is generated. All answers end in the last column.
 
     Returns what the model's processor returns, and labels [batch, tokens], -100 but on the answers.
     """
-    processor = target.processor
-    prompts = [vlm.chat(target, example.question) for example in examples]
-    how = {"images": [[example.image] for example in examples], "padding": True, "return_tensors": "pt"}
-    if "paligemma" in type(processor).__name__.lower():
-        # its prefix is attended in both directions: only the processor can say where the causal answer begins
-        answers = [example.answer for example in examples]
-        batch = dict(processor(text=prompts, suffix=answers, padding_side="left", **how))
-    else:
-        batch = _joined(processor, processor(text=prompts, **how), _endings(target, examples, prompts))
-    batch["pixel_values"] = batch["pixel_values"].to(target.model.dtype)
-    return batch
-
-
-def _endings(target: vlm.VLM, examples: Sequence[Example], prompts: Sequence[str]) -> list[torch.Tensor]:
-    """The tokens of each answer as the chat template writes them after the prompt, its end of turn included."""
-    texts = []
-    for example, prompt in zip(examples, prompts, strict=True):
-        question = [{"type": "image"}, {"type": "text", "text": example.question}]
-        answer = [{"type": "text", "text": example.answer}]
-        chat = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-        text = target.processor.apply_chat_template(chat)
-        if not text.startswith(prompt):
-            raise AuditError(f'"{target.name}": its chat template writes a prompt differently once there is an answer.')
-        texts.append(text[len(prompt) :].rstrip())
-    ids = target.processor.tokenizer(texts, add_special_tokens=False)["input_ids"]
-    return [torch.tensor(row) for row in ids]
-
-
-def _joined(processor, batch, endings: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A padded batch of prompts with each answer right behind its prompt, whatever side the prompts were padded on."""
-    shape, prompt = batch["input_ids"].shape, batch["attention_mask"].bool()
-    pad = processor.tokenizer.pad_token_id
-    fill = {"input_ids": pad if pad is not None else processor.tokenizer.eos_token_id}
-    joined = {key: value for key, value in batch.items() if key == "pixel_values" or value.shape != shape}
-    for key in batch.keys() - joined.keys():
-        ends = {"input_ids": endings, "attention_mask": [torch.ones_like(end) for end in endings]}
-        ends = ends.get(key, [torch.zeros_like(end) for end in endings])  # token types: an answer is text, which is 0
-        rows = [torch.cat([row[keep], end]) for row, keep, end in zip(batch[key], prompt, ends, strict=True)]
-        joined[key] = pad_sequence(rows, batch_first=True, padding_value=fill.get(key, 0), padding_side="left")
-    labels = [torch.cat([torch.full((int(n),), -100), end]) for n, end in zip(prompt.sum(1), endings, strict=True)]
-    return joined | {"labels": pad_sequence(labels, batch_first=True, padding_value=-100, padding_side="left")}
+    texts = [processors.chat(target, example.question) for example in examples]
+    answers = [processors.ending(target, example.question, example.answer) for example in examples]
+    ids = target.processor.tokenizer(answers, add_special_tokens=False)["input_ids"]
+    return processors.continued(target, [example.image for example in examples], texts, list(map(torch.tensor, ids)))
 
 
 def _purpose(target: vlm.VLM, examples: Sequence[Example], p) -> dict:

@@ -21,11 +21,12 @@ from accelerate.utils.memory import should_reduce_batch_size
 from PIL import Image
 from safetensors import SafetensorError
 
-from auditkit import lines, memory, specs
-from auditkit.errors import AuditError
+from auditkit import lines, memory, places, specs
+from auditkit.errors import AuditError, Unfinished
 from auditkit.images import Picture
-from auditkit.memory import Parked, at_work, shrunk
+from auditkit.memory import Parked, at_work
 from auditkit.params import root
+from auditkit.processors import batch, chat, continued
 
 WEIGHTS = Path(__file__).parent / "miniature" / "weights"
 Picturable = Image.Image | None  # None: a prompt without a picture
@@ -69,12 +70,16 @@ class VLM:
 
 
 def resolve(spec: str | Path) -> str:
-    """Where a model is: the folder of a shipped one ("miniature:NAME") or of one's own, or a hub id, unchanged.
+    """Where a model is: the folder of a shipped one ("miniature:NAME") or of one's own, or a hub id or a server's
+    address, unchanged.
 
     A relative folder counts from the working folder, then from the project's.
     Raises AuditError when it can be none of these.
     """
-    text = specs.parse(spec).place
+    parsed = specs.parse(spec)
+    text = parsed.place
+    if parsed.engine == "endpoint":
+        return text
     if text.startswith("miniature:"):
         folder = WEIGHTS / text.removeprefix("miniature:")
         if not folder.is_dir():
@@ -135,8 +140,10 @@ def load(
         raise AuditError(f'"{spec}": an adapter cannot be merged into weights of {bits} bits; leave ?bits out.')
     turns = turns and device != "cpu" and not bits
     with quiet():
-        processor = _processor(place, spec, own)
-        model = _model(place, spec, kind, "cpu" if turns else device, own)
+        place, how = places.source(place, spec, own)
+        places.config(place, spec, how)
+        processor = places.processor(place, spec, how)
+        model = _model(place, spec, kind, "cpu" if turns else device, own, how)
         for folder in adapters:
             model = _adapted(model, folder)
     parked = Parked(model, device) if turns else None
@@ -193,15 +200,17 @@ def probabilities(
     vlm: VLM, images: Sequence[Image.Image], prompts: Sequence[str], texts: Sequence[str]
 ) -> list[list[float]]:
     """How probable each token of n texts is to the model, as what it writes to n (image, prompt) pairs."""
-    tokenizer, found = vlm.processor.tokenizer, [[] for _ in texts]
-    lengths = [len(ids) for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]] if texts else []
+    found: list[list[float]] = [[] for _ in texts]
+    ids = vlm.processor.tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
 
     def score(rows: list[int]) -> list[list[float]]:
-        inputs = _inputs(vlm, [images[i] for i in rows], [chat(vlm, prompts[i]) + texts[i] for i in rows])
-        longest = max(lengths[i] for i in rows)  # the prompts' own tokens are never scored
+        endings = [torch.tensor(ids[i], dtype=torch.long) for i in rows]
+        inputs = continued(vlm, [images[i] for i in rows], [chat(vlm, prompts[i]) for i in rows], endings)
+        longest = max(map(len, endings))  # the prompts' own tokens are never scored
+        del inputs["labels"]
         logits = vlm.model(**inputs, logits_to_keep=longest + 1).logits[:, :-1]  # [n, longest, vocabulary]
         chances = logits.float().softmax(-1).gather(-1, inputs["input_ids"][:, -longest:, None])[..., 0]
-        return [row[longest - lengths[i] :] for i, row in zip(rows, chances.tolist(), strict=True)]
+        return [row[longest - len(end) :] for end, row in zip(endings, chances.tolist(), strict=True)]
 
     with at_work(vlm):
         for rows, chances in _in_batches(vlm, texts, score):
@@ -236,36 +245,36 @@ class AnswerBook:
         # one that was not, and gets the same answers to the last bit.
         todo = list(unique)
 
-        def write(rows: list[int]) -> dict[tuple, str]:
+        def write(rows: list[int]) -> None:
             missing = self._missing([todo[i] for i in rows])
+            if not missing:
+                return
             images = [unique[key].image for key in missing]
-            said = vlm.write(images, [question for _, _, question in missing], max_new_tokens) if missing else []
-            return dict(zip(missing, said, strict=True))
+            try:
+                self._keep(missing, vlm.write(images, [question for _, _, question in missing], max_new_tokens))
+            except Unfinished as error:  # a request among others failed; what came back has been paid for
+                self._keep(missing, error.answers)
+                raise
 
         if self._missing(todo):
             with at_work(vlm):
-                for _, new in _in_batches(vlm, [question for _, _, question in todo], write):
-                    said = ({"model": m, "picture": p, "question": q, "answer": a} for (m, p, q), a in new.items())
-                    lines.append(self.path, said)
-                    self._answers |= new
-                    self.asked += len(new)
+                for _ in _in_batches(vlm, [question for _, _, question in todo], write):
+                    pass
         return [self._answers[key] for key in keys]
+
+    def _keep(self, keys: list[tuple], answers: Sequence[str | None]) -> None:
+        """File what was answered, with what an endpoint says beside it (endpoint.Written)."""
+        new = {key: said for key, said in zip(keys, answers, strict=True) if said is not None}
+        rows = (
+            {"model": m, "picture": p, "question": q, "answer": str(said)} | getattr(said, "beside", {})
+            for (m, p, q), said in new.items()
+        )
+        lines.append(self.path, rows)
+        self._answers |= {key: str(said) for key, said in new.items()}
+        self.asked += len(new)
 
     def _missing(self, keys: list[tuple]) -> list[tuple]:
         return [key for key in keys if key not in self._answers]
-
-
-def chat(vlm: VLM, prompt: str, image: bool = True) -> str:
-    """The whole text a model gets for a prompt about one image, or about none: its chat template's, or PaliGemma's.
-
-    Raises AuditError when the processor has no chat template and the model is no PaliGemma.
-    """
-    if getattr(vlm.processor, "chat_template", None):
-        content = [{"type": "image"}] * image + [{"type": "text", "text": prompt}]
-        return vlm.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-    if "paligemma" in type(vlm.processor).__name__.lower():
-        return f"{vlm.processor.image_token}answer en {prompt}"
-    raise AuditError(f'"{vlm.name}": its processor has no chat template; add a chat_template.jinja to its folder.')
 
 
 def _in_batches(vlm: Writer, prompts: Sequence[str], work: Callable) -> Iterator[tuple[list[int], Any]]:
@@ -294,29 +303,12 @@ def _in_batches(vlm: Writer, prompts: Sequence[str], work: Callable) -> Iterator
         yield rows, done[0]
 
 
-def _inputs(vlm: VLM, images: list, texts: list[str]):
-    """One batch of images and whole texts as the model takes it, texts ending together at the right."""
-    tokenizer = vlm.processor.tokenizer
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    pictures = [[shrunk(image, vlm.max_pixels)] for image in images if image is not None]
-    inputs = vlm.processor(
-        text=texts,
-        images=pictures or None,
-        padding=True,
-        padding_side="left",  # a decoder continues at the right end
-        return_tensors="pt",
-    ).to(next(vlm.model.parameters()).device, dtype=vlm.model.dtype)
-    inputs.pop("labels", None)  # PaliGemma's processor makes some even where there is nothing to learn
-    return inputs
-
-
 @torch.inference_mode()
 def _write(vlm: VLM, images: list, prompts: list[str], max_new_tokens: int, temperature: float) -> list[str]:
     """One batch through processor, model and tokenizer."""
     model, tokenizer = vlm.model, vlm.processor.tokenizer
     texts = [chat(vlm, prompt, image is not None) for image, prompt in zip(images, prompts, strict=True)]
-    inputs = _inputs(vlm, images, texts)
+    inputs = batch(vlm, images, texts)
     how: dict = {"do_sample": False}
     if temperature:  # from the whole distribution, as GRPO samples, whatever the model's generation_config prefers
         how = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
@@ -350,7 +342,8 @@ def _dtype(dtype: str, device: str) -> torch.dtype:
     bfloat16 = device.startswith("cuda") and torch.cuda.is_bf16_supported(including_emulation=False)
     if dtype == "auto":
         return torch.float32 if not device.startswith("cuda") else torch.bfloat16 if bfloat16 else torch.float16
-    if not isinstance(kind := getattr(torch, dtype, None), torch.dtype):
+    kind = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}.get(dtype)
+    if kind is None:
         raise AuditError(f'dtype: "{dtype}" is not known; write auto, float32, bfloat16 or float16.')
     if kind == torch.bfloat16 and device.startswith("cuda") and not bfloat16:
         raise AuditError(f"dtype: {torch.cuda.get_device_name(device)} has no bfloat16; write float16 or auto.")
@@ -373,43 +366,20 @@ def quiet():
             logging.enable_progress_bar()
 
 
-def _processor(place: str, spec: str | Path, own: dict):
-    from transformers import AutoProcessor
+def _model(place: str, spec: str | Path, dtype: torch.dtype, device: str, own: dict, how: dict):
+    from transformers import AutoModelForImageTextToText
 
-    try:
-        processor = AutoProcessor.from_pretrained(place, **_source(own))
-    except (OSError, ValueError, ImportError, KeyError) as error:
-        raise AuditError(f'"{spec}": no processor could be loaded from {place} ({_short(error)}).') from error
-    if not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):
-        raise AuditError(f'"{spec}": {place} has no processor for images and text, only a {type(processor).__name__}.')
-    return processor
-
-
-def _source(own: dict) -> dict:
-    """The arguments of `from_pretrained` that a spec's own options ask for."""
-    return {"trust_remote_code": own.get("trust_remote_code") == "yes", "revision": own.get("revision", "main")}
-
-
-def _model(place: str, spec: str | Path, dtype: torch.dtype, device: str, own: dict):
-    from transformers import AutoConfig, AutoModelForImageTextToText
-
-    how: dict = {"dtype": dtype, "attn_implementation": own.get("attention")}
+    how = how | {"dtype": dtype, "attn_implementation": own.get("attention")}
     if device != "cpu":
         how["device_map"] = {"": device}  # straight to where they are wanted, without a second copy in CPU memory
     if bits := own.get("bits"):
         how["quantization_config"] = memory.quantization(bits, dtype)
     try:
-        config = AutoConfig.from_pretrained(place, **_source(own))
-    except (OSError, ValueError, KeyError) as error:
-        raise AuditError(f'"{spec}": no model configuration at {place} ({_short(error)}).') from error
-    if type(config) not in AutoModelForImageTextToText._model_mapping:
-        raise AuditError(f'"{spec}": a {config.model_type} model does not read images; name a vision-language model.')
-    try:
         model, info = AutoModelForImageTextToText.from_pretrained(
-            place, use_safetensors=True, output_loading_info=True, **_source(own), **how
+            place, use_safetensors=True, output_loading_info=True, **how
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise AuditError(f'"{spec}": its weights could not be loaded from {place} ({_short(error)}).') from error
+        places.refuse_weights(error, place, spec, how)
     if missing := sorted(info["missing_keys"]):
         raise AuditError(f'"{spec}": {place} lacks {len(missing)} tensors of the model, {missing[0]} among them.')
     return model
@@ -423,7 +393,7 @@ def _adapted(model, folder: Path):
     try:
         return PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
     except (RuntimeError, ValueError) as error:
-        raise AuditError(f"the adapter in {folder} does not fit the model ({_short(error)}).") from error
+        raise AuditError(f"the adapter in {folder} does not fit the model ({places.short(error)}).") from error
 
 
 def _base_of(folder: Path) -> str:
@@ -433,7 +403,3 @@ def _base_of(folder: Path) -> str:
     if not base:
         raise AuditError(f"{folder}: its adapter_config.json names no base model; load that one with adapter=.")
     return resolve(base)
-
-
-def _short(error: Exception) -> str:
-    return str(error).strip().split("\n")[0][:200]

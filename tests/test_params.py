@@ -67,7 +67,7 @@ def test_every_key_has_its_comment_in_the_source(repository):
         ("quorum: 1.2", "quorum: 1.2 is not in (0, 1]"),
         ("grpo_temperature: 0", "grpo_temperature: 0.0 makes all questions of a group equal"),
         ("grpo_learning_rate: 0", "grpo_learning_rate: 0.0 trains nothing"),
-        ("same: meaning", "same: 'meaning' is not one of text, embedding"),
+        ("same: meaning", 'same: "meaning" is none of text, embedding, or a model'),
         ("dtype: fp16", "dtype: 'fp16' is not one of"),
         ("references: [mine/target]", "two of target, target have one name"),
         ("peer: mine/target/", "peer: mine/target/ has the target's name"),

