@@ -64,6 +64,10 @@ STAGE = "04_auditor"
 RECENT = 1000  # successes that novelty is measured against
 CAP = 4.0  # a success of an unseen kind earns at most this much novelty
 KEPT = 256  # successes kept for replay in each cluster
+SHARED = {  # files that several processes add to -> what makes two rows the same
+    "answers": ("model", "picture", "question"),
+    "judged": ("judge", "question", "a", "b"),
+}
 PATIENCE = 10  # steps in which the references may never agree before training is called off
 
 
@@ -351,7 +355,7 @@ def train(
         last = runs.last_checkpoint(out)
         done = int(last.rsplit("-", 1)[1]) if last else 0
         _forget_after(out, done)
-        _collect_answers(out)
+        _collect(out)
         kinds = _kinds(auditor, pictures, p, out)
         book = AnswerBook(out / "answers.jsonl")
         scorer = Scorer(target, references, {q.key: q for q in pictures}, kinds, book, p, out / "rollouts.jsonl")
@@ -362,6 +366,8 @@ def train(
     here.wait_for_everyone()  # all have read before anyone writes
     if not here.is_main_process:  # one file, one writer; collected at the end, or at the next start
         book.path = out / f"answers.{here.process_index}.jsonl"
+        if getattr(scorer.same.decide, "path", None):  # of a model that judges
+            scorer.same.decide.path = out / f"judged.{here.process_index}.jsonl"
     if done < p.grpo_steps:
         trainer = AuditorTrainer(
             model=auditor.model,
@@ -389,7 +395,7 @@ def train(
         trainer.train(resume_from_checkpoint=last)
     here.wait_for_everyone()
     if here.is_main_process:
-        _collect_answers(out)
+        _collect(out)
     return lines.read(out / "history.jsonl")
 
 
@@ -501,16 +507,14 @@ def _forget_after(out: Path, step: int) -> None:
             lines.replace(out / name, kept)
 
 
-def _collect_answers(out: Path) -> None:
-    """Bring what other processes were answered into answers.jsonl; what two of them asked at once is there once."""
-    for path in sorted(out.glob("answers.*.jsonl")):
-        known = {(row["model"], row["picture"], row["question"]) for row in lines.read(out / "answers.jsonl")}
-        rows = lines.read(path)
-        lines.append(
-            out / "answers.jsonl",
-            (row for row in rows if (row["model"], row["picture"], row["question"]) not in known),
-        )
-        path.unlink()
+def _collect(out: Path) -> None:
+    """Bring what other processes filed into the first one's files; what two of them asked at once is there once."""
+    for name, columns in SHARED.items():
+        for path in sorted(out.glob(f"{name}.*.jsonl")):
+            known = {tuple(row[column] for column in columns) for row in lines.read(out / f"{name}.jsonl")}
+            new = [row for row in lines.read(path) if tuple(row[column] for column in columns) not in known]
+            lines.append(out / f"{name}.jsonl", new)
+            path.unlink()
 
 
 def main(arguments: list[str] | None = None) -> int:

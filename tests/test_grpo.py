@@ -312,3 +312,15 @@ def test_trl_is_told_who_generates(p, tmp_path, rollouts, used, mode, sleeps):
 def test_rollouts_by_vllm_without_it_say_how_to_get_it(p, tmp_path):
     with pytest.raises(AuditError, match=r"grpo_rollouts: vllm_server needs vLLM.* pip install auditkit\[vllm\]"):
         grpo.train(None, None, [], [], replace(p, grpo_rollouts="vllm_server"), tmp_path)
+
+
+def test_what_several_processes_filed_is_collected_once(tmp_path):
+    answer = {"model": "m", "picture": "p", "question": "q", "answer": "red"}
+    judged = {"judge": "j", "question": "q", "a": "red", "b": "blue", "reply": "no"}
+    lines.append(tmp_path / "answers.jsonl", [answer])
+    lines.append(tmp_path / "answers.1.jsonl", [answer, answer | {"question": "r"}])
+    lines.append(tmp_path / "judged.2.jsonl", [judged])
+    grpo._collect(tmp_path)
+    assert lines.read(tmp_path / "answers.jsonl") == [answer, answer | {"question": "r"}]
+    assert lines.read(tmp_path / "judged.jsonl") == [judged]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["answers.jsonl", "judged.jsonl"]
