@@ -19,6 +19,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from auditkit import lines, stats, vlm
 from auditkit.disagreement import Pair, same
@@ -93,15 +94,20 @@ class TextModel:
     model: Any
     tokenizer: Any
     batch_size: int
+    parked: Any = None  # memory.Parked: its weights' place while it does not write
 
     @torch.inference_mode()
     def write(
         self, images: Sequence, prompts: Sequence[str], max_new_tokens: int, temperature: float = 0.0
     ) -> list[str]:
-        """What it writes to one batch of prompts, greedily or sampled."""
-        chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
+        """What it writes to one batch of prompts, greedily or sampled; without thinking first, if its template can."""
         inputs = self.tokenizer.apply_chat_template(
-            chats, add_generation_prompt=True, padding=True, return_dict=True, return_tensors="pt"
+            [[{"role": "user", "content": prompt}] for prompt in prompts],
+            add_generation_prompt=True,
+            enable_thinking=False,
+            padding=True,
+            return_dict=True,
+            return_tensors="pt",
         ).to(self.model.device)
         how = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {}
         with vlm.quiet():
@@ -118,32 +124,44 @@ class TextModel:
 def load(p) -> vlm.Writer:
     """The model that `p.same` names: as an image-text model where it is one, else as a language model.
 
-    Raises AuditError for a model that is not there, or that has no chat template.
+    Raises AuditError for a model that cannot be had, for weights that are no safetensors, and for no chat template.
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
-    from auditkit import specs
+    from auditkit import memory, places, specs
 
     spec = specs.parse(p.same)
     if spec.engine != "transformers":
         return vlm.loader(p)(p.same)
-    place, own = vlm.resolve(p.same), spec.options
+    own = spec.options
+    place, source = places.source(vlm.resolve(p.same), p.same, own)
+    device = vlm._device(own.get("device", p.device))
+    turns = p.memory == "turns" and device != "cpu" and "bits" not in own
+    how = {"dtype": vlm._dtype(own.get("dtype", p.dtype), device), "attn_implementation": own.get("attention")}
+    if device != "cpu" and not turns:
+        how["device_map"] = {"": device}
+    if "bits" in own:
+        how["quantization_config"] = memory.quantization(own["bits"], how["dtype"])
     try:
-        config = AutoConfig.from_pretrained(place)
-        if type(config) in AutoModelForImageTextToText._model_mapping:
+        config = AutoConfig.from_pretrained(place, **source)
+        own_code = getattr(config, "auto_map", {})
+        if type(config) in AutoModelForImageTextToText._model_mapping or "AutoModelForImageTextToText" in own_code:
             return vlm.loader(p)(p.same)
-        tokenizer = AutoTokenizer.from_pretrained(place, padding_side="left")
-        device = vlm._device(own.get("device", p.device))
-        dtype = vlm._dtype(own.get("dtype", p.dtype), device)
         with vlm.quiet():
-            model = AutoModelForCausalLM.from_pretrained(place, dtype=dtype, use_safetensors=True).to(device).eval()
+            tokenizer = AutoTokenizer.from_pretrained(place, padding_side="left", **source)
     except (OSError, ValueError, KeyError) as error:
-        raise AuditError(f'same: "{p.same}" could not be loaded from {place} ({vlm._short(error)}).') from error
+        raise AuditError(f'same: "{p.same}" is no language model here ({places.short(error)}).') from error
+    try:
+        with vlm.quiet():
+            model = AutoModelForCausalLM.from_pretrained(place, use_safetensors=True, **source, **how).eval()
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        places.refuse_weights(error, place, p.same, source)
     if not tokenizer.chat_template:
         raise AuditError(f'same: "{p.same}" has no chat template, so it cannot be asked; name an instruct model.')
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return TextModel(spec.name, model, tokenizer, own.get("batch_size", p.batch_size))
+    parked = memory.Parked(model, device) if turns else None
+    return TextModel(spec.name, model, tokenizer, own.get("batch_size", p.batch_size), parked)
 
 
 def agreement(kind: str, **how) -> dict:

@@ -124,8 +124,18 @@ def test_a_language_model_without_eyes_can_be_the_judge(tmp_path):
     tokenizer.save_pretrained(tmp_path)
     model = judge.load(p)
     prompts = ["is it a dog ?", "how many cats are on the sofa? a pair or none of them"]
+    assert judge.load(SimpleNamespace(**vars(p) | {"same": f"{tmp_path}?batch_size=2&dtype=bfloat16"})).batch_size == 2
     together = vlm.generate(model, [None, None], prompts, 8)
     assert together == [vlm.generate(model, [None], [prompt], 8)[0] for prompt in prompts] and all(together)
+
+
+def test_a_language_model_that_cannot_be_had_is_refused_in_one_sentence(tmp_path):
+    p = SimpleNamespace(**vars(P) | {"same": str(tmp_path)})
+    with pytest.raises(AuditError, match=f'same: "{tmp_path}" is no language model here'):
+        judge.load(p)
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(AuditError, match="is no language model here"):  # it has no tokenizer
+        judge.load(p)
 
 
 def test_what_is_no_model_is_refused():
