@@ -220,16 +220,17 @@ def judge(
     if tie or share + 1e-9 < quorum:
         return Verdict(None, round(share, 2), False)
     consensus = Counter(answer.strip() for answer in groups[0]).most_common(1)[0][0]
-    return Verdict(consensus, round(share, 2), not alike(target, consensus))
+    # who says what one behind the consensus says does not depart from it, even if a judge finds the two wordings unlike
+    joins = any(same_text(target, answer) for answer in groups[0]) or alike(target, consensus)
+    return Verdict(consensus, round(share, 2), not joins)
 
 
 def verdicts(rows: Sequence[tuple[str, str, Sequence[str]]], alike: Same, quorum: float) -> list[Verdict]:
-    """`judge` for many (question, target's answer, references' answers), all open pairs decided together.
+    """`judge` for many (question, target's answer, references' answers), in two large calls of what decides.
 
-    Where any two references may turn out to mean the same, each answer may be compared with each other one; that many
-    pairs are few, since most answers to a question are equal.
+    First any two references are compared, then each target with its consensus, where there is one.
     """
-    alike.prepare(
-        (question, a, b) for question, target, references in rows for a, b in combinations([target, *references], 2)
-    )
+    alike.prepare((question, a, b) for question, _, references in rows for a, b in combinations(references, 2))
+    agreed = [judge("", references, alike, quorum, question).consensus for question, _, references in rows]
+    alike.prepare((row[0], row[1], said) for row, said in zip(rows, agreed, strict=True) if said is not None)
     return [judge(target, references, alike, quorum, question) for question, target, references in rows]
