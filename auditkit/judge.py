@@ -22,7 +22,7 @@ import torch
 from safetensors import SafetensorError
 
 from auditkit import lines, stats, vlm
-from auditkit.disagreement import Pair, same
+from auditkit.disagreement import Pair, normal, same
 from auditkit.errors import AuditError
 
 REPLY_TOKENS = 12
@@ -32,6 +32,8 @@ ENOUGH = 20  # replies after which a judge that mostly says neither yes nor no i
 class Judge:
     """Decides pairs of answers by asking a model; every reply is filed as soon as its batch is done.
 
+    It reads the answers as they were given: their normalised texts would lose a "not". Replies are filed beside these
+    and found again for whatever has the same normalised texts.
     `asked` counts the pairs put to it by this object, `unclear` its replies on file that were neither yes nor no.
     """
 
@@ -40,31 +42,30 @@ class Judge:
         self._replies: dict[Pair, str] = {}
         for row in lines.read(self.path) if self.path else ():
             if row["judge"] == p.same:
-                self._replies[row["question"], row["a"], row["b"]] = row["reply"]
+                self._replies[normal(row["question"], row["a"], row["b"])] = row["reply"]
 
     def __call__(self, pairs: Sequence[Pair]) -> list[bool]:
         """Whether each pair means the same.
 
         Raises AuditError when the model's replies are mostly neither yes nor no.
         """
-        todo = [pair for pair in pairs if pair not in self._replies]
+        todo = list({normal(*pair): pair for pair in pairs if normal(*pair) not in self._replies}.values())
         if todo and self._model is None:
             self._model = load(self.p)
         size = self._model.batch_size if todo else 1
         for start in range(0, len(todo), size):
             batch = todo[start : start + size]
-            prompts = [_prompt().format(question=question, a=a, b=b) for question, a, b in batch]
-            replies = vlm.generate(self._model, [None] * len(batch), prompts, REPLY_TOKENS)
-            new = dict(zip(batch, replies, strict=True))
+            replies = vlm.generate(self._model, [None] * len(batch), [prompt(*pair) for pair in batch], REPLY_TOKENS)
             if self.path:
                 rows = (
-                    {"judge": self.p.same, "question": q, "a": a, "b": b, "reply": r} for (q, a, b), r in new.items()
+                    {"judge": self.p.same, "question": q, "a": a, "b": b, "reply": reply}
+                    for (q, a, b), reply in zip(batch, replies, strict=True)
                 )
                 lines.append(self.path, rows)
-            self._replies |= new
-            self.asked += len(new)
+            self._replies |= zip([normal(*pair) for pair in batch], replies, strict=True)
+            self.asked += len(batch)
             self._refuse_nonsense()
-        return [yes_or_no(self._replies[pair]) is True for pair in pairs]
+        return [yes_or_no(self._replies[normal(*pair)]) is True for pair in pairs]
 
     def _refuse_nonsense(self) -> None:
         unclear = [reply for reply in self._replies.values() if yes_or_no(reply) is None]
@@ -74,6 +75,12 @@ class Judge:
                 f'same: "{self.p.same}" cannot judge: of {len(self._replies)} replies {len(unclear)} are neither yes '
                 f"nor no, such as {unclear[-1][:60]!r}; name another model, or text or embedding."
             )
+
+
+def prompt(question: str, a: str, b: str) -> str:
+    """What a model is asked; line breaks in an answer are taken out, so that none looks like a line of the prompt."""
+    question, a, b = (" ".join(text.split()) for text in (question, a, b))
+    return _prompt().format(question=question, a=a, b=b)
 
 
 def yes_or_no(reply: str) -> bool | None:

@@ -55,6 +55,15 @@ def test_each_pair_is_asked_once_with_its_question_and_kept(pedant, tmp_path):
     assert [row["reply"] for row in lines.read(tmp_path / "judged.jsonl")].count("Yes.") == 1
 
 
+def test_a_model_reads_what_was_said_and_is_not_asked_again_about_another_form_of_it(pedant, tmp_path):
+    first = same(P, tmp_path)
+    first.prepare([("is it ripe?", "It is not\nripe!", "unripe {x}")])
+    assert len(pedant.prompts) == 1 and "It is not ripe!" in pedant.prompts[0] and "unripe {x}" in pedant.prompts[0]
+    for alike in (first, same(P, tmp_path)):
+        alike("unripe, x", "not ripe", "Is it  ripe?")
+    assert len(pedant.prompts) == 1
+
+
 def test_records_are_scored_by_a_model_and_again_without_it(pedant, tmp_path, monkeypatch):
     said = {"a": "couch", "b": "coupe", "c": "chair"}
     record = {"key": "1", "picture": "x", "question": "what is it?", "target": "stool", "references": said}
