@@ -103,7 +103,7 @@ def answers(model: VLM, p: Params, best: dict) -> dict:
     vlm.generate(model, images[: model.batch_size], questions[: model.batch_size], p.max_answer_tokens)
     n = model.batch_size  # which may have been halved
     clock = Clock(model.model.device.type)
-    with clock.timing(vlm, "_inputs", "preparing"), _peak(model.model.device.type) as peak:
+    with clock.timing(vlm, "batch", "preparing"), _peak(model.model.device.type) as peak:
         began = clock.now()
         vlm.generate(model, images, questions, p.max_answer_tokens)
         seconds = clock.now() - began
@@ -181,7 +181,7 @@ def step(aud: VLM, target: VLM, reference: VLM, pictures: Sequence[Picture], p: 
         (aud.model, "generate", "generation"),
         (auditor, "rarest", "plausibility"),
         (AnswerBook, "ask", "answers"),
-        (disagreement, "judge", "judge"),
+        (disagreement, "verdicts", "judge"),
         (grpo.AuditorTrainer, "_prepare_inputs", "inputs"),
         (grpo.AuditorTrainer, "compute_loss", "loss"),
         (grpo.AuditorTrainer, "training_step", "training"),

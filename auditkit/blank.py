@@ -14,6 +14,7 @@ from tokenizers.models import WordLevel
 
 from auditkit import sizes, vlm
 from auditkit.miniature.families import FAMILIES
+from auditkit.processors import settled
 from auditkit.vlm import VLM
 
 MODELS = {
@@ -38,7 +39,7 @@ def build(name: str, device: str, batch_size: int, tiny: bool = False) -> VLM:
         model = hf.AutoModelForImageTextToText.from_config(
             config, dtype=torch.bfloat16 if device == "cuda" else torch.float32
         )
-    made = processor(config)
+    made = settled(processor(config))
     model.generation_config = hf.GenerationConfig(
         do_sample=False,
         pad_token_id=0,

@@ -86,11 +86,21 @@ def same_text(a: str, b: str) -> bool:
 Pair = tuple[str, str, str]  # question, answer, answer
 
 
+def normal(question: str, a: str, b: str) -> Pair:
+    """A pair under which all those are filed that differ only in form, or in which answer comes first.
+
+    >>> normal("What  is it?", "It's a sofa.", "Chair") == normal("what is it?", "a chair", "sofa")
+    True
+    """
+    return " ".join(question.lower().split()), *sorted((normalise(a), normalise(b)))
+
+
 class Same:
     """Whether two answers to a question mean the same. Equal normalised texts do; others are put to `decide`.
 
-    `decide` takes many pairs at once and is asked about each pair once, in either order: call `prepare` with all pairs
-    before asking for single ones. Without it, different texts mean different things. `asked` counts what was decided.
+    `decide` takes many pairs at once, as they were first worded, and is asked about each pair once, in either order:
+    call `prepare` with all pairs before asking for single ones. Without it, different texts mean different things.
+    `asked` counts what was decided.
 
     >>> alike = Same()
     >>> alike("three", "3"), alike("sofa", "chair", "what is it?")
@@ -102,26 +112,19 @@ class Same:
         self._known: dict[Pair, bool] = {}
 
     def __call__(self, a: str, b: str, question: str = "") -> bool:
-        pair = self._open(a, b, question)
-        if pair is None or self.decide is None:
-            return normalise(a) == normalise(b)
-        if pair not in self._known:
-            self.prepare([(question, a, b)])
-        return self._known[pair]
+        self.prepare([(question, a, b)])
+        return same_text(a, b) or self._known.get(normal(question, a, b), False)
 
     def prepare(self, pairs: Iterable[Pair]) -> None:
         """Decide all pairs that are not decided yet, together."""
-        if self.decide is not None:
-            found = dict.fromkeys(self._open(a, b, question) for question, a, b in pairs)
-            todo = [pair for pair in found if pair is not None and pair not in self._known]
-            if todo:
-                self._known |= zip(todo, self.decide(todo), strict=True)
-                self.asked += len(todo)
-
-    def _open(self, a: str, b: str, question: str) -> Pair | None:
-        """The pair as it is decided, or None where the text alone decides: it is the same, or one says nothing."""
-        first, second = sorted((normalise(a), normalise(b)))
-        return None if first == second or not first else (" ".join(question.split()), first, second)
+        todo: dict[Pair, Pair] = {}
+        for pair in pairs if self.decide else ():
+            _, first, second = known = normal(*pair)
+            if first and first != second and known not in self._known:  # "" is like nothing but itself
+                todo.setdefault(known, pair)
+        if todo:
+            self._known |= zip(todo, self.decide(list(todo.values())), strict=True)
+            self.asked += len(todo)
 
 
 def same(p, folder: Path | None = None) -> Same:
@@ -159,6 +162,7 @@ def embedding(threshold: float = 0.8) -> Callable[[list[Pair]], list[bool]]:
     model = SentenceTransformer(str(get_model_path()), device="cpu")
 
     def decide(pairs: list[Pair]) -> list[bool]:
+        pairs = [normal(*pair) for pair in pairs]
         texts = sorted({text for _, *both in pairs for text in both})
         vectors = model.encode(texts, batch_size=256, normalize_embeddings=True, show_progress_bar=False)
         at = {text: vector for text, vector in zip(texts, vectors, strict=True)}
@@ -220,16 +224,17 @@ def judge(
     if tie or share + 1e-9 < quorum:
         return Verdict(None, round(share, 2), False)
     consensus = Counter(answer.strip() for answer in groups[0]).most_common(1)[0][0]
-    return Verdict(consensus, round(share, 2), not alike(target, consensus))
+    # who says what one behind the consensus says does not depart from it, even if a judge finds the two wordings unlike
+    joins = any(same_text(target, answer) for answer in groups[0]) or alike(target, consensus)
+    return Verdict(consensus, round(share, 2), not joins)
 
 
 def verdicts(rows: Sequence[tuple[str, str, Sequence[str]]], alike: Same, quorum: float) -> list[Verdict]:
-    """`judge` for many (question, target's answer, references' answers), all open pairs decided together.
+    """`judge` for many (question, target's answer, references' answers), in two large calls of what decides.
 
-    Where any two references may turn out to mean the same, each answer may be compared with each other one; that many
-    pairs are few, since most answers to a question are equal.
+    First any two references are compared, then each target with its consensus, where there is one.
     """
-    alike.prepare(
-        (question, a, b) for question, target, references in rows for a, b in combinations([target, *references], 2)
-    )
+    alike.prepare((question, a, b) for question, _, references in rows for a, b in combinations(references, 2))
+    agreed = [judge("", references, alike, quorum, question).consensus for question, _, references in rows]
+    alike.prepare((row[0], row[1], said) for row, said in zip(rows, agreed, strict=True) if said is not None)
     return [judge(target, references, alike, quorum, question) for question, target, references in rows]

@@ -19,9 +19,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
-from auditkit import lines, places, stats, vlm
-from auditkit.disagreement import Pair, same
+from auditkit import lines, stats, vlm
+from auditkit.disagreement import Pair, normal, same
 from auditkit.errors import AuditError
 
 REPLY_TOKENS = 12
@@ -31,6 +32,8 @@ ENOUGH = 20  # replies after which a judge that mostly says neither yes nor no i
 class Judge:
     """Decides pairs of answers by asking a model; every reply is filed as soon as its batch is done.
 
+    It reads the answers as they were given: their normalised texts would lose a "not". Replies are filed beside these
+    and found again for whatever has the same normalised texts.
     `asked` counts the pairs put to it by this object, `unclear` its replies on file that were neither yes nor no.
     """
 
@@ -39,31 +42,30 @@ class Judge:
         self._replies: dict[Pair, str] = {}
         for row in lines.read(self.path) if self.path else ():
             if row["judge"] == p.same:
-                self._replies[row["question"], row["a"], row["b"]] = row["reply"]
+                self._replies[normal(row["question"], row["a"], row["b"])] = row["reply"]
 
     def __call__(self, pairs: Sequence[Pair]) -> list[bool]:
         """Whether each pair means the same.
 
         Raises AuditError when the model's replies are mostly neither yes nor no.
         """
-        todo = [pair for pair in pairs if pair not in self._replies]
+        todo = list({normal(*pair): pair for pair in pairs if normal(*pair) not in self._replies}.values())
         if todo and self._model is None:
             self._model = load(self.p)
         size = self._model.batch_size if todo else 1
         for start in range(0, len(todo), size):
             batch = todo[start : start + size]
-            prompts = [_prompt().format(question=question, a=a, b=b) for question, a, b in batch]
-            replies = vlm.generate(self._model, [None] * len(batch), prompts, REPLY_TOKENS)
-            new = dict(zip(batch, replies, strict=True))
+            replies = vlm.generate(self._model, [None] * len(batch), [prompt(*pair) for pair in batch], REPLY_TOKENS)
             if self.path:
                 rows = (
-                    {"judge": self.p.same, "question": q, "a": a, "b": b, "reply": r} for (q, a, b), r in new.items()
+                    {"judge": self.p.same, "question": q, "a": a, "b": b, "reply": reply}
+                    for (q, a, b), reply in zip(batch, replies, strict=True)
                 )
                 lines.append(self.path, rows)
-            self._replies |= new
-            self.asked += len(new)
+            self._replies |= zip([normal(*pair) for pair in batch], replies, strict=True)
+            self.asked += len(batch)
             self._refuse_nonsense()
-        return [yes_or_no(self._replies[pair]) is True for pair in pairs]
+        return [yes_or_no(self._replies[normal(*pair)]) is True for pair in pairs]
 
     def _refuse_nonsense(self) -> None:
         unclear = [reply for reply in self._replies.values() if yes_or_no(reply) is None]
@@ -73,6 +75,12 @@ class Judge:
                 f'same: "{self.p.same}" cannot judge: of {len(self._replies)} replies {len(unclear)} are neither yes '
                 f"nor no, such as {unclear[-1][:60]!r}; name another model, or text or embedding."
             )
+
+
+def prompt(question: str, a: str, b: str) -> str:
+    """What a model is asked; line breaks in an answer are taken out, so that none looks like a line of the prompt."""
+    question, a, b = (" ".join(text.split()) for text in (question, a, b))
+    return _prompt().format(question=question, a=a, b=b)
 
 
 def yes_or_no(reply: str) -> bool | None:
@@ -93,15 +101,20 @@ class TextModel:
     model: Any
     tokenizer: Any
     batch_size: int
+    parked: Any = None  # memory.Parked: its weights' place while it does not write
 
     @torch.inference_mode()
     def write(
         self, images: Sequence, prompts: Sequence[str], max_new_tokens: int, temperature: float = 0.0
     ) -> list[str]:
-        """What it writes to one batch of prompts, greedily or sampled."""
-        chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
+        """What it writes to one batch of prompts, greedily or sampled; without thinking first, if its template can."""
         inputs = self.tokenizer.apply_chat_template(
-            chats, add_generation_prompt=True, padding=True, return_dict=True, return_tensors="pt"
+            [[{"role": "user", "content": prompt}] for prompt in prompts],
+            add_generation_prompt=True,
+            enable_thinking=False,
+            padding=True,
+            return_dict=True,
+            return_tensors="pt",
         ).to(self.model.device)
         how = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {}
         with vlm.quiet():
@@ -118,35 +131,44 @@ class TextModel:
 def load(p) -> vlm.Writer:
     """The model that `p.same` names: as an image-text model where it is one, else as a language model.
 
-    Raises AuditError for a model that is not there, or that has no chat template.
+    Raises AuditError for a model that cannot be had, for weights that are no safetensors, and for no chat template.
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
-    from auditkit import specs
+    from auditkit import memory, places, specs
 
     spec = specs.parse(p.same)
     if spec.engine != "transformers":
         return vlm.loader(p)(p.same)
     own = spec.options
-    place, how = places.source(vlm.resolve(p.same), p.same, own)
+    place, source = places.source(vlm.resolve(p.same), p.same, own)
+    device = vlm._device(own.get("device", p.device))
+    turns = p.memory == "turns" and device != "cpu" and "bits" not in own
+    how = {"dtype": vlm._dtype(own.get("dtype", p.dtype), device), "attn_implementation": own.get("attention")}
+    if device != "cpu" and not turns:
+        how["device_map"] = {"": device}
+    if "bits" in own:
+        how["quantization_config"] = memory.quantization(own["bits"], how["dtype"])
     try:
-        config = AutoConfig.from_pretrained(place, **how)
-        if type(config) in AutoModelForImageTextToText._model_mapping:
+        config = AutoConfig.from_pretrained(place, **source)
+        own_code = getattr(config, "auto_map", {})
+        if type(config) in AutoModelForImageTextToText._model_mapping or "AutoModelForImageTextToText" in own_code:
             return vlm.loader(p)(p.same)
-        tokenizer = AutoTokenizer.from_pretrained(place, padding_side="left", **how)
-        device = vlm._device(own.get("device", p.device))
-        dtype = vlm._dtype(own.get("dtype", p.dtype), device)
         with vlm.quiet():
-            model = (
-                AutoModelForCausalLM.from_pretrained(place, dtype=dtype, use_safetensors=True, **how).to(device).eval()
-            )
+            tokenizer = AutoTokenizer.from_pretrained(place, padding_side="left", **source)
     except (OSError, ValueError, KeyError) as error:
-        raise AuditError(f'same: "{p.same}" could not be loaded from {place} ({places.short(error)}).') from error
+        raise AuditError(f'same: "{p.same}" is no language model here ({places.short(error)}).') from error
+    try:
+        with vlm.quiet():
+            model = AutoModelForCausalLM.from_pretrained(place, use_safetensors=True, **source, **how).eval()
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        places.refuse_weights(error, place, p.same, source)
     if not tokenizer.chat_template:
         raise AuditError(f'same: "{p.same}" has no chat template, so it cannot be asked; name an instruct model.')
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return TextModel(spec.name, model, tokenizer, own.get("batch_size", p.batch_size))
+    parked = memory.Parked(model, device) if turns else None
+    return TextModel(spec.name, model, tokenizer, own.get("batch_size", p.batch_size), parked)
 
 
 def agreement(kind: str, **how) -> dict:

@@ -86,6 +86,33 @@ def test_pairs_are_decided_together_and_once_in_either_order():
     assert alike.asked == 3
 
 
+def test_verdicts_take_two_calls_and_are_those_of_one_by_one():
+    rows = [
+        ("what is it?", "dog", ["cat", "cow", "Cat."]),
+        ("what is it?", "cup", ["cat", "cow", "cat"]),
+        ("what is it?", "owl", ["ant", "bee", "elk"]),  # no consensus: the target is not compared
+        ("what is it?", "Bee", ["bee", "bee", ""]),
+        ("where is it?", "", ["left", "left", "left"]),
+    ]
+    batches = []
+
+    def decide(pairs):
+        batches.append(pairs)
+        return [a[0] == b[0] for _, a, b in pairs]
+
+    found = verdicts(rows, Same(decide), 0.6)
+    assert [len(batch) for batch in batches] == [4, 2]
+    assert [verdict.disagrees for verdict in found] == [True, False, False, False, True]
+    assert found == [judge(target, said, Same(decide), 0.6, question) for question, target, said in rows]
+
+
+def test_who_says_what_a_reference_behind_the_consensus_says_does_not_depart_from_it():
+    chain = Same(lambda pairs: [{a, b} != {"mug", "glass"} for _, a, b in pairs])  # mug = cup = glass, but mug != glass
+    said = ["cup", "mug", "glass", "mug"]
+    assert judge("glass", said, chain, 1.0) == Verdict("mug", 1.0, False)
+    assert verdicts([("what?", "glass", said)], chain, 1.0) == [Verdict("mug", 1.0, False)]
+
+
 def test_a_judge_sees_the_question():
     alike = Same(lambda pairs: ["bank" in question for question, _, _ in pairs])
     found = verdicts([("who is at the bank?", "a", ["c", "c"]), ("who is it?", "a", ["c", "c"])], alike, 1.0)

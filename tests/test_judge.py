@@ -55,6 +55,15 @@ def test_each_pair_is_asked_once_with_its_question_and_kept(pedant, tmp_path):
     assert [row["reply"] for row in lines.read(tmp_path / "judged.jsonl")].count("Yes.") == 1
 
 
+def test_a_model_reads_what_was_said_and_is_not_asked_again_about_another_form_of_it(pedant, tmp_path):
+    first = same(P, tmp_path)
+    first.prepare([("is it ripe?", "It is not\nripe!", "unripe {x}")])
+    assert len(pedant.prompts) == 1 and "It is not ripe!" in pedant.prompts[0] and "unripe {x}" in pedant.prompts[0]
+    for alike in (first, same(P, tmp_path)):
+        alike("unripe, x", "not ripe", "Is it  ripe?")
+    assert len(pedant.prompts) == 1
+
+
 def test_records_are_scored_by_a_model_and_again_without_it(pedant, tmp_path, monkeypatch):
     said = {"a": "couch", "b": "coupe", "c": "chair"}
     record = {"key": "1", "picture": "x", "question": "what is it?", "target": "stool", "references": said}
@@ -124,8 +133,18 @@ def test_a_language_model_without_eyes_can_be_the_judge(tmp_path):
     tokenizer.save_pretrained(tmp_path)
     model = judge.load(p)
     prompts = ["is it a dog ?", "how many cats are on the sofa? a pair or none of them"]
+    assert judge.load(SimpleNamespace(**vars(p) | {"same": f"{tmp_path}?batch_size=2&dtype=bfloat16"})).batch_size == 2
     together = vlm.generate(model, [None, None], prompts, 8)
     assert together == [vlm.generate(model, [None], [prompt], 8)[0] for prompt in prompts] and all(together)
+
+
+def test_a_language_model_that_cannot_be_had_is_refused_in_one_sentence(tmp_path):
+    p = SimpleNamespace(**vars(P) | {"same": str(tmp_path)})
+    with pytest.raises(AuditError, match=f'same: "{tmp_path}" is no language model here'):
+        judge.load(p)
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(AuditError, match="is no language model here"):  # it has no tokenizer
+        judge.load(p)
 
 
 def test_what_is_no_model_is_refused():

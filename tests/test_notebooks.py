@@ -259,7 +259,7 @@ def test_an_audit_that_found_nothing_still_ends_with_a_report(smoke, tmp_path):
     lines.append(run / "05_audit" / "scored.jsonl", flawless)
     done = auditkit(project, "--from", "06")
     assert done.returncode == 0 and f"{run / 'report.html'}\n" in done.stdout, done.stderr
-    assert "Nothing was found, so nothing was repaired." in done.stdout
+    assert "Nothing was found, so nothing is repaired." in done.stdout
     assert not (run / "07_rectify" / "adapter").exists()
     summary = json.loads((run / "summary.json").read_text())
     assert summary["findings"]["total"] == 0 and summary["rectification"] == {"pairs": 0}
