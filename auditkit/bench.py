@@ -139,7 +139,9 @@ def whole(device: str, tiny: bool, p: Params, best: dict) -> dict:
         some, clock = pictures[: p.batch_size], Clock(device)
         with _peak(device) as peak:
             began = clock.now()
-            audit.run({"untrained": aud}, target, [reference], some, p, Path(folder, "audit"), {"untrained": len(some)})
+            there = [lambda model=model: model for model in (aud, target, reference)]
+            counts = {"untrained": len(some)}
+            audit.run({"untrained": there[0]}, *there[1:2], there[2:], some, p, Path(folder, "audit"), counts)
             found["audit"] = {"rows": len(some), "seconds": clock.now() - began}
         memory = _planned(p, _as_planned(p, built))
         if peak:

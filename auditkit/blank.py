@@ -39,7 +39,7 @@ def build(name: str, device: str, batch_size: int, tiny: bool = False) -> VLM:
         model = hf.AutoModelForImageTextToText.from_config(
             config, dtype=torch.bfloat16 if device == "cuda" else torch.float32
         )
-    made = settled(processor(config))
+    made = processor(config)
     model.generation_config = hf.GenerationConfig(
         do_sample=False,
         pad_token_id=0,
@@ -97,7 +97,8 @@ def processor(config: hf.PreTrainedConfig):
     if config.model_type == "gemma3":
         pictures = hf.Gemma3ImageProcessorPil(size=size, do_pan_and_scan=False)
         template = FAMILIES["gemma3"].template
-        return hf.Gemma3Processor(pictures, fast, chat_template=template, image_seq_length=config.mm_tokens_per_image)
+        made = hf.Gemma3Processor(pictures, fast, chat_template=template, image_seq_length=config.mm_tokens_per_image)
+        return settled(made)
     pictures = hf.SiglipImageProcessorPil(size=size)
     pictures.image_seq_length = (side // config.vision_config.patch_size) ** 2
-    return hf.PaliGemmaProcessor(pictures, fast)
+    return settled(hf.PaliGemmaProcessor(pictures, fast))

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 import urllib.request
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -27,7 +28,7 @@ pytest.importorskip("openai", reason="openai is not installed: pip install audit
 KEY = "sk-0123456789abcdef"
 P = SimpleNamespace(
     audit_probes=24, seed=3, temperature=1.0, min_token_probability=1e-3, max_question_tokens=48, max_answer_tokens=8,
-    quorum=0.6, same="text", batch_size=24,
+    quorum=0.6, same="text", batch_size=24, engine="local",
 )  # fmt: skip
 
 
@@ -149,11 +150,13 @@ def test_greedy_answers_on_24_pictures_are_those_of_the_same_model_here(served):
 
 
 def test_an_audit_with_one_reference_behind_a_server_ends_in_the_records_of_the_local_one(served, tmp_path):
-    auditors = {"untrained": vlm.load("miniature:auditor", device="cpu", batch_size=24)}
-    target, gemma3, llava = (vlm.load(f"miniature:{name}", device="cpu") for name in ("target", "gemma3", "llava"))
+    auditors = {"untrained": partial(vlm.load, "miniature:auditor", device="cpu", batch_size=24)}
+    target, gemma3, llava = (
+        partial(vlm.load, f"miniature:{name}", device="cpu") for name in ("target", "gemma3", "llava")
+    )
     spec = f"{served}?price_in=2&price_out=10#gemma3"
     local = audit.run(auditors, target, [gemma3, llava], pictures(24), P, tmp_path / "local")
-    remote = audit.run(auditors, target, [vlm.load(spec), llava], pictures(24), P, tmp_path / "remote")
+    remote = audit.run(auditors, target, [partial(vlm.load, spec), llava], pictures(24), P, tmp_path / "remote")
     assert remote == local and sum(record["question"] is not None for record in local) > 12
     assert audit.score(remote, P) == audit.score(local, P)
     assert spending.spent(tmp_path / "local" / "answers.jsonl", ["miniature:gemma3"]) == {}
