@@ -13,6 +13,8 @@ system).
 import json
 import logging
 import os
+import re
+import socket
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -123,13 +125,15 @@ def _start(ray) -> bool:
         return False
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # what is to come, and no warning that it comes
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what matters is raised
+    address = os.environ.get("RAY_ADDRESS", "")
     try:
+        if place := re.search(r"([^/@]+):(\d+)$", address):  # Ray itself would go on trying for a quarter of an hour
+            socket.create_connection((place[1].strip("[]"), int(place[2])), timeout=10).close()
         ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().split("\n")[0]
-        address = os.environ.get("RAY_ADDRESS")
-        where = f"no cluster answers at RAY_ADDRESS={address}" if address else "Ray could not be started here"
-        raise AuditError(f"engine: ray: {where} ({reason}).") from error
+    except (OSError, ValueError, RuntimeError) as error:  # a ConnectionError is an OSError
+        why = "with RAY_AUTH_MODE=token, if the cluster wants one" if "oken" in f"{error}{error.__cause__}" else ""
+        where = f"cannot join the cluster at RAY_ADDRESS={address}" if address else "Ray could not be started here"
+        raise AuditError(f"engine: ray: {where} ({why or str(error).strip().splitlines()[0]}).") from error
     return True
 
 

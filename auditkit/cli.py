@@ -4,7 +4,10 @@
     auditkit run params/demo.yaml --set seed=1 --set run_name=demo_seed1
     auditkit run params/demo.yaml --from 05 --start-over
     auditkit check google/gemma-3-4b-it             does a model do what an audit takes for granted?
+    auditkit plan params/paligemma2_3b.yaml --gpu 80   what it takes, before any download
+    auditkit bench                                  how fast this GPU is, with no weights needed
     auditkit miniature table                        what each shipped model can do, measured
+    auditkit benchmarks google/gemma-3-4b-it --adapter ADAPTER --limit 500
 
 Exit codes: 0 done, 1 a notebook or a check failed, 2 something the user can put right (one sentence says what),
 130 interrupted.
@@ -51,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"auditkit: {error.filename}: {error.strerror}.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        then = "goes on from here" if options.command is _run else "begins anew"
+        then = "goes on from here" if options.command in (_run, _benchmarks) else "begins anew"
         print(f"auditkit: interrupted; the same command {then}.", file=sys.stderr)
         return 130
 
@@ -89,6 +92,50 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--question", metavar="TEXT", help="what to ask about it")
     check.add_argument("--debug", action="store_true", help="show tracebacks")
     check.set_defaults(command=_check)
+
+    about = (
+        "Say what a parameter file takes before anything is downloaded: memory, calls, downloads, and, after auditkit "
+        "bench, time. A run that cannot fit is refused with the keys to change."
+    )
+    plan = commands.add_parser("plan", help="what a run takes: memory, calls, downloads, time", description=about)
+    plan.add_argument("params", metavar="PARAMS.yaml", help="the parameter file, such as params/demo.yaml")
+    plan.add_argument(
+        "--set", metavar="KEY=VALUE", action="append", default=[], dest="settings", help="replace one value of the file"
+    )
+    plan.add_argument("--gpu", type=float, metavar="GB", help="memory of a GPU to plan for; default: that found here")
+    plan.add_argument("--gpus", type=int, metavar="N", help="how many of them; default: all that are found, or one")
+    plan.add_argument("--debug", action="store_true", help="show tracebacks")
+    plan.set_defaults(command=_plan)
+
+    about = (
+        "Time answers and whole GRPO steps of the paper's models with random weights, and hold the measured memory "
+        "beside the planned. auditkit plan reads the rates."
+    )
+    bench = commands.add_parser("bench", help="how fast this GPU is, and whether the plan is true", description=about)
+    bench.add_argument(
+        "--models",
+        metavar="A,B",
+        default="paligemma2-3b,gemma3-4b",
+        help="whose answers are timed; a folder or miniature:NAME is loaded; default: paligemma2-3b,gemma3-4b",
+    )
+    bench.add_argument("--tiny", action="store_true", help="the same families at toy size, to see it work on a CPU")
+    bench.add_argument("--out", type=Path, metavar="FILE", help="the result; default: outputs/bench.json")
+    bench.add_argument("--debug", action="store_true", help="show tracebacks")
+    bench.set_defaults(command=_bench)
+
+    about = (
+        "Put a model, and the same with an adapter, through the paper's benchmarks by lmms-eval (extra benchmarks) and "
+        "print the scores beside the paper's. Finished tasks are kept: run again to go on after an interruption."
+    )
+    bench = commands.add_parser("benchmarks", help="the paper's benchmarks, before and after", description=about)
+    bench.add_argument("model", metavar="MODEL", help="what a parameter file names: a folder, a hub id, miniature:NAME")
+    bench.add_argument("--adapter", type=Path, metavar="DIR", help="the repair: a LoRA adapter of this model")
+    bench.add_argument("--tasks", metavar="NAME,...", help="such as vqav2,gqa, or any of lmms-eval's; default: the 16")
+    bench.add_argument("--limit", type=_above_0, metavar="N", help="the first N questions of each")
+    bench.add_argument("--include", type=Path, metavar="DIR", help="further tasks in lmms-eval's YAML format")
+    bench.add_argument("--out", type=Path, metavar="DIR", help="results; default: outputs/benchmarks/MODEL")
+    bench.add_argument("--debug", action="store_true", help="show tracebacks")
+    bench.set_defaults(command=_benchmarks)
 
     miniature = commands.add_parser("miniature", help="the shipped tiny models: build, measure, plant gaps of your own")
     tasks = miniature.add_subparsers(required=True, metavar="TASK")
@@ -128,6 +175,33 @@ def _check(options) -> int:
         print(f"{what:<14} {'' if right else 'NO: '}{found}", flush=True)
         failed += not right
     return 1 if failed else 0
+
+
+def _plan(options) -> None:
+    from auditkit import plan
+
+    p = params.load(options.params, **dict(params.setting(text) for text in options.settings))
+    here = plan.machine(options.gpu, options.gpus, p.device)
+    print(plan.tell(p, here), flush=True)
+    plan.refuse(p, here)
+
+
+def _bench(options) -> None:
+    from auditkit import bench
+
+    found = bench.run([name.strip() for name in options.models.split(",") if name.strip()], options.tiny)
+    path = options.out or params.root() / "outputs" / "bench.json"
+    bench.write(found, path)
+    print(f"{bench.table(found)}\n{runs.shown(path.resolve())}")
+
+
+def _benchmarks(options) -> None:
+    from auditkit import lmms, paper, specs
+
+    tasks = options.tasks.split(",") if options.tasks else list(paper.BENCHMARKS)
+    out = options.out or params.root() / "outputs" / "benchmarks" / specs.parse(options.model).name
+    rows = lmms.compare(options.model, options.adapter, tasks, out, options.limit, options.include)
+    print(lmms.as_text(rows))
 
 
 def _build(options) -> None:

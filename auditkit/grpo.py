@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.util
 import json
 import os
 import random
@@ -49,7 +50,7 @@ from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from auditkit import auditor as writing
-from auditkit import disagreement, lines, params, processors, runs, vlm
+from auditkit import disagreement, lines, params, processors, runs, vllm_engine, vlm
 from auditkit import images as sources
 from auditkit.errors import AuditError
 from auditkit.images import Picture
@@ -63,6 +64,10 @@ STAGE = "04_auditor"
 RECENT = 1000  # successes that novelty is measured against
 CAP = 4.0  # a success of an unseen kind earns at most this much novelty
 KEPT = 256  # successes kept for replay in each cluster
+SHARED = {  # files that several processes add to -> what makes two rows the same
+    "answers": ("model", "picture", "question"),
+    "judged": ("judge", "question", "a", "b"),
+}
 PATIENCE = 10  # steps in which the references may never agree before training is called off
 
 
@@ -336,6 +341,8 @@ def train(
     Raises AuditError when there are too few pictures for one step, when a step cannot be dealt out evenly, when the
     untrained auditor writes no questions, or when the references never agree.
     """
+    if p.grpo_rollouts != "transformers" and not importlib.util.find_spec("vllm"):
+        raise AuditError(f"grpo_rollouts: {p.grpo_rollouts} {vllm_engine.MISSING}, or write transformers.")
     if len(pictures) < p.grpo_images:
         raise AuditError(
             f"train_images: {len(pictures)} pictures are fewer than grpo_images ({p.grpo_images}), so GRPO would train "
@@ -348,7 +355,7 @@ def train(
         last = runs.last_checkpoint(out)
         done = int(last.rsplit("-", 1)[1]) if last else 0
         _forget_after(out, done)
-        _collect_answers(out)
+        _collect(out)
         kinds = _kinds(auditor, pictures, p, out)
         book = AnswerBook(out / "answers.jsonl")
         scorer = Scorer(target, references, {q.key: q for q in pictures}, kinds, book, p, out / "rollouts.jsonl")
@@ -359,6 +366,8 @@ def train(
     here.wait_for_everyone()  # all have read before anyone writes
     if not here.is_main_process:  # one file, one writer; collected at the end, or at the next start
         book.path = out / f"answers.{here.process_index}.jsonl"
+        if getattr(scorer.same.decide, "path", None):  # of a model that judges
+            scorer.same.decide.path = out / f"judged.{here.process_index}.jsonl"
     if done < p.grpo_steps:
         trainer = AuditorTrainer(
             model=auditor.model,
@@ -386,7 +395,7 @@ def train(
         trainer.train(resume_from_checkpoint=last)
     here.wait_for_everyone()
     if here.is_main_process:
-        _collect_answers(out)
+        _collect(out)
     return lines.read(out / "history.jsonl")
 
 
@@ -437,6 +446,10 @@ def _config(p: Params, out: Path, device: str, dtype: torch.dtype, processes: in
         report_to="none",
         disable_tqdm=True,
         dataloader_pin_memory=False,
+        use_vllm=p.grpo_rollouts != "transformers",
+        vllm_mode="server" if p.grpo_rollouts == "vllm_server" else "colocate",  # a server: trl vllm-serve --model ID
+        vllm_enable_sleep_mode=p.grpo_rollouts == "vllm_colocate",  # its memory is the answering models' meanwhile
+        vllm_max_model_length=8192,  # a picture of some thousand tokens and the question; a model's own is far longer
     )
 
 
@@ -494,16 +507,14 @@ def _forget_after(out: Path, step: int) -> None:
             lines.replace(out / name, kept)
 
 
-def _collect_answers(out: Path) -> None:
-    """Bring what other processes were answered into answers.jsonl; what two of them asked at once is there once."""
-    for path in sorted(out.glob("answers.*.jsonl")):
-        known = {(row["model"], row["picture"], row["question"]) for row in lines.read(out / "answers.jsonl")}
-        rows = lines.read(path)
-        lines.append(
-            out / "answers.jsonl",
-            (row for row in rows if (row["model"], row["picture"], row["question"]) not in known),
-        )
-        path.unlink()
+def _collect(out: Path) -> None:
+    """Bring what other processes filed into the first one's files; what two of them asked at once is there once."""
+    for name, columns in SHARED.items():
+        for path in sorted(out.glob(f"{name}.*.jsonl")):
+            known = {tuple(row[column] for column in columns) for row in lines.read(out / f"{name}.jsonl")}
+            new = [row for row in lines.read(path) if tuple(row[column] for column in columns) not in known]
+            lines.append(out / f"{name}.jsonl", new)
+            path.unlink()
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from auditkit import lines, stats, vlm
+from auditkit import lines, places, stats, vlm
 from auditkit.disagreement import Pair, normal, same
 from auditkit.errors import AuditError
 
@@ -135,7 +135,7 @@ def load(p) -> vlm.Writer:
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
-    from auditkit import memory, places, specs
+    from auditkit import memory, specs
 
     spec = specs.parse(p.same)
     if spec.engine != "transformers":

@@ -18,7 +18,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from PIL import Image
 
-from . import plots, stats
+from . import plots, spending, stats
 from .disagreement import same_text
 from .errors import AuditError
 
@@ -73,6 +73,7 @@ def render(
     pages.filters |= {"percent": percent, "interval": interval, "confusion": confusion, "duration": duration}
     html = pages.get_template("report.html.j2").render(
         summary=summary,
+        hosted=spending.in_words(summary.get("hosted", {})),
         stages=stages,
         unfinished=unfinished,
         gates=gates,

@@ -29,7 +29,7 @@ from pathlib import Path
 
 import torch
 
-from auditkit import lines, processors, runs, vlm
+from auditkit import lines, processors, runs, specs, vlm
 from auditkit.disagreement import same
 from auditkit.errors import AuditError
 from auditkit.images import Example, Picture
@@ -38,6 +38,19 @@ FINDINGS_SHARE = 1 / 5  # least share of the training set
 PROJECTIONS = "q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj"
 # peft's "all-linear" and bare names would match the vision tower too, whose projections have the same names
 TEXT_PART = rf".*(?:language_model|text_model)\.(?!.*vision).*\.(?:{PROJECTIONS})"
+
+
+def why_not(spec: str) -> str:
+    """One sentence on why a target can be audited but not repaired; "" where it can.
+
+    >>> why_not("google/gemma-3-4b-it"), why_not("google/gemma-3-4b-it?bits=4")[:81]
+    ('', 'target: audited but not repaired, for no adapter can be merged into weights of 4 ')
+    """
+    parsed = specs.parse(spec)
+    why = {"endpoint": "its weights are its server's", "vllm": "vLLM only answers"}.get(parsed.engine, "")
+    if "bits" in parsed.options:
+        why = f"no adapter can be merged into weights of {parsed.options['bits']} bits"
+    return why and f"target: audited but not repaired, for {why}; to repair it name its folder or hub id alone."
 
 
 def known(target: vlm.VLM, originals: Sequence[Example], book: vlm.AnswerBook, p) -> list[Example]:

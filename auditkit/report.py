@@ -7,7 +7,7 @@ to the stage folder it is named in, and inside the run folder. Without one, the 
 images/<slug(record["picture"])>.png in 06_findings, then in 05_audit. More keys than these do no harm.
 
     every stage       manifest.json  {"metrics": {}, "counts": {name: int}, "seconds": s, "versions": {package: text},
-                                      "parameters": {}, "commit"?}
+                                      "parameters": {}, "commit"?, "hosted"?: as from spending.spent}
     02_disagreement   metrics        {"untrained"?: rate, "untrained_by_consensus"?: rate}
     04_auditor        history.jsonl  one object a step: {"step", "reward/disagreement", "reward/format"?, "distinct"?,
                                       "kinds"?}
@@ -34,7 +34,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import lines, page
+from . import lines, page, spending
 from .errors import AuditError
 from .page import slug  # noqa: F401  (notebooks name the pictures they keep with it)
 
@@ -152,6 +152,7 @@ def summarise(run_name: str, stages: Mapping[str, Stage]) -> dict:
         "found_gaps": benchmark.get("found_gaps"),
         "held_out_disagreement": {side: benchmark.get(f"disagreement_{side}") for side in ("before", "after")},
         "counts": {name: stage.manifest.get("counts") for name, stage in stages.items()},
+        "hosted": spending.total(manifest.get("hosted", {}) for manifest in manifests),
         "seconds": {name: stage.manifest.get("seconds") for name, stage in stages.items()},
         "versions": {name: text for manifest in manifests for name, text in (manifest.get("versions") or {}).items()},
     }

@@ -32,7 +32,7 @@ from pathlib import Path
 
 import filelock
 
-from auditkit import lines
+from auditkit import lines, specs, spending
 from auditkit.errors import AuditError
 from auditkit.params import Params, root
 
@@ -152,6 +152,9 @@ class Stage:
                 "look at what the auditor wrote in this stage's records."
             )
         self.manifest["metrics"] = _measured(metrics or {}, f"{self.name}, metrics")
+        if hosted := spending.spent(self.folder / "answers.jsonl", [self.p.target, self.p.peer, *self.p.references]):
+            self.manifest["hosted"] = hosted
+            print("\n".join(spending.in_words(hosted)))
         self.manifest |= {"status": "done", "finished": _now()}
         self._save()
         _write(self.folder / "DONE", self.manifest["finished"] + "\n")
@@ -264,8 +267,16 @@ def differences(manifest: dict, p: Params, stage: str) -> str:
     return ", ".join(
         f"{name} {before[name]!r} then, {now[name]!r} now"
         for name in STAGES[stage].split()
-        if name in before and before[name] != now[name]
+        if name in before and before[name] != now[name] and not _same_models(name, before[name], now[name])
     )
+
+
+def _same_models(name: str, before, now) -> bool:
+    """Whether only where models run, how fast or at what price has changed, and so no answer."""
+    if name not in ("auditor", "target", "peer", "references"):
+        return False
+    before, now = ([texts] if isinstance(texts, str) else texts for texts in (before, now))
+    return len(before) == len(now) and all(map(specs.same, before, now))
 
 
 def start_over(p: Params, stages: Iterable[str]) -> None:

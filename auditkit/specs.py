@@ -10,6 +10,7 @@ What follows the question mark holds for this model alone and is written like a 
 """
 
 import difflib
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import parse_qsl, urldefrag, urlsplit, urlunsplit
@@ -39,6 +40,7 @@ ENDPOINT = {
     "max_pixels": int,
 }
 OPTIONS = {"transformers": LOCAL, "vllm": VLLM, "endpoint": ENDPOINT}
+HOW = {"batch_size", "device", "gpus", "memory", "key", "price_in", "price_out"}  # where, how fast and for how much
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,8 @@ def parse(text: str | Path) -> Spec:
         address, model = urldefrag(text)
         parts = urlsplit(address)
         if not model:
-            raise AuditError(f'"{text}": say which of the server\'s models, as in {text}#google/gemma-3-12b-it.')
+            shown = text.partition("?")[0]  # a query may hold what is not to be shown
+            raise AuditError(f'"{shown}": say which of the server\'s models, as in {shown}#google/gemma-3-12b-it.')
         if parts.username or parts.password:
             raise AuditError(
                 f'"{parts.hostname}": no key belongs into a parameter file; name its variable, ?key=MY_KEY.'
@@ -84,7 +87,20 @@ def parse(text: str | Path) -> Spec:
         engine = "vllm" if text.startswith("vllm:") else "transformers"
         place, _, query = text.removeprefix("vllm:").partition("?")
         model = place
-    return Spec(engine, place, model, _options(text, query, OPTIONS[engine]))
+    return Spec(engine, place, model, _options(place, query, OPTIONS[engine]))
+
+
+def same(one: str, other: str) -> bool:
+    """Whether two texts name the same model asked the same way, so that the answers of one stand for the other.
+
+    >>> same("a/b?bits=4&batch_size=8", "a/b?bits=4&device=cuda:1"), same("a/b?bits=4", "a/b")
+    (True, False)
+    """
+    a, b = (
+        (s.engine, s.place, s.model, {k: v for k, v in s.options.items() if k not in HOW})
+        for s in (parse(one), parse(other))
+    )
+    return a == b
 
 
 def _options(text: str, query: str, known: dict) -> dict:
@@ -99,6 +115,10 @@ def _options(text: str, query: str, known: dict) -> dict:
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}."
             raise AuditError(f'"{text}": unknown option {name}; {hint}')
         kind = known[name]
+        if name == "key" and not re.fullmatch("[A-Z_][A-Z0-9_]*", value):  # not shown: it may be the key itself
+            raise AuditError(
+                f'"{text}": ?key= wants the name of the environment variable that holds the key, in capitals.'
+            )
         if isinstance(kind, set):
             if value not in kind:
                 raise AuditError(f'"{text}": {name} is one of {", ".join(sorted(kind))}, not {value!r}.')

@@ -22,7 +22,7 @@ from PIL import Image
 from safetensors import SafetensorError
 
 from auditkit import lines, memory, places, specs
-from auditkit.errors import AuditError
+from auditkit.errors import AuditError, Unfinished
 from auditkit.images import Picture
 from auditkit.memory import Parked, at_work
 from auditkit.params import root
@@ -70,12 +70,16 @@ class VLM:
 
 
 def resolve(spec: str | Path) -> str:
-    """Where a model is: the folder of a shipped one ("miniature:NAME") or of one's own, or a hub id, unchanged.
+    """Where a model is: the folder of a shipped one ("miniature:NAME") or of one's own, or a hub id or a server's
+    address, unchanged.
 
     A relative folder counts from the working folder, then from the project's.
     Raises AuditError when it can be none of these.
     """
-    text = specs.parse(spec).place
+    parsed = specs.parse(spec)
+    text = parsed.place
+    if parsed.engine == "endpoint":
+        return text
     if text.startswith("miniature:"):
         folder = WEIGHTS / text.removeprefix("miniature:")
         if not folder.is_dir():
@@ -241,20 +245,33 @@ class AnswerBook:
         # one that was not, and gets the same answers to the last bit.
         todo = list(unique)
 
-        def write(rows: list[int]) -> dict[tuple, str]:
+        def write(rows: list[int]) -> None:
             missing = self._missing([todo[i] for i in rows])
+            if not missing:
+                return
             images = [unique[key].image for key in missing]
-            said = vlm.write(images, [question for _, _, question in missing], max_new_tokens) if missing else []
-            return dict(zip(missing, said, strict=True))
+            try:
+                self._keep(missing, vlm.write(images, [question for _, _, question in missing], max_new_tokens))
+            except Unfinished as error:  # a request among others failed; what came back has been paid for
+                self._keep(missing, error.answers)
+                raise
 
         if self._missing(todo):
             with at_work(vlm):
-                for _, new in _in_batches(vlm, [question for _, _, question in todo], write):
-                    said = ({"model": m, "picture": p, "question": q, "answer": a} for (m, p, q), a in new.items())
-                    lines.append(self.path, said)
-                    self._answers |= new
-                    self.asked += len(new)
+                for _ in _in_batches(vlm, [question for _, _, question in todo], write):
+                    pass
         return [self._answers[key] for key in keys]
+
+    def _keep(self, keys: list[tuple], answers: Sequence[str | None]) -> None:
+        """File what was answered, with what an endpoint says beside it (endpoint.Written)."""
+        new = {key: said for key, said in zip(keys, answers, strict=True) if said is not None}
+        rows = (
+            {"model": m, "picture": p, "question": q, "answer": str(said)} | getattr(said, "beside", {})
+            for (m, p, q), said in new.items()
+        )
+        lines.append(self.path, rows)
+        self._answers |= {key: str(said) for key, said in new.items()}
+        self.asked += len(new)
 
     def _missing(self, keys: list[tuple]) -> list[tuple]:
         return [key for key in keys if key not in self._answers]

@@ -1,5 +1,6 @@
 """The audit on a local Ray cluster: whoever does the work, and however often it is killed, the records are the same."""
 
+import socket
 import sys
 from functools import partial
 
@@ -91,3 +92,13 @@ def test_the_project_must_be_there_on_every_machine(p, tmp_path):
     worker = audit_ray._Worker(None, p, str(tmp_path / "elsewhere"), False)
     with pytest.raises(AuditError, match="has no folder .*elsewhere"):
         worker._picture("audit-0-0")
+
+
+def test_a_cluster_that_does_not_answer_is_said_at_once(p, tmp_path, monkeypatch):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        monkeypatch.setattr(ray, "is_initialized", lambda: False)
+        with pytest.raises(AuditError, match=f"cannot join the cluster at RAY_ADDRESS={address} .*refused"):
+            run(p, tmp_path)

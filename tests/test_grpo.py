@@ -3,6 +3,7 @@ one process or several, with a step's questions learnt from at once or in micro-
 """
 
 import contextlib
+import importlib.util
 import os
 import subprocess
 import sys
@@ -291,3 +292,35 @@ def test_two_processes_train_one_auditor_are_killed_and_go_on(project):
     # Notebook 04 finds it trained.
     history = grpo.train(auditor, target, references, list(pictures.values()), p, runs.open(p, "04_auditor").folder)
     assert [row["step"] for row in history] == [1, 2, 3, 4] and len(lines.read(out / "rollouts.jsonl")) == 32
+
+
+@pytest.mark.parametrize(
+    "rollouts, used, mode, sleeps",
+    [
+        ("transformers", False, "colocate", False),
+        ("vllm_colocate", True, "colocate", True),
+        ("vllm_server", True, "server", False),
+    ],
+)
+def test_trl_is_told_who_generates(p, tmp_path, rollouts, used, mode, sleeps):
+    config = grpo._config(replace(p, grpo_rollouts=rollouts), tmp_path, "cpu", torch.float32)
+    assert (config.use_vllm, config.vllm_mode, config.vllm_enable_sleep_mode) == (used, mode, sleeps)
+    assert config.vllm_max_model_length == 8192
+
+
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed here")
+def test_rollouts_by_vllm_without_it_say_how_to_get_it(p, tmp_path):
+    with pytest.raises(AuditError, match=r"grpo_rollouts: vllm_server needs vLLM.* pip install auditkit\[vllm\]"):
+        grpo.train(None, None, [], [], replace(p, grpo_rollouts="vllm_server"), tmp_path)
+
+
+def test_what_several_processes_filed_is_collected_once(tmp_path):
+    answer = {"model": "m", "picture": "p", "question": "q", "answer": "red"}
+    judged = {"judge": "j", "question": "q", "a": "red", "b": "blue", "reply": "no"}
+    lines.append(tmp_path / "answers.jsonl", [answer])
+    lines.append(tmp_path / "answers.1.jsonl", [answer, answer | {"question": "r"}])
+    lines.append(tmp_path / "judged.2.jsonl", [judged])
+    grpo._collect(tmp_path)
+    assert lines.read(tmp_path / "answers.jsonl") == [answer, answer | {"question": "r"}]
+    assert lines.read(tmp_path / "judged.jsonl") == [judged]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["answers.jsonl", "judged.jsonl"]

@@ -197,3 +197,9 @@ def test_the_shipped_target_unlearns_a_gap(tmp_path):
         return sum(said == e.answer for said, e in zip(asked(model, others), others, strict=True))
 
     assert right(repaired) >= right(target) - 8
+
+
+@pytest.mark.parametrize("spec", ["https://host/v1#org/large", "vllm:org/large", "org/large?bits=4"])
+def test_a_target_whose_weights_cannot_be_trained_here_is_said_so(spec):
+    assert "audited but not repaired" in rectify.why_not(spec) and "name its folder or hub id" in rectify.why_not(spec)
+    assert not rectify.why_not("org/large?max_pixels=802816")

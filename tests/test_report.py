@@ -273,6 +273,14 @@ def test_an_audit_that_found_nothing_says_so(run):
     assert summary["held_out_disagreement"] == {"before": rate(0, 900)}
 
 
+def test_a_target_that_cannot_be_trained_is_told_of_as_it_is(run):
+    shutil.rmtree(run / "07_rectify")
+    stage(run, "07_rectify", {"pairs": 0}, {"pairs": 0})
+    html = report.write(run).read_text()
+    assert "The target cannot be trained where it was audited" in html and "The target as it is" in html
+    assert "fine-tuned on" not in html and "Nothing was found" not in html
+
+
 def test_without_known_answers_the_repair_is_told_by_the_consensus(tmp_path):
     run = tmp_path / "photos"
     stage(run, "02_disagreement", {"untrained_by_consensus": rate(90, 300)}, {"asked": 300, "unreadable": 2})

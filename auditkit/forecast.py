@@ -1,0 +1,85 @@
+"""How often each model is asked in a run, and how long that takes at measured rates.
+
+Calls follow from the parameters and are upper bounds: a question that is malformed, or met again on the same picture,
+is not put to anyone. Time needs rates that `auditkit bench` measured on the GPU in question and wrote to
+outputs/bench.json. Where none was measured there is no estimate.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+
+from auditkit import params as parameters
+from auditkit import sizes
+from auditkit.errors import AuditError
+from auditkit.fitting import Model
+from auditkit.params import Params
+
+KINDS = 1000  # pictures the untrained auditor asks about before training (grpo)
+CHECKED = 200  # findings the repaired target is asked again (notebook 07)
+
+
+def calls(p: Params, skills: int | None) -> list[dict]:
+    """How often each model is asked in each stage, at most.
+
+    Returns rows {"stage", "images", "auditor", "target", "references": each of them, "peer", "trained": the questions
+    or examples of a training}. `skills` is the number of benchmarks the images come with; None, where that is not known
+    yet, leaves them out.
+    """
+    some = (skills or 0) * max(4, p.benchmark_examples // 10)
+    every = (skills or 0) * p.benchmark_examples
+    blind = p.blind_candidates * (p.blind_images // 2) + p.blind_images - p.blind_images // 2
+    rollouts = p.grpo_steps * p.grpo_images * p.group_size
+    first = min(KINDS, p.train_images)
+    base, probes, checked = p.baseline_images, p.audit_probes, min(CHECKED, p.audit_probes)
+    peer = some if p.peer else 0, every if p.peer else 0
+    rows = [
+        ("01_models", some + 3, 3, some, some, peer[0], 0),
+        ("02_disagreement", base, base, base, base, 0, 0),
+        ("04_auditor", p.train_images, first + rollouts, rollouts, rollouts, 0, rollouts),
+        ("05_audit", probes + p.blind_images, probes, probes + blind, probes, 0, 0),
+        ("07_rectify", p.rectify_original, 0, p.rectify_original + checked, 0, 0, p.rectify_steps * p.rectify_batch),
+        ("08_benchmark", every, 0, 2 * every + base, 0, peer[1], 0),
+    ]
+    names = ("stage", "images", "auditor", "target", "references", "peer", "trained")
+    return [dict(zip(names, row, strict=True)) for row in rows]
+
+
+def seconds(p: Params, cast: Sequence[Model], skills: int | None, bench: Mapping) -> dict[str, float | None]:
+    """Seconds of each stage at the rates `auditkit bench` measured; None where it did not measure what the stage does.
+
+    A step of another size is taken to last in proportion to its questions.
+    """
+    by_role = {role: model for model in cast for role in model.roles}
+    rates = {name: row["per_second"] for name, row in bench.get("answers", {}).items()}
+    step = bench.get("step", {})
+    aud = sizes.kind(by_role["auditor"].text)
+    of_step = step.get("seconds", {}) if step.get("auditor") == aud else {}
+    writes = sum(of_step.get(part, 0) for part in ("generation", "plausibility")) / step["rows"] if of_step else None
+    learns = sum(of_step.get(part, 0) for part in ("loss", "backward", "rest")) / step["rows"] if of_step else None
+    found: dict[str, float | None] = {}
+    for row in calls(p, skills):
+        asked = [(rates.get(sizes.kind(by_role["target"].text)), row["target"])]
+        asked += [(rates.get(sizes.kind(text)), row["references"]) for text in p.references]
+        asked += [(rates.get(sizes.kind(p.peer)), row["peer"])] if p.peer else []
+        asked = [(1 / rate if rate else None, n) for rate, n in asked] + [(writes, row["auditor"])]
+        asked += [(learns if row["stage"] == "04_auditor" else None, row["trained"])]
+        each = [(unit, n) for unit, n in asked if n]
+        found[row["stage"]] = None if any(unit is None for unit, _ in each) else sum(unit * n for unit, n in each)
+    return found
+
+
+def skills(p: Params) -> int | None:
+    """How many benchmarks the images come with; None for a data set that would have to be downloaded to know."""
+    from auditkit import images
+
+    return None if p.images.startswith("hub:") else len(images.load(p.images).benchmarks(1))
+
+
+def measured() -> dict:
+    """What `auditkit bench` wrote to outputs/bench.json; {} where it did not run, or only at toy size."""
+    path = parameters.root() / "outputs" / "bench.json"
+    try:
+        bench = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError:
+        raise AuditError("outputs/bench.json is damaged: delete it, or run auditkit bench again.") from None
+    return {} if bench.get("tiny") else bench

@@ -1,0 +1,230 @@
+"""The sixteen benchmarks through lmms-eval's own evaluator, here on boards in its task format, by a shipped model."""
+
+import importlib.util
+import json
+import re
+import sys
+
+import datasets
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from auditkit import benchmark, cli, lmms, paper, vlm
+from auditkit.errors import AuditError
+from auditkit.miniature.boards import Boards
+
+needs = pytest.mark.skipif(
+    importlib.util.find_spec("lmms_eval") is None,
+    reason="lmms-eval is not here: pip install --no-deps -r .ci/lmms.txt",
+)
+UTILS = """
+from auditkit.disagreement import same_text
+
+def look(doc):
+    return [doc["image"].convert("RGB")]
+
+def score(doc, results):
+    return {"right": float(same_text(results[0], doc["answer"]))}
+
+def points(doc, results):
+    return {"points": {"score": 100 * same_text(results[0], doc["answer"])}}
+
+def total(results):
+    return sum(result["score"] for result in results)
+"""
+N = 24
+
+
+@pytest.fixture(scope="module")
+def boards():
+    return {skill: Boards().benchmarks(N)[skill] for skill in ("counting", "colour")}
+
+
+@pytest.fixture
+def tasks(tmp_path, monkeypatch, boards):
+    """A folder of tasks as lmms-eval wants them: one a skill, and one that adds points up."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    (folder / "utils.py").write_text(UTILS)
+    for skill, examples in boards.items():
+        columns = {
+            "image": [example.image for example in examples],
+            "question": [example.question for example in examples],
+            "answer": [example.answer for example in examples],
+        }
+        data = datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image())
+        data.to_parquet(tmp_path / f"{skill}.parquet")
+        write(folder, f"boards_{skill}", tmp_path / f"{skill}.parquet", "right", "score", "mean")
+    write(folder, "boards_points", tmp_path / "colour.parquet", "points", "points", "!function utils.total")
+    return folder
+
+
+def write(folder, name, data, metric, score, aggregation):
+    text = yaml.safe_dump(
+        {
+            "task": name,
+            "dataset_path": "parquet",
+            "dataset_kwargs": {"data_files": {"test": str(data)}},
+            "test_split": "test",
+            "output_type": "generate_until",
+            "doc_to_visual": "!function utils.look",
+            "doc_to_text": "{{question}}",
+            "doc_to_target": "answer",
+            "generation_kwargs": {"max_new_tokens": 8, "until": ["ASSISTANT:"]},
+            "process_results": f"!function utils.{score}",
+            "metric_list": [{"metric": metric, "aggregation": aggregation, "higher_is_better": True}],
+            "metadata": [{"version": 0.0}],
+        }
+    )
+    (folder / f"{name}.yaml").write_text(re.sub(r"'(!function [\w.]+)'", r"\1", text))
+
+
+@needs
+def test_the_score_is_the_one_that_auditkit_counts_itself(tasks, boards, tmp_path):
+    target = vlm.load("miniature:target")
+    target.batch_size = 5  # so that several chunks and batches are written
+    names = [f"boards_{skill}" for skill in boards]
+    found = lmms.evaluate(target, names, tmp_path / "out", include=tasks)
+    own = benchmark.run(target, boards, vlm.AnswerBook(tmp_path / "book.jsonl"))
+    for skill in boards:
+        result = found[f"boards_{skill}"]
+        assert result["scores"] == [float(right) for right in own.right[skill]]
+        assert (result["n"], result["metric"]) == (N, "right")
+        assert result["value"] == pytest.approx(own[skill]["value"], abs=1e-4)
+    assert {0.0, 1.0} <= {score for result in found.values() for score in result["scores"]}, "the test tells nothing"
+
+
+@needs
+def test_before_and_after_are_compared_on_pairs_and_kept(tasks, tmp_path, capsys, monkeypatch):
+    before, after = vlm.load("miniature:target"), vlm.load("miniature:clean")
+    names = ["boards_counting", "boards_colour", "boards_points"]
+    first = lmms.evaluate(before, names, tmp_path / "before", include=tasks)
+    second = lmms.evaluate(after, names, tmp_path / "after", include=tasks)
+    rows = {row["benchmark"]: row for row in lmms.table(first, second)}
+    change = rows["boards_colour"]["change"]
+    assert change["low"] <= change["value"] <= change["high"] and change["n"] == N
+    assert change["value"] == pytest.approx(
+        rows["boards_colour"]["after"]["value"] - rows["boards_colour"]["before"]["value"]
+    )
+    assert "p_holm" in rows["boards_colour"]
+    points = rows["boards_points"]
+    assert "change" not in points and "low" not in points["before"], "a sum has no interval of a mean"
+    assert points["before"]["value"] == pytest.approx(rows["boards_colour"]["before"]["value"] * N * 100)
+
+    monkeypatch.setattr(vlm, "generate", None)  # whatever asks again fails
+    assert lmms.evaluate(before, names, tmp_path / "before", include=tasks) == first
+    with pytest.raises(AuditError, match="is of model target, not clean; give another --out"):
+        lmms.evaluate(after, names, tmp_path / "before", include=tasks)
+    with pytest.raises(AuditError, match="is of limit None, not 3"):
+        lmms.evaluate(before, names, tmp_path / "before", limit=3, include=tasks)
+
+
+@needs
+def test_one_command_prints_the_table(tasks, tmp_path, capsys):
+    command = ["benchmarks", "miniature:target", "--tasks", "boards_counting", "--limit", "8"]
+    command += ["--include", str(tasks), "--out", str(tmp_path / "out")]
+    assert cli.main(command) == 0
+    said = capsys.readouterr().out
+    kept = json.loads((tmp_path / "out" / "before" / "boards_counting.json").read_text())
+    assert kept["n"] == 8 and kept["limit"] == 8
+    assert f"boards_counting  8  {100 * kept['value']:.1f} [" in said
+    assert cli.main([*command[:3], "boards_countin", *command[4:]]) == 2
+    assert "did you mean boards_counting?" in capsys.readouterr().err
+    assert cli.main([*command[:3], "vqav3", *command[4:]]) == 2
+    assert "did you mean vqav2?" in capsys.readouterr().err
+
+
+@needs
+def test_after_is_the_model_with_the_adapter(tasks, tmp_path, capsys):
+    from peft import LoraConfig, get_peft_model
+
+    model = vlm.load("miniature:target").model
+    lora = get_peft_model(model, LoraConfig(target_modules=r".*language_model.*\.(q_proj|v_proj)", r=4))
+    with torch.no_grad():
+        for name, weight in lora.named_parameters():
+            if "lora_B" in name:
+                weight.fill_(1.0)  # a repair that spoils the model
+    lora.save_pretrained(tmp_path / "repair")
+    command = ["benchmarks", "miniature:target", "--tasks", "boards_colour", "--include", str(tasks)]
+    command += ["--adapter", str(tmp_path / "repair"), "--out", str(tmp_path / "out")]
+    assert cli.main(command) == 0
+    said = capsys.readouterr().out
+    before, after = (
+        json.loads((tmp_path / "out" / part / "boards_colour.json").read_text()) for part in ("before", "after")
+    )
+    assert before["model"] == "miniature:target"
+    assert re.fullmatch(re.escape(f"miniature:target + {tmp_path / 'repair'}") + r" \([0-9a-f]{12}\)", after["model"])
+    assert before["value"] - after["value"] > 0.5
+    row = next(line for line in said.split("\n") if line.startswith("boards_colour"))
+    file = tmp_path / "repair" / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-4] + b"\0\0\0\0")
+    assert cli.main(command) == 2, "other weights in the same folder are another model"
+    assert "give another --out" in capsys.readouterr().err
+    assert f" {100 * (after['value'] - before['value']):.1f} [-" in row
+
+
+@needs
+def test_data_that_cannot_be_had_are_one_sentence(tasks, tmp_path, monkeypatch, capsys):
+    from lmms_eval.api.task import ConfigurableTask
+
+    monkeypatch.setattr(ConfigurableTask.download.retry, "sleep", lambda seconds: None)
+    (tmp_path / "colour.parquet").unlink()
+    command = ["benchmarks", "miniature:target", "--tasks", "boards_colour", "--include", str(tasks), "--out", "out"]
+    assert cli.main(command) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and 'the data of "boards_colour" could not be loaded' in said and "network" in said
+
+
+@needs
+def test_lmms_eval_has_every_task_and_its_metric():
+    from lmms_eval import utils
+
+    manager = lmms._manager(None)
+    for name, row in paper.BENCHMARKS.items():
+        file = manager.task_index[lmms._task(name, manager)]["yaml_path"]
+        config = utils.load_yaml_config(file, mode="simple")
+        assert row.metric in [metric["metric"].strip() for metric in config["metric_list"]], name
+        assert config.get("output_type", "generate_until") == "generate_until", name
+
+
+def test_the_paper_has_sixteen_and_its_gains():
+    assert len(paper.BENCHMARKS) == len({b.title for b in paper.BENCHMARKS.values()}) == 16
+    gains = {name: round(b.audited - b.base, 1) for name, b in paper.BENCHMARKS.items()}
+    assert min(gains.values()) > 0, "the paper reports a gain on every one"
+    assert (gains["ai2d"], gains["vqav2"], gains["mmbench"], gains["mme"]) == (9.3, 1.9, 7.4, 74.3)
+
+
+def test_the_table_stands_beside_the_papers_figures():
+    result = {"n": 4, "scores": [1.0, 0.0, 1.0, 1.0], "keys": [0, 1, 2, 3], "value": 0.75}
+    points = {"n": 4, "scores": None, "keys": [0, 1, 2, 3], "value": 1400.0}
+    rows = lmms.table({"gqa": result, "mme": points}, {"gqa": result, "mme": points})
+    assert rows[0]["before"]["value"] == 75.0 and rows[1]["after"] == {"value": 1400.0, "n": 4}
+    assert rows[0]["change"]["value"] == 0.0 and rows[0]["p_holm"] == 1.0
+    text = lmms.as_text(rows)
+    heads, gqa, mme = text.split("\n")[:3]
+    assert heads.split()[0] == "benchmark" and gqa.endswith("68.1      71.1     68.3     68.3")
+    assert mme.split()[-4:] == ["1376.0", "1450.3", "1517.3", "1526.6"]
+    assert "GQA: gqa, testdev, balanced." in text
+
+
+def test_without_lmms_eval_one_sentence_says_how_to_get_it(monkeypatch, capsys):
+    lmms._manager.cache_clear()
+    monkeypatch.setitem(sys.modules, "lmms_eval", None)
+    monkeypatch.setitem(sys.modules, "lmms_eval.evaluator", None)
+    assert cli.main(["benchmarks", "miniature:target"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "the benchmarks need lmms-eval" in said and "pip install" in said
+
+
+def test_several_pictures_become_one():
+    tall, wide = Image.new("RGB", (10, 40), "red"), Image.new("L", (20, 20), 255)
+    whole = lmms._side_by_side([tall, wide])
+    assert whole.size == (50, 40) and whole.getpixel((5, 5)) == (255, 0, 0) and whole.getpixel((30, 5)) == (255,) * 3
+    assert lmms._side_by_side([]) is None
+    with pytest.raises(AuditError, match="shows its models a str"):
+        lmms._side_by_side(["video.mp4"])
