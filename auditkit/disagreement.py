@@ -159,7 +159,10 @@ def embedding(threshold: float = 0.8) -> Callable[[list[Pair]], list[bool]]:
         from sentence_transformers import SentenceTransformer
     except ImportError as error:
         raise AuditError('same: "embedding" needs one more package: pip install auditkit[embed]') from error
-    model = SentenceTransformer(str(get_model_path()), device="cpu")
+    from auditkit.vlm import quiet
+
+    with quiet():
+        model = SentenceTransformer(str(get_model_path()), device="cpu")
 
     def decide(pairs: list[Pair]) -> list[bool]:
         pairs = [normal(*pair) for pair in pairs]

