@@ -201,7 +201,12 @@ def _benchmarks(options) -> None:
     tasks = options.tasks.split(",") if options.tasks else list(paper.BENCHMARKS)
     out = options.out or params.root() / "outputs" / "benchmarks" / specs.parse(options.model).name
     rows = lmms.compare(options.model, options.adapter, tasks, out, options.limit, options.include)
-    print(lmms.as_text(rows))
+    print(lmms.as_text(rows), flush=True)
+    if failed := sum("trouble" in row for row in rows):
+        raise AuditError(
+            f"{failed} of {len(rows)} benchmarks could not be done, as said below the table; the others are kept, and "
+            "the same command goes on."
+        )
 
 
 def _build(options) -> None:

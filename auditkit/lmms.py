@@ -1,9 +1,11 @@
 """The paper's sixteen benchmarks through lmms-eval's own evaluator, before and after a repair.
 
 Every model that `vlm.load` can load is asked in the same way: lmms-eval makes the prompts and scores the answers, and
-`vlm.generate` writes them. Departures from lmms-eval's own model classes:
+`vlm.AnswerBook` has the model write them, so that every answer is on disk before it is scored and none is asked for
+twice. Departures from lmms-eval's own model classes:
 1) a question on several pictures gets them side by side in one, for our models look at one picture at a time;
-2) a task that sets no length gets answers of up to 128 tokens.
+2) a task that sets no length gets answers of up to 128 tokens;
+3) answers are greedy: a task that wants them drawn at a temperature is refused.
 
 lmms-eval is the extra `benchmarks`. Its 0.7.3 asks for wandb==0.25.0 and so for protobuf<7, where the tested set has
 7.36.2: with constraints.txt pip falls back to the old 0.7. It asks for torchvision, too, which beside the CPU build of
@@ -34,6 +36,7 @@ from PIL import Image
 
 from auditkit import stats, vlm
 from auditkit.errors import AuditError
+from auditkit.images import Picture
 from auditkit.paper import BENCHMARKS, Benchmark
 
 INSTALL = "pip install --no-deps -r .ci/lmms.txt"  # in the project's folder
@@ -51,18 +54,21 @@ def evaluate(
 ) -> dict[str, dict]:
     """Put a model through tasks of lmms-eval. What is done is kept in `folder` and not done again.
 
+    A task that fails does not stop those after it.
+
     Args:
         tasks: names of BENCHMARKS, or of any task of lmms-eval or of `include` that lets a model write.
-        folder: gets TASK.json for each finished task, with each answer's score.
+        folder: gets TASK.json for each finished task, with each answer's score, and before that every answer.
         identity: stands for the model's weights; default: its name. Results of another one are refused.
         limit: the first so many questions of each task; None: all.
         include: a folder of further tasks in lmms-eval's YAML format.
 
     Returns {task: {"model", "task", "metric", "value", "n", "limit", "lmms_eval", "scores": [float, ...] or None}}, the
-    value in lmms-eval's own unit. There are scores where the value is their mean, which is what pairs can be made of.
+    value in lmms-eval's own unit. There are scores where the value is their mean, which is what pairs can be made of. A
+    task that failed has instead of these a "trouble", one sentence.
 
-    Raises AuditError without lmms-eval, for an unknown task, a data set that cannot be loaded, and a folder that holds
-    another model's results.
+    Raises AuditError without lmms-eval, for an unknown task, a folder that holds another model's results, and where not
+    one task could be finished.
     """
     manager = _manager(include)
     names = {name: _task(name, manager) for name in tasks}
@@ -77,12 +83,21 @@ def evaluate(
                 raise AuditError(f"{file} is of {key} {found[key]}, not {told[key]}; give another --out.")
         else:
             metric = BENCHMARKS[name].metric if name in BENCHMARKS else None
-            found = told | _one(model, task, metric, file.parent, limit, manager)
+            whose = hashlib.sha256(told["model"].encode()).hexdigest()[:12]
+            book = vlm.AnswerBook(file.with_name(f"{task}.{whose}.answers.jsonl"))
+            try:
+                found = told | _one(model, task, metric, book, limit, manager)
+            except AuditError as error:
+                done[name] = told | {"trouble": str(error)}
+                continue
             file.parent.mkdir(parents=True, exist_ok=True)
             part = file.with_suffix(".part")
             part.write_text(json.dumps(found), encoding="utf-8")
             os.replace(part, file)
         done[name] = found
+    if troubles := [found["trouble"] for found in done.values() if "trouble" in found]:
+        if len(troubles) == len(done):
+            raise AuditError(troubles[0])
     return done
 
 
@@ -92,11 +107,15 @@ def table(before: dict[str, dict], after: dict[str, dict] | None = None) -> list
     Returns rows {"benchmark", "n", "before": rate, "after"?: rate, "change"?: paired difference, "p_holm"?: exact
     McNemar where all answers are right or wrong, corrected for the number of such benchmarks, "paper"?: Benchmark}. A
     value that is no mean over answers (MME, CIDEr, F1, a mean over categories) has no "low" and "high", and no change.
+    A benchmark that failed has only {"benchmark", "trouble"}.
     """
     rows, tests = [], []
     for name, first in before.items():
         paper = BENCHMARKS.get(name)
         scale = paper.scale if paper else 100.0
+        if trouble := first.get("trouble") or (after or {}).get(name, {}).get("trouble"):
+            rows.append({"benchmark": paper.title if paper else name, "trouble": trouble})
+            continue
         row = {"benchmark": paper.title if paper else name, "n": first["n"], "before": _rate(first, scale)}
         row |= {"paper": paper} if paper else {}
         if after is not None:
@@ -144,6 +163,9 @@ def as_text(rows: Sequence[dict]) -> str:
     heads += ["paper 3B/4B", "+AuditDM", "10B/12B", "28B/27B"]
     lines, notes = [heads], []
     for row in rows:
+        if "trouble" in row:
+            notes.append(f"{row['benchmark']} is not done: {row['trouble']}")
+            continue
         paper: Benchmark | None = row.get("paper")
         theirs = [paper.base, paper.audited, paper.larger, paper.largest] if paper else []
         p = f"{row['p_holm']:.3g}" if "p_holm" in row else ""
@@ -189,7 +211,7 @@ def _task(name: str, manager) -> str:
     return task
 
 
-def _one(model: vlm.Writer, name: str, metric: str | None, folder: Path, limit: int | None, manager) -> dict:
+def _one(model: vlm.Writer, name: str, metric: str | None, book: vlm.AnswerBook, limit: int | None, manager) -> dict:
     """The result of one task, as `evaluate` returns it."""
     from lmms_eval import evaluator, tasks, utils
 
@@ -208,16 +230,24 @@ def _one(model: vlm.Writer, name: str, metric: str | None, folder: Path, limit: 
             ) from cause
         if task.OUTPUT_TYPE != "generate_until":
             raise AuditError(f'"{name}" does not let a model write ({task.OUTPUT_TYPE}), so it cannot be run here.')
-        arguments = argparse.Namespace(output_path=str(folder), process_with_media=True)
-        results = evaluator.simple_evaluate(
-            _asked(model, said),
-            tasks=[task],
-            limit=limit,
-            bootstrap_iters=0,
-            verbosity="ERROR",
-            task_manager=manager,
-            cli_args=arguments,
-        )
+        arguments = argparse.Namespace(output_path=str(book.path.parent), process_with_media=True)
+        try:
+            results = evaluator.simple_evaluate(
+                _asked(model, book, said),
+                tasks=[task],
+                limit=limit,
+                bootstrap_iters=0,
+                verbosity="ERROR",
+                task_manager=manager,
+                cli_args=arguments,
+            )
+        except AuditError:
+            raise
+        except Exception as error:  # a task's own code: a scorer that lacks Java or a package, a picture not fetched
+            raise AuditError(
+                f'"{name}" could not be finished ({type(error).__name__}: {_short(error)}); the answers given so far '
+                "are kept and will not be asked for again."
+            ) from error
         metric = metric or task.config.metric_list[0]["metric"]
         samples = [sample for sample in results["samples"][name] if metric in sample]
         scores = [_score(sample[metric], task.aggregation()[metric]) for sample in samples]
@@ -236,30 +266,34 @@ def _score(value, aggregate) -> float | None:
     if isinstance(value, (bool, int, float)):
         return float(value)
     if "args" in inspect.signature(aggregate).parameters:
-        return None  # it writes a file for a server rather than counts
-    return float(aggregate([value]))
+        return None  # it writes a file rather than just counts
+    try:
+        return float(aggregate([value]))
+    except Exception:  # some cannot count a single answer: MME's come in pairs
+        return None
 
 
-def _asked(model: vlm.Writer, said):
+def _asked(model: vlm.Writer, book: vlm.AnswerBook, said):
     """A model of ours as one of lmms-eval's; `said` is where progress is printed."""
     from lmms_eval.api.model import lmms
 
     class Asked(lmms):
         def generate_until(self, requests) -> list[str]:
             texts, shown = [""] * len(requests), time.monotonic()
-            alike: dict[tuple, list[int]] = {}  # requests that one call can answer
+            alike: dict[int, list[int]] = {}  # requests that one call can answer, by the length of the answers
             for i, request in enumerate(requests):
                 how = request.args[1]
-                length = int(how.get("max_new_tokens", ANSWER_TOKENS))
-                alike.setdefault((length, float(how.get("temperature") or 0)), []).append(i)
+                if how.get("temperature"):
+                    raise AuditError(f'"{request.task_name}" wants its answers drawn at random; only greedy ones are.')
+                alike.setdefault(int(how.get("max_new_tokens", ANSWER_TOKENS)), []).append(i)
             count = 0
-            for (length, temperature), members in alike.items():
+            for length, members in alike.items():
                 while members:
                     rows, members = members[: 4 * model.batch_size], members[4 * model.batch_size :]
                     pictures = [self._picture(requests[i]) for i in rows]
                     prompts = [requests[i].args[0].replace("<image>", "").strip() for i in rows]
                     with contextlib.redirect_stdout(said):
-                        written = vlm.generate(model, pictures, prompts, length, temperature, seed=0)
+                        written = book.ask(model, pictures, prompts, length)
                     for i, text in zip(rows, written, strict=True):
                         texts[i] = _until(text, requests[i].args[1].get("until"))
                     count += len(rows)
@@ -268,9 +302,10 @@ def _asked(model: vlm.Writer, said):
                         print(f"  {requests[0].task_name}: {count:,} of {len(requests):,}", file=said, flush=True)
             return texts
 
-        def _picture(self, request) -> Image.Image | None:
+        def _picture(self, request) -> Picture:
             _, _, look, number, task, split = request.args
-            return _side_by_side(look(self.task_dict[task][split][number]) or [])
+            rows = self.task_dict[task][split]
+            return Picture(f"{split}/{number}", lambda: _side_by_side(look(rows[number]) or []))
 
         def loglikelihood(self, requests):
             raise NotImplementedError("our models write; they are not asked how likely a text is")

@@ -116,7 +116,7 @@ def test_before_and_after_are_compared_on_pairs_and_kept(tasks, tmp_path, capsys
     assert "change" not in points and "low" not in points["before"], "a sum has no interval of a mean"
     assert points["before"]["value"] == pytest.approx(rows["boards_colour"]["before"]["value"] * N * 100)
 
-    monkeypatch.setattr(vlm, "generate", None)  # whatever asks again fails
+    monkeypatch.setattr(vlm.AnswerBook, "ask", None)  # whatever asks again fails
     assert lmms.evaluate(before, names, tmp_path / "before", include=tasks) == first
     with pytest.raises(AuditError, match="is of model target, not clean; give another --out"):
         lmms.evaluate(after, names, tmp_path / "before", include=tasks)
@@ -178,6 +178,132 @@ def test_data_that_cannot_be_had_are_one_sentence(tasks, tmp_path, monkeypatch, 
     assert cli.main(command) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and 'the data of "boards_colour" could not be loaded' in said and "network" in said
+
+
+@needs
+def test_answers_outlive_a_scorer_that_fails_and_the_other_tasks_go_on(tasks, tmp_path, capsys):
+    scorer = tasks / "utils.py"
+    scorer.write_text(UTILS.replace("return sum(", "import java_is_not_here\n    return sum("))
+    command = ["benchmarks", "miniature:target", "--tasks", "boards_points,boards_colour", "--limit", "9"]
+    command += ["--include", str(tasks), "--out", str(tmp_path / "out")]
+    assert cli.main(command) == 2
+    said = capsys.readouterr()
+    assert "boards_colour  9  " in said.out and "boards_points is not done:" in said.out
+    assert "could not be finished (ModuleNotFoundError: No module named 'java_is_not_here')" in said.out
+    assert said.err.split("\n")[-2].startswith("auditkit: 1 of 2 benchmarks could not be done")
+    kept = next((tmp_path / "out" / "before").glob("boards_points.*.answers.jsonl"))
+    answers = kept.read_text()
+    assert answers.count("\n") == 9
+
+    scorer.write_text(UTILS)
+    assert cli.main(command) == 0
+    assert kept.read_text() == answers, "asked again"
+    assert "boards_points  9  " in capsys.readouterr().out
+
+
+@needs
+def test_answers_drawn_at_random_are_refused(tasks, tmp_path):
+    file = tasks / "boards_colour.yaml"
+    file.write_text(file.read_text().replace("max_new_tokens: 8", "max_new_tokens: 8\n  temperature: 0.7"))
+    with pytest.raises(AuditError, match='"boards_colour" wants its answers drawn at random'):
+        lmms.evaluate(vlm.load("miniature:target"), ["boards_colour"], tmp_path / "out", include=tasks)
+
+
+HALF = 4  # of the answers to 2 * HALF questions are right
+A_PICTURE = Image.new("RGB", (24, 24), "red")
+
+
+def documents(name):
+    """2 * HALF rows of the columns that a benchmark's published data have, as far as its task reads them, and what is
+    right: (rows by split, right answers, wrong answers)."""
+    count = range(2 * HALF)
+    rows = [{"image": A_PICTURE, "question": f"item {i} ?", "question_id": str(i), "answer": "red"} for i in count]
+    right, wrong = ["red"] * len(rows), ["blue"] * len(rows)
+    letters = {"A": "red", "B": "blue", "C": "green", "D": "black"}
+    if name == "vqav2":
+        answers = [{"answer": "red", "answer_confidence": "yes", "answer_id": k} for k in range(10)]
+        return {"validation": [row | {"answers": answers} for row in rows]}, right, wrong
+    if name == "gqa":
+        return (
+            {"testdev": [{"imageId": "7", "question": row["question"], "answer": "red"} for row in rows]},
+            right,
+            wrong,
+        )
+    if name == "okvqa":
+        return {"val2014": [row | {"answers": ["red"] * 10} for row in rows]}, right, wrong
+    if name == "docvqa":
+        rows = [row | {"answers": ["red"], "questionId": str(i)} for i, row in enumerate(rows)]
+        return {"validation": rows}, right, wrong
+    if name == "chartqa":
+        return {"test": [row | {"type": "human_test"} for row in rows]}, right, wrong
+    if name == "refcoco":
+        rows = [row | {"answer": [f"item {i} ?"], "bbox": [6.0, 6.0, 12.0, 12.0]} for i, row in enumerate(rows)]
+        return {"val": rows}, ["[0.25, 0.25, 0.75, 0.75]"] * len(rows), wrong
+    if name in ("mme", "pope"):  # two questions on a picture, the answers are yes and no
+        right = [("yes", "no")[i % 2] for i in count]
+        wrong = [("no", "yes")[i % 2] for i in count]
+        rows = [row | {"answer": said, "question_id": str(i // 2)} for i, (row, said) in enumerate(zip(rows, right))]
+        return {"test": [row | {"category": "color", "id": row["question_id"]} for row in rows]}, right, wrong
+    right, wrong = ["B"] * len(rows), ["C"] * len(rows)
+    rows = [row | {"answer": "B", "index": i} for i, row in enumerate(rows)]
+    if name == "ai2d":
+        return {"test": [row | {"answer": "1", "options": list(letters.values())} for row in rows]}, right, wrong
+    if name == "mmbench":
+        more = letters | {"hint": "nan", "category": "colour", "L2-category": "finer", "source": "s", "split": "dev"}
+        return {"dev": [row | more for row in rows]}, right, wrong
+    if name == "mmtbench":
+        more = letters | {"split": "VAL", "category": "colour", "l2-category": "finer"}
+        return {"val": [row | more for row in rows]}, right, wrong
+    if name == "seed":
+        choices = {f"choice_{letter.lower()}": text for letter, text in letters.items()}
+        rows = [row | choices | {"image": [A_PICTURE], "data_type": "image"} for row in rows]
+        film = rows[0] | {"image": [A_PICTURE] * 3, "data_type": "video", "question": "item 99 ?"}
+        return {"test": [*rows, film]}, right, wrong
+    if name == "mmmu":
+        more = {f"image_{k}": A_PICTURE if k < 3 else None for k in range(1, 8)}
+        more |= {"options": str(list(letters.values())), "question_type": "multiple-choice"}
+        ids = [{"id": f"validation_Art_{i}", "question": f"item {i} ? <image 1> <image 2>"} for i in count]
+        return {"validation": [row | more | own for row, own in zip(rows, ids)]}, right, wrong
+    if name == "mmstar":
+        return {"val": [row | {"category": "math", "l2_category": "finer"} for row in rows]}, right, wrong
+    assert name == "realworldqa"
+    return {"test": rows}, right, wrong
+
+
+class Scripted:
+    """Writes the right answer to the first half of the questions."""
+
+    name, batch_size = "scripted", 3
+
+    def __init__(self, right, wrong):
+        self.answers = right[:HALF] + wrong[HALF:]
+
+    def write(self, images, prompts, max_new_tokens, temperature=0.0):
+        assert all(isinstance(image, Image.Image) for image in images)
+        numbers = [int(re.search(r"item (\d+)", prompt)[1]) for prompt in prompts]
+        return [self.answers[number] if number < len(self.answers) else "D" for number in numbers]
+
+
+@needs
+@pytest.mark.parametrize("name", [name for name in paper.BENCHMARKS if name != "cococap"])
+def test_each_task_reads_its_data_and_scores_in_the_papers_unit(name, tmp_path, monkeypatch):
+    """lmms-eval's own prompt, picture, score and sum of every benchmark, on rows of its form in place of the hub's."""
+    if name == "mmmu":
+        pytest.importorskip("openai", reason="lmms-eval's MMMU imports it")
+    splits, right, wrong = documents(name)
+
+    def load_dataset(path, name=None, split=None, **_):
+        if name == "testdev_balanced_images":
+            return datasets.Dataset.from_list([{"id": "7", "image": A_PICTURE}])
+        return datasets.DatasetDict({split: datasets.Dataset.from_list(rows) for split, rows in splits.items()})
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.chdir(tmp_path)
+    found = lmms.evaluate(Scripted(right, wrong), [name], tmp_path / "out")
+    (row,) = lmms.table(found, found)
+    assert (row["n"], row["before"]["value"]) == (2 * HALF, pytest.approx(100.0 if name == "mme" else 50.0))
+    # of 200 points a picture, two pictures have all and two have none; the other figures are means over the answers
+    assert ("low" in row["before"]) == ("change" in row) == (name not in ("mme", "pope", "mmbench"))
 
 
 @needs
