@@ -1,9 +1,12 @@
 """The sixteen benchmarks through lmms-eval's own evaluator, here on boards in its task format, by a shipped model."""
 
 import importlib.util
+import io
 import json
 import re
+import shutil
 import sys
+from types import SimpleNamespace
 
 import datasets
 import pytest
@@ -242,7 +245,10 @@ def documents(name):
     if name in ("mme", "pope"):  # two questions on a picture, the answers are yes and no
         right = [("yes", "no")[i % 2] for i in count]
         wrong = [("no", "yes")[i % 2] for i in count]
-        rows = [row | {"answer": said, "question_id": str(i // 2)} for i, (row, said) in enumerate(zip(rows, right))]
+        rows = [
+            row | {"answer": said, "question_id": str(i // 2)}
+            for i, (row, said) in enumerate(zip(rows, right, strict=True))
+        ]
         return {"test": [row | {"category": "color", "id": row["question_id"]} for row in rows]}, right, wrong
     right, wrong = ["B"] * len(rows), ["C"] * len(rows)
     rows = [row | {"answer": "B", "index": i} for i, row in enumerate(rows)]
@@ -263,7 +269,7 @@ def documents(name):
         more = {f"image_{k}": A_PICTURE if k < 3 else None for k in range(1, 8)}
         more |= {"options": str(list(letters.values())), "question_type": "multiple-choice"}
         ids = [{"id": f"validation_Art_{i}", "question": f"item {i} ? <image 1> <image 2>"} for i in count]
-        return {"validation": [row | more | own for row, own in zip(rows, ids)]}, right, wrong
+        return {"validation": [row | more | own for row, own in zip(rows, ids, strict=True)]}, right, wrong
     if name == "mmstar":
         return {"val": [row | {"category": "math", "l2_category": "finer"} for row in rows]}, right, wrong
     assert name == "realworldqa"
@@ -304,6 +310,38 @@ def test_each_task_reads_its_data_and_scores_in_the_papers_unit(name, tmp_path, 
     assert (row["n"], row["before"]["value"]) == (2 * HALF, pytest.approx(100.0 if name == "mme" else 50.0))
     # of 200 points a picture, two pictures have all and two have none; the other figures are means over the answers
     assert ("low" in row["before"]) == ("change" in row) == (name not in ("mme", "pope", "mmbench"))
+
+
+@needs
+@pytest.mark.skipif(not shutil.which("java"), reason="the scorer of captions needs Java")
+def test_captions_are_fetched_and_scored(tmp_path, monkeypatch):
+    pytest.importorskip("pycocoevalcap")
+    things = [
+        "a red bus on a wide street",
+        "two cats asleep in the sun",
+        "an old clock over a door",
+        "a man with a kite",
+    ]
+    rows = [
+        {
+            "url": f"https://example.org/{i}.png",
+            "filename": f"COCO_val2014_{i:012}.jpg",
+            "sentences": [thing, f"this is {thing}"],
+            "imgid": i,
+        }
+        for i, thing in enumerate(things)
+    ]
+    file = io.BytesIO()
+    A_PICTURE.save(file, "PNG")
+    data = datasets.DatasetDict(validation=datasets.Dataset.from_list(rows))
+    monkeypatch.setattr(datasets, "load_dataset", lambda path, **_: data)
+    monkeypatch.setattr("requests.get", lambda url, **_: SimpleNamespace(content=file.getvalue()))
+    monkeypatch.chdir(tmp_path)
+    said = iter([*things[:2], "a green field", "a green field"])
+    model = SimpleNamespace(name="m", batch_size=4, write=lambda images, *_: [next(said) for _ in images])
+    found = lmms.evaluate(model, ["cococap"], tmp_path / "out")["cococap"]
+    assert found["n"] == 4 and 1 < found["value"] < 5, "CIDEr goes up to 10, and half of these are right"
+    assert found["scores"] is None
 
 
 @needs
