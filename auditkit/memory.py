@@ -17,8 +17,8 @@ from auditkit.errors import AuditError
 class Parked:
     """Weights that wait in CPU memory while other models have the device.
 
-    Coming costs one copy over the bus (8 GB: about a third of a second over PCIe 5); going costs nothing, since weights
-    that only write are as they were. So a parked model must never be trained.
+    Coming costs one copy over the bus; going costs nothing, since the weights of a model that only writes are as they
+    were. So a parked model must never be trained.
     """
 
     def __init__(self, model, device: str):

@@ -29,7 +29,6 @@ from auditkit.params import root
 from auditkit.processors import batch, chat, continued
 
 WEIGHTS = Path(__file__).parent / "miniature" / "weights"
-Picturable = Image.Image | None  # None: a prompt without a picture
 
 
 class Writer(Protocol):
