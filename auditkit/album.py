@@ -11,7 +11,6 @@ and counted with its reason in `why`, and nobody is asked about it.
 """
 
 import hashlib
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -19,17 +18,13 @@ from pathlib import Path
 
 from PIL import Image
 
-from auditkit import counterfactual, lines, specs
+from auditkit import counterfactual, lines
+from auditkit.auditor import Wish, parse_wish
 from auditkit.errors import AuditError
 from auditkit.images import Picture, Source
+from auditkit.params import WAYS
 
-FILE = "pictures.jsonl"
-IN_MEMORY = 1024  # pictures an album without a folder remembers
-PAIRINGS = {  # which of question and image are the auditor's, and which the source's own
-    "question": ("(Q*, I)",),
-    "regenerate": ("(Q*, I*)", "(Q, I*)"),
-    "edit": ("(Q*, I*)", "(Q, I*)"),
-}
+FILE, MADE = "pictures.jsonl", "made-"  # where rows are filed, and how the keys of made pictures begin
 
 
 @dataclass(frozen=True)
@@ -55,19 +50,18 @@ class Album:
 
     Args:
         painters: way -> what loads its pipeline (`painters`); each is loaded when it is first needed.
-        p: uses seed, edit_region and edit_rest.
-        folder: where pictures and pictures.jsonl are kept; None: the latest thousand in memory alone, as for training,
-            where a picture serves for one step.
+        p: uses generator, editor, seed, edit_region and edit_rest.
+        folder: where pictures are kept, beside the pictures.jsonl to which whoever calls appends `unfiled`; None: in
+            memory alone, until told to `forget`.
     """
 
     def __init__(self, painters: Mapping[str, Callable], p, folder: Path | None = None):
         self.painters, self.p, self.folder, self._loaded = dict(painters), p, folder, {}
-        self._names = {way: specs.parse_painter(getattr(p, PIPELINES[way])).name for way in self.painters}
-        self.made: OrderedDict[str, Made] = OrderedDict()
+        self.made: dict[str, Made] = {}
         self._images: dict[str, Image.Image] = {}
         for row in lines.read(folder / FILE) if folder else ():
             self._remember(_made(row))
-        self.count = {"asked": 0, "made": 0, "seconds": 0.0}  # by this object
+        self.new: list[Made] = []  # not in pictures.jsonl yet
 
     def make(self, way: str, pictures: Sequence[Picture], texts: Sequence[str], seed: int | None = None) -> list[Made]:
         """The pictures of n captions or edit commands, in their order; what is known is not painted again.
@@ -81,34 +75,39 @@ class Album:
         """
         seed = self.p.seed if seed is None else seed
         keys = [self._key(way, picture.key, text, seed) for picture, text in zip(pictures, texts, strict=True)]
-        todo = {key: i for i, key in reversed(list(enumerate(keys))) if key not in self.made}
-        order = [key for key in dict.fromkeys(keys) if key in todo]
-        if order:
-            befores = [pictures[todo[key]].image for key in order]
-            said = [texts[todo[key]] for key in order]
-            painter = self._painter(way)
+        todo: dict[str, int] = {}
+        for i, key in enumerate(keys):
+            if key not in self.made:
+                todo.setdefault(key, i)
+        if todo:
+            painter, said = self._painter(way), [texts[i] for i in todo.values()]
+            before = [pictures[i].image for i in todo.values()]
             if way == "edit":
-                paintings = counterfactual.edit(painter, befores, said, [seed] * len(order))
+                paintings = counterfactual.edit(painter, before, said, [seed] * len(said))
             else:
-                paintings = counterfactual.regenerate(painter, said, [seed] * len(order))
-            new = []
-            for key, before, painting in zip(order, befores, paintings, strict=True):
-                i = todo[key]
-                made = self._looked_at(
-                    Made(key, way, pictures[i].key, texts[i], seed, painter.name, painting.why, painting.cut,
-                         seconds=round(painting.seconds, 4)),
-                    before, painting.image,
-                )  # fmt: skip
+                paintings = counterfactual.regenerate(painter, said, [seed] * len(said))
+            for (key, i), old, painting in zip(todo.items(), before, paintings, strict=True):
+                how = {"why": painting.why, "cut": painting.cut, "seconds": round(painting.seconds, 4)}
+                made = Made(key, way, pictures[i].key, texts[i], seed, painter.name, **how)
+                made = self._looked_at(made, old, painting.image)
                 self._remember(made, painting.image)
-                new.append(made)
-            if self.folder:
-                lines.append(self.folder / FILE, map(asdict, new))
-            self.count["asked"] += len(order)
-            self.count["made"] += sum(made.why == "" for made in new)
-            self.count["seconds"] += sum(made.seconds for made in new)
-        found = [self.made[key] for key in keys]
-        self._forget()
-        return found
+                self.new.append(made)
+        return [self.made[key] for key in keys]
+
+    def forget(self) -> None:
+        """Let go of all that is only in memory: training needs a picture for one step, and the next step's batches are
+        then the same after a kill.
+        """
+        if self.folder is None:
+            self.made.clear()
+            self._images.clear()
+            self.new.clear()
+
+    def unfiled(self) -> list[dict]:
+        """The rows of what was made since the last call, for pictures.jsonl."""
+        rows = [asdict(made) for made in self.new]
+        self.new.clear()
+        return rows
 
     def picture(self, key: str) -> Picture:
         """A picture that was made. Raises AuditError where there is none of this key."""
@@ -120,13 +119,13 @@ class Album:
 
     def _key(self, way: str, base: str, text: str, seed: int) -> str:
         if way not in self.painters:
-            raise AuditError(f'{PIPELINES[way]}: name a pipeline to {way} pictures with, or take "{way}" out of ways.')
-        how = getattr(self.p, PIPELINES[way])
+            raise AuditError(f'{WAYS[way]}: name a pipeline to {way} pictures with, or take "{way}" out of ways.')
+        how = getattr(self.p, WAYS[way])
         parts = (how, base if way == "edit" else "", text, str(seed))
-        return "made-" + hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
+        return MADE + hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
 
     def _painter(self, way: str):
-        how = getattr(self.p, PIPELINES[way])
+        how = getattr(self.p, WAYS[way])
         if how not in self._loaded:  # one pipeline may do both
             self._loaded[how] = self.painters[way]()
         return self._loaded[how]
@@ -153,21 +152,27 @@ class Album:
         image.save(beside, "PNG")
         beside.replace(path)
 
-    def _forget(self) -> None:
-        while self.folder is None and len(self.made) > IN_MEMORY:
-            key, _ = self.made.popitem(last=False)
-            self._images.pop(key, None)
 
-
-PIPELINES = {"regenerate": "generator", "edit": "editor"}  # way -> the parameter that names its pipeline
+def granted(
+    album: Album, pictures: Sequence[Picture], ways: Sequence[str], texts: Sequence[str]
+) -> dict[int, tuple[Wish, Made]]:
+    """The wishes among n texts, painted, by their place: a batch a way. A way of "" is passed over."""
+    wishes = {i: parse_wish(text) for i, text in enumerate(texts) if ways[i] not in ("", "question")}
+    wishes = {i: wish for i, wish in wishes.items() if wish}
+    found = {}
+    for way in sorted({ways[i] for i in wishes}):
+        of = [i for i in wishes if ways[i] == way]
+        made = album.make(way, [pictures[i] for i in of], [wishes[i].text for i in of])
+        found |= {i: (wishes[i], one) for i, one in zip(of, made, strict=True)}
+    return found
 
 
 def painters(p) -> dict[str, Callable]:
-    """What loads the pipelines of a parameter file's ways: way -> loader."""
+    """What loads the pipelines of a parameter file: way -> loader."""
     return {
         way: partial(counterfactual.load, getattr(p, name), p.device, p.dtype)
-        for way, name in PIPELINES.items()
-        if way in p.ways
+        for way, name in WAYS.items()
+        if name and getattr(p, name)
     }
 
 
@@ -229,3 +234,8 @@ def _read(path: Path) -> Image.Image:
             return image.convert("RGB")
     except OSError as error:
         raise AuditError(f"pictures: {path} cannot be read ({error}); start its stage over.") from error
+
+
+def seed_of(*parts: object) -> int:
+    """A seed that depends on all the parts, the same on every machine."""
+    return int(hashlib.sha256("/".join(map(str, parts)).encode()).hexdigest()[:8], 16)

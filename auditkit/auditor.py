@@ -39,10 +39,12 @@ class Probe:
     pairing: str = "(Q*, I)"  # which of question and image are the auditor's: (Q*, I*), (Q*, I), (Q, I*)
     checkpoint: str = ""  # of the auditor
     rarest: float | None = None  # probability of the question's least likely token to the untrained auditor
-    base: str = ""  # key of the picture that was changed to make this one
-    made: str = ""  # the caption or command that made it
+    base: str = ""  # key of the picture from which this one departs
+    wish: str = ""  # what the auditor wrote to have it made, word for word
+    made: str = ""  # the caption or command in it
     check: str = ""  # a question that tells whether it was made as wished
     expected: str = ""  # the answer to `check` if so
+    why: str = ""  # why there is no such picture, or why it is not used
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,8 @@ STAGES = {
     "08_benchmark": "before and after",
 }
 GATES = {  # in the order in which a probe meets them
-    "malformed": "not a question, so nobody was asked",
+    "malformed": "neither a question nor a wish, so nobody was asked",
+    "bad picture": "about a picture that could not be made, or is not what was wished for",
     "implausible": "worded as the untrained auditor would hardly ever put it",
     "duplicate": "asked before, of the same picture",
     "no consensus": "the references did not agree",

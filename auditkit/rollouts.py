@@ -7,7 +7,6 @@ references also answer the wish's own check. A wish that did not come true earns
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Sequence
@@ -21,7 +20,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 from auditkit import auditor as writing
 from auditkit import disagreement, lines
-from auditkit.album import Album, Made
+from auditkit.album import Album, granted, seed_of
 from auditkit.errors import AuditError
 from auditkit.images import Picture
 from auditkit.params import Params
@@ -97,6 +96,7 @@ class Scorer:
             return self.own
         here = PartialState()
         first = here.process_index * len(texts)
+        self.album.forget()
         shown = [self.pictures[key] for key in pictures]
         sound = self._sound(shown, texts, ways)
         wrote = [kept_text(text, way) if ok else None for text, way, ok in zip(texts, ways, sound, strict=True)]
@@ -160,7 +160,9 @@ class Scorer:
         checks = [made[i][0].check for i in rows]
         pictures = [seen[i] for i in rows]
         said = [self.book.ask(model, pictures, checks, self.p.max_answer_tokens) for model in self.references]
-        expected = [(made[i][0].check, made[i][0].expected, of) for i, of in zip(rows, zip(*said, strict=True), strict=True)]
+        expected = [
+            (made[i][0].check, made[i][0].expected, of) for i, of in zip(rows, zip(*said, strict=True), strict=True)
+        ]
         return dict(zip(rows, disagreement.unfulfilled(expected, self.same, self.p.quorum), strict=True))
 
     def count(self, rollouts: Sequence[Rollout]) -> None:
@@ -213,25 +215,6 @@ def kept_text(text: str, way: str) -> str | None:
         return writing.parse(text)
     wish = writing.parse_wish(text)
     return wish and f"{wish.text} | {wish.check}"
-
-
-def granted(
-    album: Album, pictures: Sequence[Picture], ways: Sequence[str], texts: Sequence[str]
-) -> dict[int, tuple[writing.Wish, Made]]:
-    """The wishes among n texts, painted, by their place: a batch a way. A way of "" is passed over."""
-    wishes = {i: writing.parse_wish(text) for i, text in enumerate(texts) if ways[i] not in ("", "question")}
-    wishes = {i: wish for i, wish in wishes.items() if wish}
-    found = {}
-    for way in sorted({ways[i] for i in wishes}):
-        of = [i for i in wishes if ways[i] == way]
-        made = album.make(way, [pictures[i] for i in of], [wishes[i].text for i in of])
-        found |= {i: (wishes[i], one) for i, one in zip(of, made, strict=True)}
-    return found
-
-
-def seed_of(*parts: object) -> int:
-    """A seed that depends on all the parts, the same on every machine."""
-    return int(hashlib.sha256("/".join(map(str, parts)).encode()).hexdigest()[:8], 16)
 
 
 def rewards(scorer: Scorer) -> list[Callable]:
