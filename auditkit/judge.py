@@ -22,6 +22,7 @@ import torch
 from safetensors import SafetensorError
 
 from auditkit import lines, places, specs, stats, vlm
+from auditkit.batches import in_batches
 from auditkit.disagreement import Pair, normal, same
 from auditkit.errors import AuditError, Unfinished
 from auditkit.memory import at_work
@@ -66,7 +67,7 @@ class Judge:
         if todo:
             prompts = [prompt(*pair) for pair in todo]
             with at_work(self._model):
-                for _ in vlm._in_batches(self._model, prompts, ask):
+                for _ in in_batches(self._model, prompts, ask):
                     self._refuse_nonsense()
         return [yes_or_no(self._replies[normal(*pair)]) is True for pair in pairs]
 

@@ -1,6 +1,6 @@
 """Models larger than the device: let them take turns on it, load them in few bits, show them smaller pictures.
 
-The fourth means stands where batches are cut (`vlm._in_batches`): one that does not fit is halved.
+The fourth means stands where batches are cut (batches.py): one that does not fit is halved.
 """
 
 import contextlib

@@ -13,7 +13,7 @@ from auditkit.errors import AuditError
 SECONDS = 10  # to wait for the hub's answer
 
 
-def source(place: str, spec: str | Path, own: dict) -> tuple[str, dict]:
+def source(place: str, spec: str | Path, own: dict, index: str = "config.json") -> tuple[str, dict]:
     """Where `from_pretrained` finds a model, and the arguments its spec's own options ask for.
 
     That is the place itself, once it is known to be there, or its folder in the cache when the hub cannot be reached.
@@ -22,6 +22,7 @@ def source(place: str, spec: str | Path, own: dict) -> tuple[str, dict]:
         place: a folder or a hub id.
         spec: the text that names the model, for messages.
         own: its options (specs.py).
+        index: the file that every model of this kind has: config.json, or a pipeline's model_index.json.
 
     Raises AuditError for a hub id that is missing, gated or out of reach.
     """
@@ -32,9 +33,9 @@ def source(place: str, spec: str | Path, own: dict) -> tuple[str, dict]:
     from huggingface_hub import constants, errors
 
     page = f"{constants.ENDPOINT}/{place}"
-    cached = huggingface_hub.try_to_load_from_cache(place, "config.json", revision=how["revision"])
+    cached = huggingface_hub.try_to_load_from_cache(place, index, revision=how["revision"])
     try:
-        address = huggingface_hub.hf_hub_url(place, "config.json", revision=how["revision"])
+        address = huggingface_hub.hf_hub_url(place, index, revision=how["revision"])
         huggingface_hub.get_hf_file_metadata(address, timeout=SECONDS)
     except errors.GatedRepoError as error:
         raise AuditError(
@@ -50,7 +51,8 @@ def source(place: str, spec: str | Path, own: dict) -> tuple[str, dict]:
             f'"{spec}": {place} has no revision {how["revision"]}; name one of its branches, tags or commits.'
         ) from error
     except errors.EntryNotFoundError as error:
-        raise AuditError(f'"{spec}": {page} has no config.json; name a model in the format of transformers.') from error
+        library = "transformers" if index == "config.json" else "diffusers"
+        raise AuditError(f'"{spec}": {page} has no {index}; name a model in the format of {library}.') from error
     except errors.OfflineModeIsEnabled as error:
         if not isinstance(cached, str):
             raise AuditError(
@@ -127,8 +129,10 @@ def refuse_weights(error: Exception, place: str, spec: str | Path, how: dict) ->
     """Raise AuditError for weights that could not be loaded: what is wrong with them."""
     _refuse_remote_code(error, spec)
     files = _files(place, how)
+    safe = {Path(name).parent for name in files if name.endswith(".safetensors")}
     pickles = [name for name in files if name.endswith((".bin", ".pt", ".pth", ".ckpt"))]
-    if pickles and not any(name.endswith(".safetensors") for name in files):
+    pickles = [name for name in pickles if Path(name).parent not in safe]  # a pipeline has a folder for each model
+    if pickles:
         raise AuditError(
             f'"{spec}": its weights are only there as {pickles[0]}, a pickle, which could run code and is never read; '
             "convert them to safetensors, as model.save_pretrained writes them."
@@ -143,7 +147,7 @@ def short(error: Exception) -> str:
 
 def _files(place: str, how: dict) -> list[str]:
     if Path(place).is_dir():
-        return sorted(path.name for path in Path(place).iterdir())
+        return sorted(path.relative_to(place).as_posix() for path in Path(place).rglob("*"))
     import huggingface_hub
 
     try:

@@ -7,9 +7,16 @@
     http://localhost:8000/v1#google/gemma-3-12b-it  a model behind any OpenAI-compatible server (extra `endpoint`)
 
 What follows the question mark holds for this model alone and is written like a web address's query.
+
+A pipeline that makes pictures (counterfactual.py) is named in the same way. Options that are not ours are then
+arguments of the pipeline's own call:
+
+    stabilityai/sdxl-turbo?steps=1&guidance=0&size=512
+    timbrooks/instruct-pix2pix?image_guidance_scale=1.2
 """
 
 import difflib
+import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,6 +46,14 @@ ENDPOINT = {
     "batch_size": int,  # requests under way at once
     "max_pixels": int,
 }
+PAINTER = {name: LOCAL[name] for name in ("dtype", "device", "batch_size", "revision")} | {
+    "steps": int,  # of denoising
+    "guidance": float,  # how much the text counts, under the name that the pipeline has for it; 0 is a number too
+    "size": str,  # pixels of a picture: one side of a square, or WIDTHxHEIGHT
+    "max_length": int,  # tokens of a text that are read
+    "offload": {"none", "model", "sequential", "group"},  # weights wait in CPU memory: whole models, layers, groups
+    "cache": {"none", "first_block", "taylorseer", "pyramid", "faster"},  # steps of the denoiser that are skipped
+}
 OPTIONS = {"transformers": LOCAL, "vllm": VLLM, "endpoint": ENDPOINT}
 HOW = {"batch_size", "device", "gpus", "memory", "key", "price_in", "price_out"}  # where, how fast and for how much
 
@@ -47,7 +62,7 @@ HOW = {"batch_size", "device", "gpus", "memory", "key", "price_in", "price_out"}
 class Spec:
     """A model's text, taken apart (`parse` makes it)."""
 
-    engine: str  # transformers | vllm | endpoint
+    engine: str  # transformers | vllm | endpoint | diffusers
     place: str  # folder, hub id or "miniature:NAME"; an endpoint's address
     model: str  # what an endpoint calls the model; elsewhere the place
     options: dict = field(default_factory=dict)
@@ -90,6 +105,24 @@ def parse(text: str | Path) -> Spec:
     return Spec(engine, place, model, _options(place, query, OPTIONS[engine]))
 
 
+def parse_painter(text: str | Path) -> Spec:
+    """Take the text that names a pipeline apart; what is no option of ours stays, for the pipeline to judge.
+
+    Raises AuditError for a value that an option cannot take.
+
+    >>> parse_painter("stabilityai/sdxl-turbo?steps=1&guidance=0&size=512&clip_skip=1").options
+    {'steps': 1, 'guidance': 0.0, 'size': (512, 512), 'clip_skip': 1}
+    """
+    place, _, query = str(text).partition("?")
+    options = _options(place, query, PAINTER, others=True)
+    if "size" in options:
+        found = re.fullmatch(r"([1-9]\d*)(?:x([1-9]\d*))?", options["size"])
+        if not found:
+            raise AuditError(f'"{place}": size is written 512 or 768x512 (WIDTHxHEIGHT), not {options["size"]!r}.')
+        options["size"] = int(found[1]), int(found[2] or found[1])
+    return Spec("diffusers", place, place, options)
+
+
 def same(one: str, other: str) -> bool:
     """Whether two texts name the same model asked the same way, so that the answers of one stand for the other.
 
@@ -103,13 +136,16 @@ def same(one: str, other: str) -> bool:
     return a == b
 
 
-def _options(text: str, query: str, known: dict) -> dict:
+def _options(text: str, query: str, known: dict, others: bool = False) -> dict:
     options: dict = {}
     try:
         given = parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query))
     except ValueError:
         raise AuditError(f'"{text}": write options as ?name=value&name=value.') from None
     for name, value in given:
+        if name not in known and others:
+            options[name] = _plain(value)
+            continue
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}."
@@ -126,8 +162,20 @@ def _options(text: str, query: str, known: dict) -> dict:
         else:
             try:
                 options[name] = kind(value)
-                if kind is not str and options[name] <= 0:
+                if kind is not str and not (options[name] > 0 or (name == "guidance" and options[name] == 0)):
                     raise ValueError
             except ValueError:
                 raise AuditError(f'"{text}": {name} wants a number above 0, not {value!r}.') from None
     return options
+
+
+def _plain(value: str):
+    """A number, true, false, null or a list as JSON writes them, or else the text itself.
+
+    >>> _plain("0.5"), _plain("true"), _plain("null"), _plain("blurred")
+    (0.5, True, None, 'blurred')
+    """
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value

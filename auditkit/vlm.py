@@ -11,17 +11,17 @@ here by transformers; models behind other engines (endpoint.py, vllm_engine.py) 
 import contextlib
 import functools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from accelerate.utils.memory import should_reduce_batch_size
 from PIL import Image
 from safetensors import SafetensorError
 
 from auditkit import lines, memory, places, specs
+from auditkit.batches import in_batches
 from auditkit.errors import AuditError, Unfinished
 from auditkit.images import Picture
 from auditkit.memory import Parked, at_work
@@ -68,12 +68,12 @@ class VLM:
         return _write(self, list(images), list(prompts), max_new_tokens, temperature)
 
 
-def resolve(spec: str | Path) -> str:
+def resolve(spec: str | Path, like: str = "google/gemma-3-4b-it") -> str:
     """Where a model is: the folder of a shipped one ("miniature:NAME") or of one's own, or a hub id or a server's
     address, unchanged.
 
     A relative folder counts from the working folder, then from the project's.
-    Raises AuditError when it can be none of these.
+    Raises AuditError, with a hub id to write it `like`, when it can be none of these.
     """
     parsed = specs.parse(spec)
     text = parsed.place
@@ -90,7 +90,7 @@ def resolve(spec: str | Path) -> str:
             return str(folder)
     if text.count("/") == 1 and not text.startswith((".", "/", "~", "outputs/")):
         return text
-    raise AuditError(f'"{text}": no such model; write miniature:NAME, a folder or a hub id like google/gemma-3-4b-it.')
+    raise AuditError(f'"{text}": no such model; write miniature:NAME, a folder or a hub id like {like}.')
 
 
 def load(
@@ -177,7 +177,7 @@ def generate(
     with at_work(vlm), torch.random.fork_rng(enabled=seed is not None):
         if seed is not None:
             torch.manual_seed(seed)
-        for rows, written in _in_batches(vlm, prompts, write):
+        for rows, written in in_batches(vlm, prompts, write):
             for i, text in zip(rows, written, strict=True):
                 texts[i] = text
     return texts
@@ -212,7 +212,7 @@ def probabilities(
         return [row[longest - len(end) :] for end, row in zip(endings, chances.tolist(), strict=True)]
 
     with at_work(vlm):
-        for rows, chances in _in_batches(vlm, texts, score):
+        for rows, chances in in_batches(vlm, texts, score):
             for i, row in zip(rows, chances, strict=True):
                 found[i] = row
     return found
@@ -257,7 +257,7 @@ class AnswerBook:
 
         if self._missing(todo):
             with at_work(vlm):
-                for _ in _in_batches(vlm, [question for _, _, question in todo], write):
+                for _ in in_batches(vlm, [question for _, _, question in todo], write):
                     pass
         return [self._answers[key] for key in keys]
 
@@ -274,32 +274,6 @@ class AnswerBook:
 
     def _missing(self, keys: list[tuple]) -> list[tuple]:
         return [key for key in keys if key not in self._answers]
-
-
-def _in_batches(vlm: Writer, prompts: Sequence[str], work: Callable) -> Iterator[tuple[list[int], Any]]:
-    """(row numbers, work(row numbers)) batch after batch: longest prompts first, so that little is padded and what does
-    not fit in memory fails early. A batch that does not fit is halved, and so are those after it.
-    """
-    order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
-    while order:
-        rows, done = order[: vlm.batch_size], None
-        try:
-            done = (work(rows),)
-        except RuntimeError as error:
-            if not should_reduce_batch_size(error):
-                raise
-            if len(rows) == 1:
-                raise AuditError(
-                    f'"{vlm.name}": out of memory with a single picture; give it fewer pixels (?max_pixels=...) or '
-                    "bits (?bits=4), or let the models take turns (memory: turns)."
-                ) from error
-        if done is None:  # here, where the exception no longer holds what filled the memory
-            vlm.batch_size = (len(rows) + 1) // 2
-            print(f'"{vlm.name}": out of memory with {len(rows)} prompts at once, going on with {vlm.batch_size}.')
-            memory.free()
-            continue
-        order = order[len(rows) :]
-        yield rows, done[0]
 
 
 @torch.inference_mode()
