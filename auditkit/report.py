@@ -101,6 +101,7 @@ def write(run_folder: Path) -> Path:
         parameters=list(stages.values())[-1].manifest.get("parameters") or {},
         types=findings.json("types.json") or [],
         planted=findings.json("planted.json") or {},
+        edits=findings.json("edits.json") or [],
         explained=findings.text("explain.txt"),
         history=auditor.records("history.jsonl"),
         folders=[findings.folder, run_folder / "05_audit"],
