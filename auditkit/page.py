@@ -66,10 +66,7 @@ def render(
     benchmarks = summary.get("benchmarks", {})
     largest = sorted(types, key=lambda kind: -kind["size"])
     alarms = planted.get("false_alarms", [])
-    folder = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
-    pages = jinja2.Environment(loader=folder, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    pages.filters |= {"percent": percent, "interval": interval, "confusion": confusion, "duration": duration}
-    html = pages.get_template("report.html.j2").render(
+    html = _template("report.html.j2").render(
         summary=summary,
         hosted=spending.in_words(summary.get("hosted", {})),
         stages=stages,
@@ -91,6 +88,36 @@ def render(
         figures=figures(summary, largest[:BARS], history),
     )
     return html.strip() + "\n"
+
+
+def render_study(study, table: Mapping, measures: Mapping) -> str:
+    """The page of a study (study.compare): a table of arms and measures, and a figure for each share among them."""
+    shares = [name for name, measure in measures.items() if measure.share and name in table[next(iter(table))]]
+    html = _template("study.html.j2").render(
+        study=study,
+        table=table,
+        measures=measures,
+        first=next(iter(table)),
+        figures=[
+            _drawn(name, measures[name].label, plots.arms, {arm: found[name] for arm, found in table.items()}, label)
+            for name in shares
+            for label in [measures[name].label]
+        ],
+    )
+    return html.strip() + "\n"
+
+
+def _template(name: str) -> jinja2.Template:
+    folder = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
+    pages = jinja2.Environment(loader=folder, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    pages.filters |= {"percent": percent, "interval": interval, "confusion": confusion, "duration": duration}
+    pages.filters |= {"shown": shown, "signed": lambda value, measure: shown(value, measure, "+")}
+    return pages.get_template(name)
+
+
+def shown(value: float, measure, sign: str = "") -> str:
+    """A study's figure as text: a share in per cent, a count as it is."""
+    return f"{100 * value:{sign}.1f}{SPACE}%" if measure.share else f"{value:{sign},.1f}".removesuffix(".0")
 
 
 def percent(value: float | Mapping) -> str:

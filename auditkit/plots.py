@@ -236,6 +236,30 @@ def skills(before: Mapping, after: Mapping | None = None, peer: Mapping | None =
     return figure
 
 
+def arms(found: Mapping[str, Mapping], label: str, width: float = 7.2) -> Figure:
+    """A study's measure, arm by arm: one dot a seed, a bar at their mean.
+
+    Args:
+        found: arm -> {"mean", "seeds": values}, shares from 0 to 1.
+        label: what is measured.
+    """
+    names = list(found)
+    figure = Plot(width, 0.85 + 0.36 * len(names))
+    axis = figure.subplots()
+    for place, name in enumerate(names):
+        values, mean = found[name]["seeds"], found[name]["mean"]
+        axis.plot(values, [place] * len(values), "o", color=AFTER, markersize=5.5, alpha=0.65, zorder=3)
+        axis.vlines(mean, place - 0.28, place + 0.28, color=INK, linewidth=2, zorder=2)
+    _quiet(axis, grid="x")
+    axis.set_yticks(range(len(names)), [_plain(name, 24) for name in names])
+    axis.tick_params(axis="y", labelcolor=INK, length=0)
+    axis.set_ylim(len(names) - 0.5, -0.5)
+    axis.xaxis.set_major_locator(MaxNLocator(5))
+    axis.xaxis.set_major_formatter(PercentFormatter(1, None, " %"))
+    axis.set_title(label, fontsize=9.5, color=INK, loc="left")
+    return figure
+
+
 def _bars(rows: Sequence[tuple[str, Mapping, str, str]], width: float) -> Figure:
     """Horizontal bars with intervals, each under its own name: (name, rate, colour, note behind the numbers)."""
     labels = [_plain(name, int(width * (9 if width > 5 else 8))) for name, *_ in rows]

@@ -111,6 +111,14 @@ def write(run_folder: Path) -> Path:
     return run_folder / "report.html"
 
 
+def write_study(study, table: Mapping, measures: Mapping) -> Path:
+    """Write a study's `summary.json` and `report.html` into its folder and return the report's path."""
+    summary = {"study": study.name, "base": study.base, "seeds": study.seeds, "settings": study.arms, "arms": table}
+    _replace(study.folder / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+    _replace(study.folder / "report.html", page.render_study(study, table, measures))
+    return study.folder / "report.html"
+
+
 def read(run_folder: Path) -> dict[str, Stage]:
     """The finished stages of a run, by name, in order."""
     folders = [run_folder / name for name in STAGES if (run_folder / name / "DONE").exists()]
