@@ -73,7 +73,7 @@ def over_seeds(values: Sequence[float]) -> dict:
     """
     x = np.asarray(values, dtype=float)
     found = {"mean": round(float(x.mean()), 4)}
-    if len(x) > 1 and not np.all(x == x[0]):
+    if len(x) > 1 and not np.allclose(x, x[0]):
         test = ttest_1samp(x, 0.0)
         low, high = test.confidence_interval()
         found |= {"low": round(float(low), 4), "high": round(float(high), 4), "p": float(f"{test.pvalue:.2g}")}
