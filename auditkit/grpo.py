@@ -83,6 +83,9 @@ class AuditorTrainer(GRPOTrainer):
             self.drawn = self.scorer.replay(own // 2 * self.accelerator.num_processes, random.Random(seed))
             self._metrics["train"]["distinct"].append(len({r.text for r in rollouts}) / len(rollouts))
             self._metrics["train"]["kinds"].append(len({r.cluster for r in rollouts if r.success}))
+            if wished := [rollout for rollout in rollouts if rollout.made]:
+                self._metrics["train"]["granted"].append(sum(not r.why for r in wished) / len(wished))
+                self._metrics["train"]["painting_seconds"].append(self.scorer.painting_seconds)
         if self.replay_weight and self.drawn:
             loss = loss + self.replay_weight * self._replay_share(model, part)
         return loss
@@ -149,6 +152,8 @@ class History(TrainerCallback):
                 "replay_loss",
                 "distinct",
                 "kinds",
+                "granted",
+                "painting_seconds",
                 "completions/mean_length",
             )
             if k in logs

@@ -31,8 +31,9 @@ BEFORE, AFTER, PEER, WRONG = "#858c96", "#0072b2", "#009e73", "#d55e00"
 CURVES = {
     "reward/disagreement": (0, "target departs from the consensus", AFTER),
     "reward/format": (0, "well-formed question", BEFORE),
-    "distinct": (1, "distinct questions among those of a step", PEER),
-    "kinds": (2, "kinds of question that find a failure", WRONG),
+    "distinct": (1, "distinct texts among those of a step", PEER),
+    "granted": (1, "pictures that came out as wished", AFTER),
+    "kinds": (2, "kinds of text that find a failure", WRONG),
 }
 
 
@@ -88,8 +89,8 @@ def pairs(rows: Iterable[Mapping], n: int = 4, columns: int = 2) -> Figure:
 
     Args:
         rows: records with `before_image` and `image` (PIL image or path), `made` (the caption or command), `question`;
-            `box` (x0, y0, x1, y1 in pixels), `target`, `consensus`, `target_before`, `consensus_before` are shown where
-            they are there.
+            `box` (x0, y0, x1, y1 in pixels), `target`, `consensus`, `references` ({name: answer}), and the same with
+            "_before", are shown where they are there.
         n: how many pairs to show, the first n.
         columns: pairs side by side.
     """
@@ -317,8 +318,8 @@ def _answers(row: Mapping) -> list[tuple[str, str]]:
 
 
 def _answers_of(row: Mapping, when: str) -> list[tuple[str, str]]:
-    """Target and consensus before ("_before") or after ("") a change."""
-    names = ("target", "consensus")
+    """What all said before ("_before") or after ("") a change."""
+    names = ("target", "consensus", "references")
     return _answers({name: row[name + when] for name in names if row.get(name + when) is not None})
 
 

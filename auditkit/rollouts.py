@@ -8,6 +8,7 @@ references also answer the wish's own check. A wish that did not come true earns
 from __future__ import annotations
 
 import random
+import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -82,6 +83,7 @@ class Scorer:
         # cluster -> what was written -> successes
         self.bank: dict[int, dict[str, list[Rollout]]] = defaultdict(lambda: defaultdict(list))
         self.step, self.rollouts, self.own = -1, [], []
+        self.painting_seconds = 0.0  # of the step
         self.asked, self.agreed = 0, 0  # questions so far, and those with a consensus
         self.auditor: VLM | None = None  # with its adapter, which is switched off to see what it was before training
 
@@ -101,8 +103,10 @@ class Scorer:
         sound = self._sound(shown, texts, ways)
         wrote = [kept_text(text, way) if ok else None for text, way, ok in zip(texts, ways, sound, strict=True)]
         questions = {i: wrote[i] for i in range(len(texts)) if ways[i] == "question" and wrote[i]}
+        began = time.perf_counter()
         made = granted(self.album, shown, [way if ok else "" for way, ok in zip(ways, sound, strict=True)], texts)
         seen = {i: self.album.picture(one.key) for i, (_, one) in made.items() if not one.why}
+        self.painting_seconds = time.perf_counter() - began
         questions |= self._about(seen, seed_of(self.p.seed, step, here.process_index))
         asked = sorted(questions)
         about, wording = [seen.get(i, shown[i]) for i in asked], [questions[i] for i in asked]
