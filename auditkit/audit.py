@@ -103,7 +103,7 @@ def run(
         counts = shares(list(auditors), min(p.audit_probes, len(pictures)))
     if sum(counts.values()) > len(pictures):
         raise AuditError(f"audit: {sum(counts.values())} probes need as many pictures, but there are {len(pictures)}.")
-    out = Path(out)
+    out = Path(out).absolute()  # workers may stand elsewhere
     dealt, start = {}, 0
     for name in auditors:
         dealt[name] = pictures[start : start + counts.get(name, 0)]
