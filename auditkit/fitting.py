@@ -113,7 +113,8 @@ def needs(p: Params, cast: Sequence[Model], processes: int = 1) -> list[Need]:
         "02_disagreement": ([aud, *ensemble], [*asks, *rates, *said(*ensemble)]),
         "03_counterfactual": (ensemble, said(*ensemble)),
         "04_auditor": ([aud, *ensemble], [*rates, *learns, *said(*ensemble)]),
-        "05_audit": ([aud] * (p.grpo_checkpoints + 1) + ensemble, [*asks, *rates, *said(*ensemble)]),
+        # audit.Proposing holds the untrained auditor and one of its checkpoints at a time
+        "05_audit": ([aud] * min(2, p.grpo_checkpoints + 1) + ensemble, [*asks, *rates, *said(*ensemble)]),
         "07_rectify": ([target, repaired, *judge], [*repair, *said(target, repaired, *judge)]),
         "08_benchmark": ([target, repaired, *peer, *judge], said(target, repaired, *peer, *judge)),
     }

@@ -13,14 +13,14 @@ written with e bytes a number, T tokens of a prompt (image tokens included), N t
     scoring     B x (N + 1) x vocabulary x (e + 8): logits, their float32 copy and its softmax (vlm.probabilities)
     training    LoRA weights, gradients and AdamW's two moments in float32: 16 bytes each; and for each row of a
                 micro-batch, L = T + N tokens long:
-                layers x L x hidden x e (inputs of the layers, which gradient checkpointing keeps), and the same of the
-                vision tower, through which the trainer's way back leads although nothing is trained there
-                + the larger of one text layer's own activations, computed again, L x (hidden x (4e + 32)
+                layers x L x hidden x e (inputs of the layers, which gradient checkpointing keeps; of the vision tower,
+                through which no way back leads, memory.frozen_vision keeps nothing)
+                + one text layer's own activations, computed again, L x (hidden x (4e + 32)
                 + intermediate x (5e + 4) + heads x head width x 4e), 32-bit norms and peft's 32-bit inputs among them,
-                with scores kept + heads x L x L x (2e + 4), and one vision layer's, patches x (8 hidden
-                + 3 intermediate) x e
+                with scores kept + heads x L x L x (2e + 4)
                 + for the whole micro-batch, the head: at most 4096 tokens x 32768 of the vocabulary x e at a time, as
-                TRL's fused head goes through both in tiles (on a GPU; elsewhere it takes several times as much)
+                TRL's fused head goes through both in tiles (on a GPU; elsewhere it takes several times as much);
+                or reading, which comes first, where that is more
     replay      as training, but with the model's own head over all positions: L x vocabulary x (2e + 8) a row
     operations  2 x weights of the text part x T + 2 x weights of the vision tower x patches to read a row;
                 2 x (text part + head) for each token written, for which all these weights, and the cache, are read
@@ -91,18 +91,18 @@ def training(size: Size, e: int, rows: int, prompt: int, new: int) -> float:
 def replaying(size: Size, e: int, rows: int, prompt: int, new: int) -> float:
     """Bytes of the same for a supervised loss, with the logits of all positions (grpo's replay)."""
     length = prompt + new
-    return rows * (_learning(size, e, length) + length * size.vocabulary * (2 * e + 8))
+    logits = length * size.vocabulary * (2 * e + 8)
+    return max(rows * (_learning(size, e, length) + logits), reading(size, e, rows, length))
 
 
 def _learning(size: Size, e: int, length: int) -> float:
-    """Bytes of one row: the inputs of all layers, the activations of one, and the picture."""
-    kept = (size.layers * length * size.hidden + size.vision_layers * size.patches * size.vision_hidden) * e
+    """Bytes of one row: the inputs of all text layers, the activations of one, and the picture."""
+    kept = size.layers * length * size.hidden * e
     wide = size.intermediate * (5 * e + 4) + size.heads * size.head_dim * 4 * e
     layer = length * (size.hidden * (4 * e + 32) + wide)
     if size.scores:
         layer += size.heads * length**2 * (2 * e + 4)
-    seen = size.patches * (8 * size.vision_hidden + 3 * size.vision_intermediate) * e
-    return kept + max(layer, seen) + size.pixels * e
+    return kept + layer + size.pixels * e
 
 
 def read_operations(size: Size, rows: int, tokens: int) -> float:

@@ -52,7 +52,7 @@ from auditkit.album import Album, painters
 from auditkit.auditor import Probe
 from auditkit.errors import AuditError
 from auditkit.images import Picture
-from auditkit.memory import shrunk
+from auditkit.memory import frozen_vision, shrunk
 from auditkit.params import Params
 from auditkit.processors import is_paligemma
 from auditkit.rectify import TEXT_PART
@@ -233,7 +233,8 @@ def train(
                 )
             )
         )
-        trainer.train(resume_from_checkpoint=last)
+        with frozen_vision(auditor.model):
+            trainer.train(resume_from_checkpoint=last)
     here.wait_for_everyone()
     if here.is_main_process:
         _collect(out)

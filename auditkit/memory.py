@@ -7,6 +7,7 @@ import contextlib
 import logging
 import math
 from collections.abc import Iterator
+from unittest import mock
 
 import torch
 from PIL import Image
@@ -51,6 +52,26 @@ def at_work(vlm) -> Iterator[None]:
         yield
     finally:
         parked.put_back()
+
+
+@contextlib.contextmanager
+def frozen_vision(model) -> Iterator[None]:
+    """While it lasts, a training has no way back through the vision tower: its activations are not kept.
+
+    Gradient checkpointing has the first activations of every part of the model require gradients, the tower's too. So
+    a step would keep what the tower has computed and go back through all of it, only to find nothing there to train.
+    A tower that cannot be found, or in which something is trained, is left alone.
+
+    Args:
+        model: any family's, as transformers loads it, with its adapter in place and before it is wrapped for training
+            in several processes.
+    """
+    tower = model.get_encoder(modality="image")  # the model itself where it has none
+    if any(parameter.requires_grad for parameter in tower.parameters()):
+        yield
+        return
+    with mock.patch.object(tower, "forward", torch.no_grad()(tower.forward)):
+        yield
 
 
 def quantization(bits: int, dtype: torch.dtype):

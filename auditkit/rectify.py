@@ -33,6 +33,7 @@ from auditkit import lines, processors, runs, specs, vlm
 from auditkit.disagreement import same
 from auditkit.errors import AuditError
 from auditkit.images import Example, Picture
+from auditkit.memory import frozen_vision
 
 FINDINGS_SHARE = 1 / 5  # least share of the training set
 PROJECTIONS = "q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj"
@@ -131,7 +132,8 @@ def train(
 
     trainer = _trainer(target, examples, p, out / "checkpoints", on_step)
     try:
-        trainer.train(resume_from_checkpoint=runs.last_checkpoint(out / "checkpoints"))
+        with frozen_vision(target.model):
+            trainer.train(resume_from_checkpoint=runs.last_checkpoint(out / "checkpoints"))
         unfinished = out / "adapter.unfinished"
         trainer.model.save_pretrained(unfinished)
     finally:  # the target as it was: training has put the adapter into its layers

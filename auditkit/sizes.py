@@ -70,7 +70,6 @@ class Size:
     scores: bool  # its attention keeps every score (eager): this transformers has no fused kernel for the model
     vision_hidden: int
     vision_intermediate: int
-    vision_layers: int
     patches: int  # of one picture
     pixels: int  # numbers that enter for one picture, its colours included
     image_tokens: int  # into which they are joined for the text part
@@ -171,7 +170,6 @@ def count(config: hf.PreTrainedConfig, options: Mapping = NONE, processor=None) 
         scores=(attention or model.config.get_text_config()._attn_implementation) == "eager",
         vision_hidden=hidden,
         vision_intermediate=_first(vision, "intermediate_size", default=4 * hidden),
-        vision_layers=_first(vision, "num_hidden_layers", "depth"),
         patches=patches,
         pixels=pixels,
         image_tokens=tokens,

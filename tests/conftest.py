@@ -33,6 +33,20 @@ def project(tmp_path, monkeypatch) -> Path:
 
 
 @pytest.fixture
+def checkpointing(monkeypatch):
+    """Both trainers recompute activations on the way back, as they do on a GPU."""
+    from trl import GRPOConfig, SFTConfig
+
+    for config in (GRPOConfig, SFTConfig):
+        made = config.__init__
+
+        def asked(self, *given, made=made, **named):
+            made(self, *given, **{**named, "activation_checkpointing": True})
+
+        monkeypatch.setattr(config, "__init__", asked)
+
+
+@pytest.fixture
 def notebook(project):
     """Write a notebook NAME into the project: a parameters cell as in the real ones, then the given cells."""
 

@@ -4,6 +4,7 @@ Each is a tiny model of its real configuration, model and processor classes (tin
 `auditkit check` puts to a real one. Weights are random, so answers are nonsense, but each is a different one.
 """
 
+import contextlib
 import importlib.util
 import json
 import shutil
@@ -18,7 +19,7 @@ from PIL import Image
 from transformers import AutoTokenizer
 
 from auditkit import auditor as writing
-from auditkit import check, grpo, params, processors, rectify, rollouts, vlm
+from auditkit import check, grpo, memory, params, processors, rectify, rollouts, vlm
 from auditkit.errors import AuditError
 from auditkit.images import Example, Picture
 
@@ -176,6 +177,45 @@ def rectified(family, images, tmp_path_factory):
         model, examples, p, tmp_path_factory.mktemp("sft"), lambda step: losses.append(step["loss"])
     )
     return SimpleNamespace(model=model, before=before, adapter=adapter, losses=losses, examples=examples)
+
+
+def test_without_a_way_back_through_the_vision_tower_gradients_are_the_same(family, images):
+    """With checkpointing, as on a GPU, which has the tower's activations require gradients in most families."""
+    from peft import LoraConfig, get_peft_model
+    from torch.utils._pytree import tree_leaves
+
+    model = vlm.load(family.folder)
+    pairs = zip(images, QUESTIONS, strict=True)
+    examples = [Example(question, image, question, "two red boats") for image, question in pairs]
+    inputs, tower = rectify.collate(model, examples), model.model.get_encoder(modality="image")
+    torch.manual_seed(0)
+    config = LoraConfig(r=4, target_modules=rectify.TEXT_PART, init_lora_weights=False)
+    adapted = get_peft_model(model.model, config).train()
+    adapted.enable_input_require_grads()
+    adapted.activation_checkpointing_enable()
+
+    def learn(vision) -> tuple[dict, list[bool]]:
+        """Each gradient, and of each part of the tower, as it was passed, whether the way back leads through it."""
+        passed: list[bool] = []
+
+        def look(part, given, out):
+            passed.append(any(t.grad_fn is not None for t in tree_leaves(out) if isinstance(t, torch.Tensor)))
+
+        watched = [part.register_forward_hook(look) for part in tower.modules()]
+        adapted.zero_grad()
+        with vision(model.model):
+            adapted(**inputs).loss.backward()
+        for hook in watched:
+            hook.remove()
+        return {name: w.grad.clone() for name, w in adapted.named_parameters() if w.grad is not None}, passed
+
+    (plain, before), (gradients, after) = learn(contextlib.nullcontext), learn(memory.frozen_vision)
+    assert plain.keys() == gradients.keys() and len(plain) == 2 * tiny.FAMILIES[family.name].adapted
+    assert all(w.any() and torch.equal(w, gradients[name]) for name, w in plain.items())
+    assert after and not any(after)
+    # of these three towers transformers does not know the input, so they were never on the way back
+    assert any(before) == (family.name not in ("gemma4", "qwen3_vl", "qwen3_5"))
+    assert "forward" not in vars(tower)
 
 
 def test_an_sft_step_changes_the_adapter_and_nothing_else(family, rectified, images):

@@ -1,5 +1,6 @@
 """The formulas of memory, held against what is really allocated, layer by layer, on a CPU."""
 
+import contextlib
 import weakref
 
 import pytest
@@ -8,16 +9,14 @@ import transformers as hf
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from auditkit import footprint, sizes, vlm
+from auditkit import footprint, memory, sizes, vlm
 
 LAYERS, ROWS, TOKENS = 2, 2, 192
 TEXT = dict(
     vocab_size=300, hidden_size=256, intermediate_size=1024, num_hidden_layers=LAYERS, num_attention_heads=4,
     num_key_value_heads=2, head_dim=64, layer_types=["full_attention"] * LAYERS,
 )  # fmt: skip
-VISION = dict(
-    hidden_size=128, intermediate_size=480, num_hidden_layers=2, num_attention_heads=4, image_size=224, patch_size=14
-)
+VISION = dict(hidden_size=128, intermediate_size=480, num_attention_heads=4, image_size=224, patch_size=14)
 
 
 class Allocations(TorchDispatchMode):
@@ -50,8 +49,12 @@ class Allocations(TorchDispatchMode):
 
 @pytest.fixture(params=["gemma3", "paligemma2"])
 def model(request):
-    vision = hf.SiglipVisionConfig(**VISION, vision_use_head=False)
-    if request.param == "gemma3":
+    return build(request.param)
+
+
+def build(family: str, vision_layers: int = 2):
+    vision = hf.SiglipVisionConfig(**VISION, num_hidden_layers=vision_layers, vision_use_head=False)
+    if family == "gemma3":
         text = hf.Gemma3TextConfig(**TEXT)
         config = hf.Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=16, image_token_index=299)
     else:
@@ -109,13 +112,14 @@ def test_a_local_layer_keeps_no_more_than_its_window():
     assert long == short + (34 - 29) * 1024 * 2 * 4 * 256 * 2
 
 
-def test_learning(model):
-    """Forward and backward as TRL's trainer has them: checkpoints, an adapter, inputs that require gradients."""
+def learning(model, vision=memory.frozen_vision) -> int:
+    """Bytes of a forward and backward pass as TRL's trainer has them: checkpoints, an adapter, inputs that require
+    gradients.
+    """
     from peft import LoraConfig, get_peft_model
 
     from auditkit.rectify import TEXT_PART
 
-    size = sizes.count(model.config)
     whole = get_peft_model(model, LoraConfig(r=2, target_modules=TEXT_PART)).train()
     whole.enable_input_require_grads()
     model.activation_checkpointing_enable({"use_reentrant": False})
@@ -123,15 +127,27 @@ def test_learning(model):
     ids, there = torch.zeros(2, ROWS, TOKENS, dtype=torch.long).unbind()
 
     def learn():
-        with torch.autocast("cpu", torch.bfloat16):
+        with vision(model), torch.autocast("cpu", torch.bfloat16):
             seen = model.model.get_image_features(pictures).pooler_output
             states = model.get_input_embeddings()(ids) + seen.mean()  # not its place, but its way back
             out = model.model.language_model(inputs_embeds=states, attention_mask=there + 1, use_cache=False)
         out.last_hidden_state.float().sum().backward()
 
-    counted = allocated(whole, learn) + pictures.nbytes
+    return allocated(whole, learn) + pictures.nbytes
+
+
+def test_learning(model):
+    size = sizes.count(model.config)
     formula = footprint.training(size, 2, ROWS, TOKENS, 0) + 4 * 2 * size.lora
-    assert near(counted, formula)
+    assert near(learning(model), formula)
+
+
+@pytest.mark.parametrize("family", ["gemma3", "paligemma2"])
+def test_learning_keeps_nothing_of_the_vision_tower_however_deep_it_is(family):
+    shallow, deep = (learning(build(family, layers)) for layers in (2, 12))
+    assert deep == pytest.approx(shallow, rel=0.01)
+    kept = 10 * ROWS * 256 * 128 * 2  # the inputs of ten layers
+    assert learning(build(family, 12), contextlib.nullcontext) >= shallow + kept
 
 
 def test_an_adapter_in_training_takes_sixteen_bytes_a_weight():

@@ -144,6 +144,25 @@ def test_a_killed_training_ends_in_the_same_records_and_asks_nothing_twice(tmp_p
     )
 
 
+def test_with_checkpointing_no_way_back_leads_through_the_vision_tower_and_the_weights_are_the_same(
+    tmp_path, p, checkpointing, monkeypatch
+):
+    pictures = Boards().pictures("train", p.train_images, p.seed)
+    p = replace(p, grpo_steps=2, grpo_checkpoints=1, grpo_micro_batch=4)
+    weights, back = [], []
+    for vision in (grpo.frozen_vision, lambda model: contextlib.nullcontext()):
+        monkeypatch.setattr(grpo, "frozen_vision", vision)
+        auditor, target, references = models()
+        tower, passed = auditor.model.get_encoder(modality="image"), []
+        tower.register_forward_hook(lambda part, given, out, passed=passed: passed.append(out[0].requires_grad))
+        out = tmp_path / str(len(weights))
+        grpo.train(auditor, target, references, pictures, p, out)
+        weights.append((out / "checkpoint-2" / "adapter_model.safetensors").read_bytes())
+        back.append(any(passed))
+        assert "forward" not in vars(tower)
+    assert weights[0] == weights[1] and back == [False, True]
+
+
 def test_the_warm_up_is_a_share_of_the_steps(p):
     for steps in range(1, 2001):  # the default is what it was before there was a choice
         assert grpo._warmup(replace(p, grpo_steps=steps, grpo_warmup=0.05)) == max(1, steps // 20)

@@ -1,7 +1,9 @@
 """A Hugging Face data set as a source of images, here as folders of parquet files, which go through the same loader."""
 
 import io
+import socket
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import datasets
@@ -11,7 +13,7 @@ import pytest
 from datasets import ClassLabel, Dataset, List
 from PIL import Image
 
-from auditkit import hub, images
+from auditkit import hub, images, places
 from auditkit.errors import AuditError
 
 
@@ -212,9 +214,27 @@ def test_what_is_not_there_is_named_with_what_is(folder):
         assert str(error.value).startswith(f'images: "{spec}": '), spec
 
 
+@pytest.mark.parametrize("listens", [False, True])
+def test_a_hub_that_is_not_there_or_says_nothing_is_told_in_seconds_and_asked_once(listens, monkeypatch):
+    """A port of loopback where nobody listens, or where a connection is made and nothing comes."""
+    monkeypatch.setattr(places, "SECONDS", 1)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        if listens:
+            silent.listen()
+        monkeypatch.setattr(datasets.config, "HF_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        began = time.monotonic()
+        with pytest.raises(AuditError, match='images: "hub:some/thing": the hub cannot be reached .*name the folder'):
+            images.load("hub:some/thing")
+        assert time.monotonic() - began < 5
+
+
 @pytest.mark.parametrize(
     ("status", "code", "says"),
     [
+        (503, "", "the hub cannot be reached .*503"),
+        (404, "", "the hub cannot be reached .*404"),  # something else answers, such as a proxy
         (404, "RepoNotFound", "there is no such data set on the hub, or it is private"),
         (401, "GatedRepo", "it is gated: accept its terms at https://huggingface.co/datasets/some/thing, then log in"),
         (403, "GatedRepo", "it is gated"),

@@ -1,6 +1,7 @@
 """`auditkit plan`: what a parameter file takes, before any download, and what to change where it does not fit."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -132,6 +133,20 @@ def test_smaller_pieces_take_less():
     assert of("04_auditor", grpo_micro_batch=4) < of("04_auditor")
     assert of("05_audit", batch_size=2) < of("05_audit", batch_size=p.batch_size)
     assert of("07_rectify", rectify_micro_batch=1) < of("07_rectify", rectify_micro_batch=32)
+
+
+def test_an_audit_holds_the_untrained_auditor_and_one_checkpoint_however_many_there_are():
+    p = params.load("params/gemma3_4b.yaml")
+    cast = fitting.models(p, True)
+    weights = next(m.weights for m in cast if "auditor" in m.roles)
+
+    def audited(checkpoints):
+        found = fitting.needs(replace(p, grpo_checkpoints=checkpoints), cast)
+        return next(need for need in found if need.stage == "05_audit")
+
+    assert audited(1) == audited(2) == audited(5)
+    for how in ("together", "parked"):
+        assert getattr(audited(1), how) - getattr(audited(0), how) == pytest.approx(weights)  # 0: as `bench` audits
 
 
 def test_nobody_knows_a_model_and_the_plan_says_so(capsys, bench):

@@ -171,6 +171,33 @@ def test_a_killed_training_goes_on_to_the_same_weights(repaired, folders, exampl
     assert (adapter / name).read_bytes() == (repaired.adapter / name).read_bytes()
 
 
+def test_with_checkpointing_the_weights_are_the_same_and_no_way_back_leads_through_the_vision_tower(
+    repaired, folders, examples, tmp_path, checkpointing
+):
+    """Killed and begun again, too; afterwards the tower is as it was."""
+    target = vlm.load(folders["paligemma2"])
+    tower, passed = target.model.get_encoder(modality="image"), Counter()
+
+    def look(part, given, out):
+        passed[part.training, out.last_hidden_state.requires_grad] += 1
+
+    def stop(step):
+        if step["step"] == 5:
+            raise KeyboardInterrupt
+
+    watched = tower.register_forward_hook(look)
+    with pytest.raises(KeyboardInterrupt):
+        rectify.train(target, examples, settings(), tmp_path, stop)
+    assert "forward" not in vars(tower)
+    adapter = rectify.train(target, examples, settings(), tmp_path)
+    watched.remove()
+    assert passed == {(True, False): 5 + 3}
+    name = "adapter_model.safetensors"
+    assert (adapter / name).read_bytes() == (repaired.adapter / name).read_bytes()
+    assert "forward" not in vars(tower)
+    assert asked(target, examples[:4]) == asked(repaired.target, examples[:4])
+
+
 def test_a_model_without_text_layers_is_refused(repaired, examples, tmp_path):
     odd = vlm.VLM("odd", torch.nn.Linear(1, 1), None)
     with pytest.raises(AuditError, match='"odd"'):
