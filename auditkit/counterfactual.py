@@ -1,7 +1,7 @@
 """Make a counterfactual image: regenerate one from a caption, or edit one by a command, through any diffusers pipeline.
 
-The paper regenerates with FLUX.1-dev and edits with FLUX.1-Kontext-dev. Here a pipeline is named as a model is (specs.py)
-and loaded by `DiffusionPipeline`; what its call takes, and under which name, is read from its signature:
+The paper regenerates with FLUX.1-dev and edits with FLUX.1-Kontext-dev. Here a pipeline is named as a model is
+(specs.py) and loaded by `DiffusionPipeline`; what its call takes, and under which name, is read from its signature:
 
     black-forest-labs/FLUX.1-dev                        generates; gated, not for commerce
     black-forest-labs/FLUX.1-Kontext-dev                edits; likewise
@@ -15,8 +15,8 @@ and loaded by `DiffusionPipeline`; what its call takes, and under which name, is
 
 Three things are ours:
 1) every picture has a generator of its own, on the CPU, so that it depends on its seed and not on its batch;
-2) an image to edit is given to the pipeline upright, RGB, in its own proportions at the pipeline's number of pixels, and
-   what comes back is brought to the image's own size, so that the two can be compared pixel by pixel;
+2) an image to edit is given to the pipeline upright, RGB, in its own proportions at the pipeline's number of pixels,
+   and what comes back is brought to the image's own size, so that the two can be compared pixel by pixel;
 3) a picture that fails, is blocked or shows nothing is dropped with the reason, and the others go on.
 """
 
@@ -51,8 +51,8 @@ OURS = {  # arguments of a call that options cannot set
     "prompt", "image", "generator", "output_type", "return_dict", "num_images_per_prompt", "latents", "prompt_embeds",
     "callback_on_step_end", "callback_on_step_end_tensor_inputs", "height", "width", "max_area", "_auto_resize",
 }  # fmt: skip
-# These take a list of images as one for each prompt. Others (FLUX.2, Qwen-Image-Edit-Plus) take it as several references
-# that every prompt sees, and do not say so in any way a program could read: they get one image a call.
+# These take a list of images as one for each prompt. Others (FLUX.2, Qwen-Image-Edit-Plus) take it as several
+# references that every prompt sees, and do not say so in any way a program could read: they get one image a call.
 ONE_EACH = {"FluxKontextPipeline", "StableDiffusionInstructPix2PixPipeline", "StableDiffusionXLInstructPix2PixPipeline"}
 TOO_LARGE = "make it smaller (?size=...), or let weights wait in CPU memory (?offload=model)"
 
@@ -100,8 +100,8 @@ def load(spec: str | Path, device: str = "auto", dtype: str = "auto", batch_size
     """Load a pipeline.
 
     Its weights are read from safetensors only, and no code is run that comes with it. A folder may hold a painter.json
-    with options that its weights were trained for, {"size": 64, "max_length": 16}; those of the spec go before them, and
-    both before the arguments given here. "auto" is as in `vlm.load`.
+    with the options that its weights were trained for, {"size": 64, "max_length": 16}; those of the spec go before
+    them, and both before the arguments given here. "auto" is as in `vlm.load`.
 
     Args:
         spec: "miniature:NAME", a folder or a hub id, with options (specs.PAINTER); any other option is an argument of
@@ -165,8 +165,8 @@ def edit(
     _same_length("edit", images, commands, seeds)
     if not painter.edits:
         raise AuditError(
-            f'"{painter.name}": a {type(painter.pipe).__name__} takes no image, so it cannot edit; name an editor, such '
-            "as black-forest-labs/FLUX.1-Kontext-dev."
+            f'"{painter.name}": a {type(painter.pipe).__name__} takes no image, so it cannot edit; name an editor, '
+            "such as black-forest-labs/FLUX.1-Kontext-dev."
         )
     pictures = [upright(image) for image in images]
     sizes = [_working_size(painter, picture) for picture in pictures]
@@ -207,8 +207,8 @@ def changed(before: Image.Image, after: Image.Image, threshold: float = 24.0) ->
 
     The absolute difference (its largest channel, 0 to 255) is smoothed over a hundredth of the longer side; what is
     above `threshold` falls into connected regions, the largest of which gets the box. Outside of it, structural
-    similarity is averaged over the windows that do not reach into it (Wang et al. 2004, skimage's). LPIPS would see more
-    of what people see, but its network comes only from torchvision's server, so it is not used.
+    similarity is averaged over the windows that do not reach into it (Wang et al. 2004, skimage's). LPIPS would see
+    more of what people see, but its network comes only from torchvision's server, so it is not used.
 
     Raises ValueError when the sizes differ.
     """
@@ -410,6 +410,18 @@ def _left_over(encoding) -> list[tuple[int, int]]:
     ]
 
 
+def _readers(pipe) -> list:
+    """The tokenizers whose text the picture is made of. Beside another encoder CLIP only sets the tone, in one vector
+    or in its first 77 tokens; it counts where there is none else."""
+    found = [
+        (getattr(part, "tokenizer", part), getattr(pipe, name.replace("tokenizer", "text_encoder"), None))
+        for name, part in pipe.components.items()
+        if hasattr(getattr(part, "tokenizer", part), "model_max_length")
+    ]
+    others = [tokenizer for tokenizer, encoder in found if not type(encoder).__name__.startswith("CLIP")]
+    return others or [tokenizer for tokenizer, _ in found]
+
+
 @contextlib.contextmanager
 def _listening(pipe) -> Iterator[list[tuple[int, str, int]]]:
     """While it lasts, (tokenizer, text, characters read of it) for each text that a tokenizer may cut.
@@ -418,29 +430,29 @@ def _listening(pipe) -> Iterator[list[tuple[int, str, int]]]:
     their tokenizers are really given tells what was cut, whatever the pipeline.
     """
     heard: list[tuple[int, str, int]] = []
-    parts = [getattr(part, "tokenizer", part) for part in pipe.components.values()]
-    tokenizers = {id(part): part for part in parts if hasattr(part, "model_max_length") and callable(part)}
-    kinds = {key: type(tokenizer) for key, tokenizer in tokenizers.items()}
+    kinds = {tokenizer: type(tokenizer) for tokenizer in _readers(pipe)}
     try:
-        for key, tokenizer in tokenizers.items():
+        for tokenizer, kind in kinds.items():
             tokenizer.heard = heard
-            tokenizer.__class__ = type(kinds[key].__name__, (_Heard, kinds[key]), {"__module__": kinds[key].__module__})
+            tokenizer.__class__ = type(kind.__name__, (_Heard, kind), {"__module__": kind.__module__})
         yield heard
     finally:
-        for key, tokenizer in tokenizers.items():
-            tokenizer.__class__ = kinds[key]
+        for tokenizer, kind in kinds.items():
+            tokenizer.__class__ = kind
             vars(tokenizer).pop("heard", None)
 
 
 def _unread(text: str, heard: list[tuple[int, str, int]]) -> str:
     """The end of a text that even the tokenizer that reads most of it cut off."""
-    ends: dict[int, str] = {}
+    text = text.strip()
+    ends = []
     for tokenizer in {key for key, _, _ in heard}:
-        its = [(whole, read) for key, whole, read in heard if key == tokenizer and text.strip() in whole]
+        # some pipelines write in small letters; and a longer one may be another's, who has these words among his
+        its = [(whole, read) for key, whole, read in heard if key == tokenizer and text.lower() in whole.lower()]
         if its:
-            whole, read = min(its, key=lambda one: len(one[0]))  # a longer one has the text in another's prompt
-            ends[tokenizer] = text.strip()[max(0, read - whole.index(text.strip())) :]
-    return min(ends.values(), key=len, default="").strip()
+            whole, read = min(its, key=lambda one: len(one[0]))
+            ends.append(text[max(0, read - whole.lower().rindex(text.lower())) :].strip())
+    return min(ends, key=len, default="")
 
 
 # ------------------------------------------------------------------------------------------------------------ loading
@@ -568,7 +580,7 @@ def _cache(pipe, spec: str | Path, cache: str) -> None:
 
 @contextlib.contextmanager
 def _caching(pipe) -> Iterator[None]:
-    """While it lasts, a denoiser with a cache has a place to keep it, which some pipelines forget, and it ends empty."""
+    """While it lasts, a denoiser's cache has a place, which some pipelines forget; it is empty afterwards."""
     denoiser = _denoiser(pipe)
     if not getattr(denoiser, "is_cache_enabled", False):
         yield
