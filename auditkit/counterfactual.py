@@ -143,12 +143,7 @@ def regenerate(painter: Painter, captions: Sequence[str], seeds: Sequence[int]) 
     if image is not None and image.default is image.empty:
         raise AuditError(_only_edits(painter))
     size = {} if painter.size is None else _sized(painter, *_fitted(painter, *painter.size))
-    try:
-        return _paint(painter, captions, seeds, [list(range(len(captions)))], lambda rows: size)
-    except AuditError as error:
-        if painter.edits and isinstance(error.__cause__, _EveryOneFailed):
-            raise AuditError(f"{_only_edits(painter)[:-1]} ({error.__cause__}).") from error
-        raise
+    return _paint(painter, captions, seeds, [list(range(len(captions)))], lambda rows: size)
 
 
 def edit(
@@ -256,10 +251,6 @@ def coherent(change: Change, most: float = 0.5, rest: float = 0.8) -> str:
 # ---------------------------------------------------------------------------------------------------------- painting
 
 
-class _EveryOneFailed(Exception):
-    """Not a single picture of a call was made: the cause of the AuditError that says so."""
-
-
 def _paint(
     painter: Painter,
     texts: Sequence[str],
@@ -290,11 +281,21 @@ def _paint(
             found |= {group[r]: painting for r, painting in zip(rows, paintings, strict=True)}
     paintings = [found[i] for i in range(len(texts))]
     if paintings and all(painting.why.startswith("failed") for painting in paintings):
-        why = paintings[0].why.removeprefix("failed: ")
         raise AuditError(
-            f'"{painter.name}": not one of {len(texts)} pictures could be made: {why}.'
-        ) from _EveryOneFailed(why)
+            f'"{painter.name}": not one of {len(texts)} pictures could be made '
+            f"({paintings[0].why.removeprefix('failed: ')}); {_advice(painter, arguments([0]))}."
+        )
     return paintings
+
+
+def _advice(painter: Painter, arguments: dict) -> str:
+    """What may be the matter when a pipeline makes nothing at all."""
+    kind = type(painter.pipe).__name__
+    if getattr(_denoiser(painter.pipe), "is_cache_enabled", False):
+        return f"leave ?cache out, which a {kind} may not go with"
+    if painter.edits and "image" not in arguments:
+        return f"a {kind} may be one that only edits"
+    return f"check its options against what the call of {kind} wants"
 
 
 def _painted(painter: Painter, texts: list[str], seeds: list[int], arguments: dict) -> list[Painting]:
@@ -554,7 +555,11 @@ def _denoiser(pipe):
 
 
 def _cache(pipe, spec: str | Path, cache: str) -> None:
-    """Let the denoiser skip what changes little from one step to the next, as diffusers' hooks do it."""
+    """Let the denoiser skip what changes little from one step to the next, as diffusers' hooks do it.
+
+    first_block decides for the whole batch at once, so that a picture then depends a little on its batch. What diffusers
+    has besides wants two passes a step (faster) or figures of the one model (mag).
+    """
     if cache == "none":
         return
     from diffusers import hooks
@@ -565,9 +570,6 @@ def _cache(pipe, spec: str | Path, cache: str) -> None:
         "taylorseer": lambda: hooks.TaylorSeerCacheConfig(),
         "pyramid": lambda: hooks.PyramidAttentionBroadcastConfig(
             spatial_attention_block_skip_range=2, current_timestep_callback=lambda: pipe.current_timestep
-        ),
-        "faster": lambda: hooks.FasterCacheConfig(
-            current_timestep_callback=lambda: pipe.current_timestep, is_guidance_distilled=True
         ),
     }
     if not hasattr(denoiser, "enable_cache"):
