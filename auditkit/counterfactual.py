@@ -543,7 +543,7 @@ def _pipeline(place: str, spec: str | Path, dtype: torch.dtype, how: dict):
     from diffusers import DiffusionPipeline
 
     try:
-        return DiffusionPipeline.from_pretrained(place, use_safetensors=True, torch_dtype=dtype, **how)
+        return DiffusionPipeline.from_pretrained(place, use_safetensors=True, dtype=dtype, **how)
     except ImportError as error:
         raise AuditError(f'"{spec}": it needs a package that is missing: {places.short(error)}.') from error
     except (OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError) as error:
@@ -557,8 +557,8 @@ def _denoiser(pipe):
 def _cache(pipe, spec: str | Path, cache: str) -> None:
     """Let the denoiser skip what changes little from one step to the next, as diffusers' hooks do it.
 
-    first_block decides for the whole batch at once, so that a picture then depends a little on its batch. What diffusers
-    has besides wants two passes a step (faster) or figures of the one model (mag).
+    first_block decides for the whole batch at once, so that a picture then depends a little on its batch. What else
+    diffusers has wants two passes a step (faster) or figures of the one model (mag).
     """
     if cache == "none":
         return
