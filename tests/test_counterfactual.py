@@ -216,7 +216,7 @@ def test_an_image_of_any_mode_and_orientation_stands_upright_in_rgb():
             mode in ("1", "P")
             or np.abs(np.asarray(found.convert("L"), float) - np.asarray(base.convert("L"))).max() < 12
         )
-    deep = Image.fromarray((np.asarray(base.convert("L"), dtype=np.uint16) * 257))
+    deep = Image.fromarray(np.asarray(base.convert("L"), dtype=np.uint16) * 257)
     assert deep.mode == "I;16" and np.array_equal(np.asarray(cf.upright(deep))[..., 0], np.asarray(base.convert("L")))
     glass = base.convert("P")
     glass.info["transparency"] = glass.getpixel((0, 0))
@@ -365,6 +365,10 @@ def test_a_cache_skips_work_and_is_empty_before_the_next_call(own, name, cache):
 def test_a_cache_that_a_pipeline_cannot_have_is_refused_or_said_to_be_the_reason(saved, own):
     refused(
         painters.spec("ZImagePipeline", saved("ZImagePipeline")) + "&cache=pyramid", "has no cache", "?cache=pyramid"
+    )
+    twice = "&cache=pyramid&true_cfg_scale=2&negative_prompt=dull"
+    refused(
+        painters.spec("FluxKontextPipeline", saved("FluxKontextPipeline")) + twice, "twice a step", "?cache=pyramid"
     )
     with pytest.raises(AuditError, match=r"leave \?cache out"):
         cf.regenerate(own("Flux2KleinPipeline", "&cache=first_block"), ["a box"], [0])
