@@ -23,37 +23,25 @@ Three things are ours:
 3) a picture that fails, is blocked or shows nothing is dropped with the reason, and the others go on.
 """
 
-import contextlib
-import inspect
-import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode
 
 import numpy as np
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
 from PIL import Image, ImageOps
-from safetensors import SafetensorError
 from scipy import ndimage
 from skimage.metrics import structural_similarity
 
-from auditkit import places, specs, vlm
+from auditkit import pipelines, places, specs, unread, vlm
 from auditkit.batches import in_batches
 from auditkit.errors import AuditError
 
-INDEX = "model_index.json"  # what makes a folder a pipeline
-DEFAULTS = "painter.json"  # beside it, if its weights were trained for one size, length or number of steps: options
 FLAT = 8  # grey levels of 256 between a picture's darkest and lightest value, in which there is nothing to see
-OURS = {  # arguments of a call that options cannot set
-    "prompt", "image", "generator", "output_type", "return_dict", "num_images_per_prompt", "latents", "prompt_embeds",
-    "callback_on_step_end", "callback_on_step_end_tensor_inputs", "height", "width", "max_area", "_auto_resize",
-}  # fmt: skip
 # These take a list of images as one for each prompt. Others (FLUX.2, Qwen-Image-Edit-Plus) take it as several
 # references that every prompt sees, and do not say so in any way a program could read: they get one image a call.
 ONE_EACH = {"FluxKontextPipeline", "StableDiffusionInstructPix2PixPipeline", "StableDiffusionXLInstructPix2PixPipeline"}
@@ -73,7 +61,7 @@ class Painter:
     @property
     def takes(self) -> set[str]:
         """The names of the arguments of its call."""
-        return set(_arguments(type(self.pipe)))
+        return set(pipelines.arguments(type(self.pipe)))
 
     @property
     def edits(self) -> bool:
@@ -116,7 +104,7 @@ def load(spec: str | Path, device: str = "auto", dtype: str = "auto", batch_size
     """
     parsed = specs.parse_painter(spec)
     place = vlm.resolve(parsed.place, like="black-forest-labs/FLUX.2-klein-4B")
-    own = _defaults(place) | parsed.options
+    own = pipelines.defaults(place) | parsed.options
     device = vlm._device(own.get("device", device))
     kind = vlm._dtype(own.get("dtype", dtype), device)
     offload = own.get("offload", "none")
@@ -124,14 +112,14 @@ def load(spec: str | Path, device: str = "auto", dtype: str = "auto", batch_size
         raise AuditError(
             f'"{spec}": offload={offload} moves weights to a GPU and back, and none is used; leave it out.'
         )
-    with _quiet():
-        place, how = places.source(place, spec, own, INDEX)
+    with pipelines.quiet():
+        place, how = places.source(place, spec, own, pipelines.INDEX)
         how = {"revision": how["revision"]}
-        call = _call(_class(place, spec, how), spec, own)
-        pipe = _pipeline(place, spec, kind, how)
+        call = pipelines.call_of(pipelines.class_of(place, spec, how), spec, own)
+        pipe = pipelines.read(place, spec, kind, how)
         pipe.set_progress_bar_config(disable=True)
-        _cache(pipe, spec, own.get("cache", "none"), call)
-        _settle(pipe, device, offload)
+        pipelines.cache(pipe, spec, own.get("cache", "none"), call)
+        pipelines.settle(pipe, device, offload)
     return Painter(parsed.name, pipe, own.get("batch_size", batch_size), call, own.get("size"))
 
 
@@ -142,7 +130,7 @@ def regenerate(painter: Painter, captions: Sequence[str], seeds: Sequence[int]) 
     one does not fit into memory.
     """
     _same_length("regenerate", captions, seeds)
-    image = _arguments(type(painter.pipe)).get("image")
+    image = pipelines.arguments(type(painter.pipe)).get("image")
     if image is not None and image.default is image.empty:
         raise AuditError(_only_edits(painter))
     size = {} if painter.size is None else _sized(painter, *_fitted(painter, *painter.size))
@@ -294,7 +282,7 @@ def _paint(
 def _advice(painter: Painter, arguments: dict) -> str:
     """What may be the matter when a pipeline makes nothing at all."""
     kind = type(painter.pipe).__name__
-    if getattr(_denoiser(painter.pipe), "is_cache_enabled", False):
+    if getattr(pipelines.denoiser(painter.pipe), "is_cache_enabled", False):
         return f"leave ?cache out, which a {kind} may not go with"
     if painter.edits and "image" not in arguments:
         return f"a {kind} may be one that only edits"
@@ -309,9 +297,11 @@ def _painted(painter: Painter, texts: list[str], seeds: list[int], arguments: di
     generators = [torch.Generator(device="cpu").manual_seed(seed) for seed in seeds]
     if n > 1:  # some want as many negative prompts as prompts
         call |= {
-            name: [value] * n for name, value in call.items() if name.startswith("negative_") and value is not None
+            name: [value] * n
+            for name, value in call.items()
+            if name.startswith("negative_prompt") and isinstance(value, str)
         }
-    with _quiet(), _listening(painter.pipe) as heard, _caching(painter.pipe):
+    with pipelines.quiet(), unread.listening(painter.pipe) as heard, pipelines.caching(painter.pipe):
         out = painter.pipe(
             prompt=list(texts) if n > 1 else texts[0],  # a list of its own: Z-Image writes into it
             generator=generators if n > 1 else generators[0],
@@ -325,7 +315,7 @@ def _painted(painter: Painter, texts: list[str], seeds: list[int], arguments: di
         "blocked" if bad else "black" if _flat(image) else "" for image, bad in zip(out.images, blocked, strict=True)
     ]
     return [
-        Painting(None if why else image.convert("RGB"), why, _unread(text, heard), seconds)
+        Painting(None if why else image.convert("RGB"), why, unread.end_of(text, heard), seconds)
         for image, why, text in zip(out.images, whys, texts, strict=True)
     ]
 
@@ -382,234 +372,6 @@ def _working_size(painter: Painter, picture: Image.Image) -> tuple[int, int]:
 def _own_size(pipe) -> tuple[int, int] | None:
     side = getattr(pipe, "default_sample_size", None)
     if side is None:
-        side = getattr(getattr(_denoiser(pipe), "config", None), "sample_size", None)
+        side = getattr(getattr(pipelines.denoiser(pipe), "config", None), "sample_size", None)
     factor = getattr(pipe, "vae_scale_factor", None)
     return (side * factor, side * factor) if isinstance(side, int) and factor else None
-
-
-# -------------------------------------------------------------------------------------------------------- what is read
-
-
-class _Heard:
-    """Put before a tokenizer's class: what it was made to cut is kept in `heard`."""
-
-    def __call__(self, text=None, *more, **named):
-        out = super().__call__(text, *more, **named)
-        texts = [text] if isinstance(text, str) else list(text or [])
-        if named.get("truncation") and (encodings := getattr(out, "encodings", None)):
-            self.heard += [
-                (id(self), whole, min((at for at, _ in _left_over(encoding)), default=len(whole)))
-                for whole, encoding in zip(texts, encodings, strict=False)
-            ]
-        return out
-
-
-def _left_over(encoding) -> list[tuple[int, int]]:
-    """Where in the text the tokens stand that were cut off."""
-    return [
-        place
-        for part in encoding.overflowing
-        for place, special in zip(part.offsets, part.special_tokens_mask, strict=True)
-        if not special
-    ]
-
-
-def _readers(pipe) -> list:
-    """The tokenizers whose text the picture is made of. Beside another encoder CLIP only sets the tone, in one vector
-    or in its first 77 tokens; it counts where there is none else."""
-    found = [
-        (getattr(part, "tokenizer", part), getattr(pipe, name.replace("tokenizer", "text_encoder"), None))
-        for name, part in pipe.components.items()
-        if hasattr(getattr(part, "tokenizer", part), "model_max_length")
-    ]
-    others = [tokenizer for tokenizer, encoder in found if not type(encoder).__name__.startswith("CLIP")]
-    return others or [tokenizer for tokenizer, _ in found]
-
-
-@contextlib.contextmanager
-def _listening(pipe) -> Iterator[list[tuple[int, str, int]]]:
-    """While it lasts, (tokenizer, text, characters read of it) for each text that a tokenizer may cut.
-
-    Pipelines wrap a prompt into chat templates and instructions, and read it up to lengths that they know alone. What
-    their tokenizers are really given tells what was cut, whatever the pipeline.
-    """
-    heard: list[tuple[int, str, int]] = []
-    kinds = {tokenizer: type(tokenizer) for tokenizer in _readers(pipe)}
-    try:
-        for tokenizer, kind in kinds.items():
-            tokenizer.heard = heard
-            tokenizer.__class__ = type(kind.__name__, (_Heard, kind), {"__module__": kind.__module__})
-        yield heard
-    finally:
-        for tokenizer, kind in kinds.items():
-            tokenizer.__class__ = kind
-            vars(tokenizer).pop("heard", None)
-
-
-def _unread(text: str, heard: list[tuple[int, str, int]]) -> str:
-    """The end of a text that even the tokenizer that reads most of it cut off."""
-    text = text.strip()
-    ends = []
-    for tokenizer in {key for key, _, _ in heard}:
-        # some pipelines write in small letters; and a longer one may be another's, who has these words among his
-        its = [(whole, read) for key, whole, read in heard if key == tokenizer and text.lower() in whole.lower()]
-        if its:
-            whole, read = min(its, key=lambda one: len(one[0]))
-            ends.append(text[max(0, read - whole.lower().rindex(text.lower())) :].strip())
-    return min(ends, key=len, default="")
-
-
-# ------------------------------------------------------------------------------------------------------------ loading
-
-
-@contextlib.contextmanager
-def _quiet():
-    """No progress bars and no advice from transformers and diffusers; what matters is raised or in a Painting."""
-    from diffusers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        with vlm.quiet():
-            yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
-
-
-def _defaults(place: str) -> dict:
-    """The options in a pipeline's own painter.json."""
-    path = Path(place) / DEFAULTS
-    if not path.is_file():
-        return {}
-    try:
-        given = json.loads(path.read_text(encoding="utf-8"))
-        return specs.parse_painter(f"{path}?{urlencode(given)}").options
-    except (ValueError, TypeError) as error:
-        if isinstance(error, AuditError):
-            raise
-        raise AuditError(f'{path}: this is no JSON object of options, such as {{"size": 64}} ({error}).') from error
-
-
-def _class(place: str, spec: str | Path, how: dict) -> type:
-    """The class of a pipeline, before any of its weights are fetched."""
-    import diffusers
-
-    if Path(place).is_dir() and not (Path(place) / INDEX).is_file():
-        raise AuditError(f'"{spec}": {place} has no {INDEX}; name a folder that pipe.save_pretrained wrote.')
-    try:
-        name = diffusers.DiffusionPipeline.load_config(place, **how)["_class_name"]
-    except (OSError, ValueError, KeyError) as error:
-        raise AuditError(f'"{spec}": no {INDEX} that names a pipeline at {place} ({places.short(error)}).') from error
-    if not isinstance(name, str):
-        raise AuditError(f'"{spec}": this pipeline brings code of its own, which is not run; name one of diffusers.')
-    kind = getattr(diffusers, name, None)
-    if not isinstance(kind, type):
-        raise AuditError(f'"{spec}": diffusers {diffusers.__version__} does not know a {name}; a newer one may.')
-    return kind
-
-
-def _arguments(kind: type) -> dict[str, inspect.Parameter]:
-    """The named arguments of a pipeline's call."""
-    found = inspect.signature(kind.__call__).parameters
-    return {k: p for k, p in found.items() if k != "self" and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-
-
-def _call(kind: type, spec: str | Path, own: dict) -> dict:
-    """The arguments of a pipeline's call that its options ask for."""
-    takes = _arguments(kind)
-    guidance = next(
-        (n for n in ("guidance_scale", "true_cfg_scale") if n in takes and takes[n].default is not None), None
-    )
-    names = {"steps": "num_inference_steps", "guidance": guidance, "max_length": "max_sequence_length"}
-    call = {}
-    for option, value in own.items():
-        name = names.get(option, option)
-        if option in specs.PAINTER and option not in names:
-            continue
-        if name in takes and name not in OURS:
-            call[name] = value
-            continue
-        if option in ("height", "width"):
-            raise AuditError(f'"{spec}": write {option} as ?size=WIDTHxHEIGHT.')
-        if name in takes:
-            raise AuditError(f'"{spec}": {option} is no option: the audit sets it for every picture.')
-        known = sorted(({*takes, *specs.PAINTER} - OURS) - {k for k, n in names.items() if n not in takes})
-        near = get_close_matches(option, known, 1, cutoff=0.0)
-        raise AuditError(f'"{spec}": the call of {kind.__name__} takes no {option}; the nearest is {near[0]}.')
-    return call
-
-
-def _pipeline(place: str, spec: str | Path, dtype: torch.dtype, how: dict):
-    from diffusers import DiffusionPipeline
-
-    try:
-        return DiffusionPipeline.from_pretrained(place, use_safetensors=True, dtype=dtype, **how)
-    except ImportError as error:
-        raise AuditError(f'"{spec}": it needs a package that is missing: {places.short(error)}.') from error
-    except (OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError) as error:
-        places.refuse_weights(error, place, spec, how)
-
-
-def _denoiser(pipe):
-    return getattr(pipe, "transformer", None) or getattr(pipe, "unet", None)
-
-
-def _cache(pipe, spec: str | Path, cache: str, call: dict) -> None:
-    """Let the denoiser skip what changes little from one step to the next, as diffusers' hooks do it.
-
-    first_block decides for the whole batch at once, so that a picture then depends a little on its batch. What else
-    diffusers has wants two passes a step (faster) or figures of the one model (mag).
-    """
-    if cache == "none":
-        return
-    from diffusers import hooks
-
-    denoiser = _denoiser(pipe)
-    configs = {
-        "first_block": lambda: hooks.FirstBlockCacheConfig(),
-        "taylorseer": lambda: hooks.TaylorSeerCacheConfig(),
-        "pyramid": lambda: hooks.PyramidAttentionBroadcastConfig(
-            spatial_attention_block_skip_range=2, current_timestep_callback=lambda: pipe.current_timestep
-        ),
-    }
-    if not hasattr(denoiser, "enable_cache"):
-        raise AuditError(f'"{spec}": a {type(denoiser).__name__} has no cache; leave ?cache={cache} out.')
-    apart = "cache_context" in inspect.unwrap(type(pipe).__call__).__code__.co_names
-    if not apart and not (denoiser.config.get("guidance_embeds") and call.get("true_cfg_scale", 1) <= 1):
-        raise AuditError(
-            f'"{spec}": a {type(pipe).__name__} may go through its denoiser twice a step, with and without the text, '
-            f"and does not keep the two apart; leave ?cache={cache} out."
-        )
-    try:
-        denoiser.enable_cache(configs[cache]())
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise AuditError(f'"{spec}": ?cache={cache} does not fit this pipeline ({places.short(error)}).') from error
-
-
-@contextlib.contextmanager
-def _caching(pipe) -> Iterator[None]:
-    """While it lasts, a denoiser's cache has a place, which some pipelines forget; it is empty afterwards."""
-    denoiser = _denoiser(pipe)
-    if not getattr(denoiser, "is_cache_enabled", False):
-        yield
-        return
-    try:
-        with denoiser.cache_context("image"):
-            yield
-    finally:
-        denoiser._reset_stateful_cache()
-
-
-def _settle(pipe, device: str, offload: str) -> None:
-    """Bring the weights to the device, or arrange that they come when they are needed."""
-    if offload == "model":
-        pipe.enable_model_cpu_offload(device=device)
-    elif offload == "sequential":
-        pipe.enable_sequential_cpu_offload(device=device)
-    elif offload == "group":
-        pipe.enable_group_offload(torch.device(device), offload_type="leaf_level", use_stream=device.startswith("cuda"))
-    else:
-        pipe.to(device)

@@ -14,7 +14,7 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 
 from auditkit import counterfactual as cf
-from auditkit import specs, vlm
+from auditkit import pipelines, specs, vlm
 from auditkit.errors import AuditError
 from auditkit.miniature import edits, world
 
@@ -151,7 +151,7 @@ def test_an_option_goes_to_the_call_under_the_name_that_this_pipeline_has(saved,
     assert painter.call["image_guidance_scale"] == 1.5 and painter.call["eta"] == 0.5 and painter.batch_size == 3
     from diffusers import QwenImagePipeline
 
-    call = cf._call(QwenImagePipeline, "qwen", {"guidance": 4.0, "negative_prompt": ""})
+    call = pipelines.call_of(QwenImagePipeline, "qwen", {"guidance": 4.0, "negative_prompt": ""})
     assert call == {"true_cfg_scale": 4.0, "negative_prompt": ""}
 
 
