@@ -10,12 +10,17 @@ Three files grow in the audit's folder, so it can be killed anywhere and started
 auditors wrote), answers.jsonl (what each model said), records.jsonl (one row a probe). Answers are saved before they
 are scored; `score` needs no model.
 
+Probes come in three ways. A question is asked of the picture it was written about. For the other two the auditor first
+wishes for a picture, by a caption or an edit command; it is made (album.py) and looked at, and then the auditor writes
+a question about what came out, (Q*, I*). The source's own question about the original, where it has one, is asked of
+the new picture too, (Q, I*), and after an edit also of the original: a target that was right before, and is not after
+an edit that left the consensus as it was, has failed on an *irrelevant edit*.
+
 The work is cut into batches that depend on nothing but the parameters, each with its own seed. So it does not matter
 who does them: `Proposing` and `Answering` do one after another here, or on many GPUs and machines (audit_ray.py), and
 the records are the same.
 """
 
-import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -23,8 +28,9 @@ from pathlib import Path
 
 from auditkit import auditor as auditing
 from auditkit import lines
+from auditkit.album import FILE, MADE, Album, granted, kept, painters, seed_of
 from auditkit.auditor import Probe
-from auditkit.disagreement import normalise, same, verdicts
+from auditkit.disagreement import Same, Verdict, normalise, same, unfulfilled, verdicts
 from auditkit.errors import AuditError
 from auditkit.images import Picture
 from auditkit.memory import free
@@ -65,6 +71,8 @@ def run(
     p,
     out: Path,
     counts: Mapping[str, int] | None = None,
+    ways: Sequence[str] | None = None,
+    own: Callable[[str], str | None] = lambda key: None,
 ) -> list[dict]:
     """Ask about each picture once, and return one record a probe.
 
@@ -78,10 +86,14 @@ def run(
         p: uses audit_probes, seed, batch_size, temperature, max_question_tokens, max_answer_tokens, engine; under
             "ray" also workers, device and images, from which the workers take the pictures.
         out: the folder; what is there already is not asked again.
-        counts: probes of each checkpoint, if not by `shares`.
+        counts: pictures of each checkpoint, if not by `shares`.
+        ways: that take turns, if not p.ways.
+        own: the source's own question about a picture, as Source.question.
 
     Returns records {"key", "picture", "question", "text", "way", "pairing", "checkpoint", "target": answer,
-    "references": {name: answer}}; a malformed probe has question and target None and no references.
+    "references": {name: answer}} and what else a Probe has; one without a question has target None and no references.
+    On a picture that was made, "checked" holds the references' answers to the wish's check, and after an edit "before"
+    those of all models to the source's own question about the original.
 
     Raises AuditError for models of the same name, for no references, for more counts than pictures, for auditors of
     whom none writes a question, and under "ray" for a cluster that cannot do it.
@@ -97,16 +109,17 @@ def run(
         dealt[name] = pictures[start : start + counts.get(name, 0)]
         start += counts.get(name, 0)
     where = {picture.key: picture for picture in pictures}
-    probes = _propose(auditors, dealt, where, p, out)
+    probes = _propose(auditors, _batches(dealt, list(ways or p.ways), own, p.batch_size), where, p, out)
     return _answer(probes, target, references, where, p, out)
 
 
 def score(records: Sequence[dict], p, folder: Path | None = None) -> list[dict]:
     """The records with consensus, agreement, disagrees and gate, in their order; those given are left as they are.
 
-    The gate is the first reason why a probe is no finding: "malformed", "implausible" (a word of the question is less
-    probable to the untrained auditor than p.min_token_probability), "duplicate" (the same question on the same picture
-    came before), "no consensus" or "agrees"; "ok" is a finding.
+    The gate is the first reason why a probe is no finding: "malformed", "bad picture" (none was made, or it is not what
+    was wished for; `why` says more), "implausible" (a word of the question is less probable to the untrained auditor
+    than p.min_token_probability), "duplicate" (the same question on the same picture came before), "no consensus" or
+    "agrees"; "ok" is a finding. A finding with `irrelevant_edit` is one where only the target moved: see the module.
 
     Args:
         p: uses min_token_probability, quorum and same, and device, dtype, batch_size and memory where a model judges.
@@ -114,24 +127,30 @@ def score(records: Sequence[dict], p, folder: Path | None = None) -> list[dict]:
 
     Raises AuditError when the target was never asked, and when the references never agree.
     """
+    alike = same(p, folder)
     said = [(r["question"], r["target"], list(r["references"].values())) for r in records if r["question"] is not None]
-    found, seen, scored = iter(verdicts(said, same(p, folder), p.quorum)), set(), []
+    found, scored = iter(verdicts(said, alike, p.quorum)), []
+    seen, why, before = set(), _unfulfilled(records, alike, p), _before(records, alike, p)
     for record in records:
-        row = {**record, "consensus": None, "agreement": 0.0, "disagrees": False}
+        row = {**record, "consensus": None, "agreement": 0.0, "disagrees": False} | why.get(record["key"], {})
         asked = (record["picture"], normalise(record["question"] or ""))
         if record["question"] is None:
-            row["gate"] = "malformed"
+            row["gate"] = "bad picture" if row.get("why") else "malformed"
         else:
             verdict = next(found)
             row |= {"consensus": verdict.consensus, "agreement": verdict.agreement, "disagrees": verdict.disagrees}
             rarest = record.get("rarest")  # 0.0 where softmax underflows: as implausible as can be
             row["gate"] = (
+                "bad picture" if row.get("why") else
                 "implausible" if rarest is not None and rarest < p.min_token_probability else
                 "duplicate" if asked in seen else
                 "no consensus" if verdict.consensus is None else
                 "ok" if verdict.disagrees else "agrees"
             )  # fmt: skip
             seen.add(asked)
+            if earlier := before.get(record["key"]):
+                stays = verdict.consensus is not None and alike(earlier.consensus, verdict.consensus, row["question"])
+                row |= {"consensus_before": earlier.consensus, "irrelevant_edit": stays and row["gate"] == "ok"}
         scored.append(row)
     answered = [row for row in scored if row["question"] is not None]
     if not answered:
@@ -144,20 +163,45 @@ def score(records: Sequence[dict], p, folder: Path | None = None) -> list[dict]:
     return scored
 
 
+def _unfulfilled(records: Sequence[dict], alike: Same, p) -> dict[str, dict]:
+    """By key, why the references take a picture that was made for something else than was wished for, if they do."""
+    checked = [record for record in records if record.get("checked")]
+    rows = [(record["check"], record["expected"], list(record["checked"].values())) for record in checked]
+    found = zip(checked, unfulfilled(rows, alike, p.quorum), strict=True)
+    return {record["key"]: {"why": why} for record, why in found if why}
+
+
+def _before(records: Sequence[dict], alike: Same, p) -> dict[str, Verdict]:
+    """By key, the verdict on the original picture, where target and references agreed there."""
+    asked = [record for record in records if record.get("before")]
+    rows = [(r["question"], r["before"]["target"], list(r["before"]["references"].values())) for r in asked]
+    found = zip(asked, verdicts(rows, alike, p.quorum), strict=True)
+    return {r["key"]: verdict for r, verdict in found if verdict.consensus is not None and not verdict.disagrees}
+
+
 def counts(scored: Sequence[dict]) -> dict[str, int]:
     """What was asked, answered and dropped, from scored records: the same however often the audit was interrupted.
 
     A question that came twice on one picture was put to the models once, so calls count distinct ones.
     """
-    gates = [row["gate"] for row in scored]
-    calls = {(row["picture"], row["question"]): len(row["references"]) for row in scored if row["question"] is not None}
+    gates, target, references = [row["gate"] for row in scored], set(), set()
+    for row in scored:
+        if row["question"] is None:
+            continue
+        target.add((row["picture"], row["question"]))
+        references |= {(name, row["picture"], row["question"]) for name in row["references"]}
+        references |= {(name, row["picture"], row["check"]) for name in row.get("checked") or ()}
+        if row.get("before"):
+            target.add((row["base"], row["question"]))
+            references |= {(name, row["base"], row["question"]) for name in row["references"]}
     return {
         "asked": len(scored),
-        "parsed": len(scored) - gates.count("malformed"),
-        "target_called": len(calls),
-        "references_called": sum(calls.values()),
+        "parsed": sum(row["question"] is not None for row in scored),
+        "target_called": len(target),
+        "references_called": len(references),
         "scored": gates.count("ok") + gates.count("agrees"),
         "malformed": gates.count("malformed"),
+        "bad_pictures": gates.count("bad picture"),
         "implausible": gates.count("implausible"),
         "no_consensus": gates.count("no consensus"),
         "duplicates": gates.count("duplicate"),
@@ -167,13 +211,16 @@ def counts(scored: Sequence[dict]) -> dict[str, int]:
 class Proposing:
     """Has auditors write probes, batch after batch; beside the untrained one it holds one checkpoint at a time."""
 
-    def __init__(self, auditors: Mapping[str, Loader], p):
-        self.auditors, self.p, self.untrained, self.name, self.auditor = auditors, p, None, None, None
+    def __init__(self, auditors: Mapping[str, Loader], p, out: Path):
+        self.auditors, self.p, self.out = auditors, p, out
+        self.untrained = self.name = self.auditor = self.album = None
 
     def __call__(self, batch: dict, picture: Callable[[str], Picture]) -> dict:
-        """The probes of a batch {"checkpoint", "keys", "pictures": their keys}, as {"probes": rows}.
+        """The probes of a batch {"checkpoint", "way", "keys", "pictures": their keys, "own": questions or None}.
 
         Each batch has a seed of its own: an auditor writes the same whoever was asked what before.
+
+        Returns {"probes": rows, "pictures": rows for pictures.jsonl}.
         """
         first = next(iter(self.auditors))
         self.untrained = self.untrained or self.auditors[first]()
@@ -181,22 +228,58 @@ class Proposing:
             self.name, self.auditor = batch["checkpoint"], None  # the last one goes before the next one comes
             free()
             self.auditor = self.untrained if self.name == first else self.auditors[self.name]()
-        p, pictures = self.p, [picture(key) for key in batch["pictures"]]
-        seed = int(hashlib.sha256(f"{p.seed}/{batch['keys'][0]}".encode()).hexdigest()[:8], 16)
-        written = auditing.write(self.auditor, pictures, p.temperature, p.max_question_tokens, seed)
-        rarest = auditing.rarest(self.untrained, pictures, [probe.text for probe in written])
-        probes = [
-            replace(probe, key=key, checkpoint=self.name, rarest=least)
-            for key, probe, least in zip(batch["keys"], written, rarest, strict=True)
+        shown = [picture(key) for key in batch["pictures"]]
+        seed = seed_of(self.p.seed, batch["keys"][0])
+        if batch["way"] == "question":
+            probes = self._questions(batch["keys"], shown, seed)
+        else:
+            probes = self._wishes(batch, shown, seed)
+        made = self.album.unfiled() if self.album else []
+        return {"probes": [asdict(replace(probe, checkpoint=self.name)) for probe in probes], "pictures": made}
+
+    def _questions(self, keys: Sequence[str], pictures: Sequence[Picture], seed: int) -> list[Probe]:
+        p, ways = self.p, ["question"] * len(pictures)
+        texts = auditing.written(self.auditor, pictures, ways, p.temperature, p.max_question_tokens, seed)
+        rarest = auditing.rarest(self.untrained, pictures, texts)
+        return [
+            Probe(key, picture.key, auditing.parse(text), text, rarest=least)
+            for key, picture, text, least in zip(keys, pictures, texts, rarest, strict=True)
         ]
-        return {"probes": [asdict(probe) for probe in probes]}
+
+    def _wishes(self, batch: dict, shown: Sequence[Picture], seed: int) -> list[Probe]:
+        """Wishes for pictures; of each that was made, a question about it and the source's own about the original."""
+        self.album = self.album or Album(painters(self.p), self.p, self.out)
+        p, way, ways = self.p, batch["way"], [batch["way"]] * len(shown)
+        texts = auditing.written(self.auditor, shown, ways, p.temperature, p.max_question_tokens, seed)
+        rarest = auditing.rarest(self.untrained, shown, texts, ways)
+        made = granted(self.album, shown, ways, texts)
+        used = [i for i, (_, one) in made.items() if not one.why]
+        pictures = [self.album.picture(made[i][1].key) for i in used]
+        asked = dict(zip(used, self._questions([batch["keys"][i] for i in used], pictures, seed), strict=True))
+        probes = []
+        for i, (key, picture, text, least) in enumerate(zip(batch["keys"], shown, texts, rarest, strict=True)):
+            probe = Probe(key, picture.key, None, text, way, "(Q*, I*)", rarest=least, base=picture.key, wish=text)
+            if i in made:
+                wish, one = made[i]
+                probe = replace(probe, made=wish.text, check=wish.check, expected=wish.expected, why=one.why)
+            if i not in asked:
+                probes.append(probe)
+                continue
+            question = asked[i]
+            least = None if None in (least, question.rarest) else min(least, question.rarest)
+            probe = replace(probe, picture=question.picture)
+            probes.append(replace(probe, question=question.question, text=question.text, rarest=least))
+            if batch["own"][i]:
+                own = replace(probe, key=f"{key}/own", pairing="(Q, I*)", question=batch["own"][i], rarest=None)
+                probes.append(replace(own, text=batch["own"][i]))
+        return probes
 
 
 class Answering:
     """Puts probes to the target and the references, chunk after chunk."""
 
-    def __init__(self, target: Loader, references: Sequence[Loader], p):
-        self.target, self.references, self.p, self.models = target, references, p, None
+    def __init__(self, target: Loader, references: Sequence[Loader], p, out: Path):
+        self.target, self.references, self.p, self.out, self.models = target, references, p, out, None
 
     def __call__(self, chunk: dict, picture: Callable[[str], Picture], book: AnswerBook) -> dict:
         """The records of a chunk {"probes": rows}, as {"records": rows}.
@@ -213,44 +296,82 @@ class Answering:
             self.models = models
         target, *references = self.models
         asked = [probe for probe in chunk["probes"] if probe["question"] is not None]
-        pictures, questions = [picture(probe["picture"]) for probe in asked], [probe["question"] for probe in asked]
-        said = {vlm.name: book.ask(vlm, pictures, questions, self.p.max_answer_tokens) for vlm in self.models}
+        checks = [probe for probe in asked if probe["check"]]
+        before = [probe for probe in asked if probe["way"] == "edit" and probe["pairing"] == "(Q, I*)"]
+        put = [(probe["picture"], probe["question"]) for probe in asked]
+        put_before = [(probe["base"], probe["question"]) for probe in before]
+        put_checks = [(probe["picture"], probe["check"]) for probe in checks]
+        where = {key: self._picture(key, picture) for key, _ in (*put, *put_before)}
+        said, said_before, checked = {}, {}, {}
+        for vlm in self.models:  # once each, with all they are to answer
+            mine = [*put, *put_before, *(put_checks if vlm is not target else [])]
+            answers = book.ask(
+                vlm, [where[key] for key, _ in mine], [question for _, question in mine], self.p.max_answer_tokens
+            )
+            said[vlm.name], said_before[vlm.name] = answers[: len(put)], answers[len(put) : len(put) + len(before)]
+            checked[vlm.name] = answers[len(put) + len(before) :]
+        names = [vlm.name for vlm in references]
         rows = {probe["key"]: {**probe, "target": None, "references": {}} for probe in chunk["probes"]}
         for i, probe in enumerate(asked):
             rows[probe["key"]]["target"] = said[target.name][i]
-            rows[probe["key"]]["references"] = {vlm.name: said[vlm.name][i] for vlm in references}
+            rows[probe["key"]]["references"] = {name: said[name][i] for name in names}
+        for i, probe in enumerate(checks):
+            rows[probe["key"]]["checked"] = {name: checked[name][i] for name in names}
+        for i, probe in enumerate(before):
+            earlier = {"references": {name: said_before[name][i] for name in names}}
+            rows[probe["key"]]["before"] = {"target": said_before[target.name][i]} | earlier
         return {"records": list(rows.values())}
+
+    def _picture(self, key: str, picture: Callable[[str], Picture]) -> Picture:
+        return kept(self.out, key) if key.startswith(MADE) else picture(key)
+
+
+def _batches(
+    dealt: Mapping[str, Sequence[Picture]], ways: Sequence[str], own: Callable[[str], str | None], size: int
+) -> list[dict]:
+    """The pictures of each checkpoint in batches of one way; the ways take turns over the pictures."""
+    batches = []
+    for name, pictures in dealt.items():
+        for way in dict.fromkeys(ways):
+            places = [i for i in range(len(pictures)) if ways[i % len(ways)] == way]
+            for start in range(0, len(places), size):
+                some = places[start : start + size]
+                keys = [pictures[i].key for i in some]
+                batches.append(
+                    {"checkpoint": name, "way": way, "keys": [f"{name}/{i:05d}" for i in some], "pictures": keys}
+                    | {"own": [None if way == "question" else own(key) for key in keys]}
+                )
+    return batches
 
 
 def _propose(
-    auditors: Mapping[str, Loader],
-    dealt: Mapping[str, Sequence[Picture]],
-    where: Mapping[str, Picture],
-    p,
-    out: Path,
+    auditors: Mapping[str, Loader], batches: Sequence[dict], where: Mapping[str, Picture], p, out: Path
 ) -> list[Probe]:
-    """One probe a picture, batch after batch, each saved as it is written; a batch on file is not asked for again."""
-    path = out / "proposals.jsonl"
-    known, batches = {row["key"]: Probe(**row) for row in lines.read(path)}, []
-    for name, pictures in dealt.items():
-        for start in range(0, len(pictures), p.batch_size):
-            batch = [picture.key for picture in pictures[start : start + p.batch_size]]
-            keys = [f"{name}/{start + i:05d}" for i in range(len(batch))]
-            batches.append({"checkpoint": name, "keys": keys, "pictures": batch})
+    """The probes of all batches, each saved as it is written; a batch on file is not asked for again."""
+    path, known = out / "proposals.jsonl", {}
+    filed = {row["key"] for row in lines.read(out / FILE)}
+    for row in lines.read(path):
+        known.setdefault(row["key"].removesuffix("/own"), {})[row["key"]] = Probe(**row)
     todo = [batch for batch in batches if any(key not in known for key in batch["keys"])]
     begun, new = time.monotonic(), 0
-    for done in _each(todo, Proposing(auditors, p), where, p):
-        fresh = {row["key"]: Probe(**row) for row in done["probes"] if row["key"] not in known}
-        lines.append(path, map(asdict, fresh.values()))
-        known |= fresh
+    for done in _each(todo, Proposing(auditors, p, out), where, p):
+        lines.append(out / FILE, (row for row in done["pictures"] if row["key"] not in filed))
+        filed |= {row["key"] for row in done["pictures"]}  # two workers may have made the same one
+        fresh = [row for row in done["probes"] if row["key"].removesuffix("/own") not in known]
+        lines.append(path, fresh)
+        for row in fresh:
+            known.setdefault(row["key"].removesuffix("/own"), {})[row["key"]] = Probe(**row)
         new += len(fresh)
         name = done["probes"][0]["checkpoint"]
         print(f"audit: {name} wrote, {new} new probes in {time.monotonic() - begun:.0f} s", flush=True)
+    probes = []
     for batch in batches:
-        if [known[key].picture for key in batch["keys"]] != batch["pictures"]:
-            raise AuditError(f"{path} holds probes about other pictures; start the audit over in an empty folder.")
-    probes = [known[key] for batch in batches for key in batch["keys"]]
-    auditing.refuse_nonsense(", ".join(name for name in dealt if dealt[name]), probes)
+        for key, picture in zip(batch["keys"], batch["pictures"], strict=True):
+            if (known[key][key].base or known[key][key].picture) != picture:
+                raise AuditError(f"{path} holds probes about other pictures; start the audit over in an empty folder.")
+            probes += known[key].values()
+    names = dict.fromkeys(batch["checkpoint"] for batch in batches)
+    auditing.refuse_nonsense(", ".join(names), probes)
     return probes
 
 
@@ -264,7 +385,7 @@ def _answer(
     todo = [chunk for chunk in chunks if any(probe["key"] not in records for probe in chunk["probes"])]
     book, begun = AnswerBook(out / "answers.jsonl"), time.monotonic()
     answered = len(probes) - sum(len(chunk["probes"]) for chunk in todo)
-    for done in _each(todo, Answering(target, references, p), where, p, book):
+    for done in _each(todo, Answering(target, references, p, out), where, p, book):
         new = {row["key"]: row for row in done["records"] if row["key"] not in records}
         lines.append(path, new.values())
         records |= new

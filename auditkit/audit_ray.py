@@ -102,7 +102,7 @@ class _Worker:
 
 def _answers_to(batch: dict, known: Sequence[dict]) -> dict:
     """The answers on file about a batch's pictures, which are not asked for again."""
-    pictures = {probe["picture"] for probe in batch.get("probes", [])}
+    pictures = {probe[name] for probe in batch.get("probes", []) for name in ("picture", "base")}
     there = [row for row in known if row["picture"] in pictures]
     return {"known": there} if there else {}
 

@@ -3,6 +3,7 @@
     auditkit run params/demo.yaml                   all notebooks in order, goes on where it was left
     auditkit run params/demo.yaml --set seed=1 --set run_name=demo_seed1
     auditkit run params/demo.yaml --from 05 --start-over
+    auditkit run params/study_ways.yaml --jobs 2    a study: several audits, and one table of what came of each
     auditkit check google/gemma-3-4b-it             does a model do what an audit takes for granted?
     auditkit plan params/paligemma2_3b.yaml --gpu 80   what it takes, before any download
     auditkit bench                                  how fast this GPU is, with no weights needed
@@ -77,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     which.add_argument("--from", metavar="NN", dest="first", help="begin with this notebook, 00 to 08")
     which.add_argument("--only", metavar="NN", help="run this notebook alone")
     run.add_argument("--start-over", action="store_true", help="empty the folders of these stages first")
+    run.add_argument("--jobs", type=_above_0, default=1, metavar="N", help="of a study: runs at once; default: 1")
     run.add_argument("--debug", action="store_true", help="show tracebacks, and what the kernels write to stderr")
     run.set_defaults(command=_run)
 
@@ -264,6 +266,10 @@ def _judge(options) -> None:
 
 
 def _run(options) -> int:
+    from auditkit import study
+
+    if study.is_study(options.params):
+        return _study(options)
     p = params.load(options.params, **dict(params.setting(text) for text in options.settings))
     stages = _selected(options.first, options.only)
     notebooks = {stage: _notebook(stage) for stage in stages}
@@ -272,6 +278,17 @@ def _run(options) -> int:
         if options.start_over:
             runs.start_over(p, stages)
         return _run_all(p, stages, notebooks, options)
+
+
+def _study(options) -> int:
+    from auditkit import study
+
+    if options.settings or options.first or options.only or options.start_over:
+        raise AuditError(f"{options.params} is a study: it takes --jobs alone; what its runs change stands in it.")
+    began = time.monotonic()
+    page = study.run(study.load(options.params), options.jobs, lambda line: print(line, flush=True))
+    print(f"done in {_clock(time.monotonic() - began)}: {page}", flush=True)
+    return 0
 
 
 def _refuse_misfits(p: params.Params, stages: list[str], start_over: bool) -> None:

@@ -241,3 +241,19 @@ def verdicts(rows: Sequence[tuple[str, str, Sequence[str]]], alike: Same, quorum
     agreed = [judge("", references, alike, quorum, question).consensus for question, _, references in rows]
     alike.prepare((row[0], row[1], said) for row, said in zip(rows, agreed, strict=True) if said is not None)
     return [judge(target, references, alike, quorum, question) for question, target, references in rows]
+
+
+def unfulfilled(rows: Sequence[tuple[str, str, Sequence[str]]], alike: Same, quorum: float) -> list[str]:
+    """Why painted pictures are not what was wished for: "" where they are.
+
+    Args:
+        rows: (the wish's check question, the answer it expects, the references' answers on the painted picture).
+
+    Returns "implausible" where the references do not agree on what they see, "not applied" where it is not the wish.
+
+    >>> expected = "what colour is the bus?", "red"
+    >>> unfulfilled([(*expected, said) for said in (["red", "red"], ["blue", "blue"], ["red", "blue"])], Same(), 1.0)
+    ['', 'not applied', 'implausible']
+    """
+    found = verdicts(rows, alike, quorum)
+    return ["implausible" if v.consensus is None else "not applied" if v.disagrees else "" for v in found]

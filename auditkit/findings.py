@@ -150,18 +150,84 @@ def _list(parts: Sequence[str]) -> str:
     return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
 
 
+# ---- pictures that were made ----------------------------------------------------------------------------------------
+
+
+def painted(scored: Sequence[dict], pictures: Sequence[dict], p) -> dict:
+    """How the making of pictures went, from an audit's scored records and its album's rows (album.FILE).
+
+    Args:
+        p: uses edit_region and edit_rest.
+
+    Returns {"images": {"asked", "made", "dropped": {reason: count}, "cut", "seconds_each"}, "editor":
+    {"command_applied": rate, "rest_unchanged": rate}, "generator": {"objects_present": rate}}. `cut` counts texts whose
+    end was not read. By the references' word on each wish's check; keys without a single picture are absent.
+    """
+    wishes = [row for row in scored if row["way"] != "question" and row["pairing"] == "(Q*, I*)" and row["made"]]
+    if not wishes:
+        return {}
+    dropped = Counter(row["why"].split(":")[0] for row in wishes if row.get("why"))
+    result: dict = {"images": {"asked": len(wishes), "made": len(wishes) - sum(dropped.values())}}
+    result["images"] |= {"dropped": dict(dropped.most_common()), "cut": sum(bool(row["cut"]) for row in pictures)}
+    seconds = [row["seconds"] for row in pictures]
+    result["images"] |= {"seconds_each": round(sum(seconds) / len(seconds), 4)} if seconds else {}
+    for way, model, name in (("edit", "editor", "command_applied"), ("regenerate", "generator", "objects_present")):
+        checked = [
+            row for row in wishes if row["way"] == way and row.get("checked") and row.get("why") != "implausible"
+        ]
+        if checked:
+            right = sum(row.get("why") != "not applied" for row in checked)
+            result.setdefault(model, {})[name] = rate(right, len(checked))
+    edits = [row for row in pictures if row["way"] == "edit" and row["rest"] is not None]
+    if edits:
+        same = sum(row["rest"] >= p.edit_rest and row["share"] <= p.edit_region for row in edits)
+        result.setdefault("editor", {})["rest_unchanged"] = rate(same, len(edits))
+    return result
+
+
+def irrelevant_edits(scored: Sequence[dict]) -> list[dict]:
+    """The findings on which an edit that left the consensus as it was turned the target (paper, Sec. 3.2), by key."""
+    return sorted((row for row in scored if row.get("irrelevant_edit")), key=lambda row: row["key"])
+
+
+def by(scored: Sequence[dict], field: str, source) -> dict[str, dict]:
+    """What the probes of each way, or each pairing, came to.
+
+    Args:
+        field: "way" or "pairing".
+
+    Returns {value: {"probes", "search_success"?: rate, "by_consensus": rate, "precision"?: rate, "findings"}}; what
+    the source cannot grade is absent.
+    """
+    parts: dict[str, list[dict]] = {}
+    for row in scored:
+        parts.setdefault(row[field], []).append(row)
+    found = {}
+    for value, rows in parts.items():
+        kept = only_findings(rows)
+        found[value] = {"probes": len(rows), "findings": len(kept), "by_consensus": rate(len(kept), len(rows))}
+        try:
+            found[value]["search_success"] = search_success(rows, source)
+        except AuditError:
+            pass
+        if (precision := planted(kept, source, []).get("precision")) is not None:
+            found[value]["precision"] = precision
+    return found
+
+
 # ---- grading, where the source of the images knows the truth --------------------------------------------------------
 
 
 def search_success(records: Sequence[dict], source) -> dict:
     """Share of probes on which the target is truly wrong (paper, Sec. 4.1), judged by the source, not by the consensus.
 
-    For a complete source a malformed probe and a question without an answer are no success. Another source cannot tell
-    what it does not know: there, only probes of known answer count. Raises AuditError where no probe can be graded.
+    For a complete source a malformed probe, a question without an answer and a picture that was dropped are no success.
+    Another source cannot tell what it does not know: there, only probes of known answer count. Raises AuditError where
+    no probe can be graded.
     """
     graded = []
     for record in records:
-        question = record["question"]
+        question = None if record.get("gate") == "bad picture" else record["question"]
         truth = source.truth(record["picture"], question) if question else None
         if truth is not None or source.complete:
             graded.append(truth is not None and not same_text(record["target"], truth))

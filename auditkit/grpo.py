@@ -34,201 +34,36 @@ import random
 import sys
 import time
 import warnings
-from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object
 from datasets import Dataset
 from peft import LoraConfig
-from sklearn.cluster import KMeans
-from sklearn.feature_extraction.text import TfidfVectorizer
 from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from auditkit import auditor as writing
-from auditkit import disagreement, lines, params, processors, runs, vllm_engine, vlm
 from auditkit import images as sources
+from auditkit import lines, params, processors, runs, vllm_engine, vlm
+from auditkit.album import Album, painters
+from auditkit.auditor import Probe
 from auditkit.errors import AuditError
 from auditkit.images import Picture
 from auditkit.memory import shrunk
 from auditkit.params import Params
 from auditkit.processors import is_paligemma
 from auditkit.rectify import TEXT_PART
+from auditkit.rollouts import Kinds, Rollout, Scorer, kept_text, rewards
 from auditkit.vlm import VLM, AnswerBook
 
 STAGE = "04_auditor"
-RECENT = 1000  # successes that novelty is measured against
-CAP = 4.0  # a success of an unseen kind earns at most this much novelty
-KEPT = 256  # successes kept for replay in each cluster
 SHARED = {  # files that several processes add to -> what makes two rows the same
     "answers": ("model", "picture", "question"),
     "judged": ("judge", "question", "a", "b"),
 }
-PATIENCE = 10  # steps in which the references may never agree before training is called off
-
-
-@dataclass(frozen=True)
-class Rollout:
-    """One completion of one step: what the auditor wrote, what the models answered, and whether that is a success."""
-
-    key: str  # step and number in the step, over all processes
-    step: int
-    picture: str
-    text: str
-    question: str | None
-    target: str | None
-    references: list[str]
-    consensus: str | None
-    success: bool  # the target departs from a consensus
-    cluster: int  # kind of the question by its text, -1 if it is none
-    tokens: list[int]  # the completion, its end token included
-
-
-class Scorer:
-    """Puts every completion of a step to target and references once, remembers it, and is read by all three rewards.
-
-    Under several processes each scores its own completions, and `rollouts` holds those of all of them, in their order.
-    """
-
-    def __init__(
-        self,
-        target: VLM,
-        references: Sequence[VLM],
-        pictures: dict[str, Picture],
-        kinds: Kinds,
-        book: AnswerBook,
-        p: Params,
-        log: Path,
-    ):
-        self.target, self.references, self.pictures, self.kinds, self.book, self.p, self.log = (
-            target,
-            references,
-            pictures,
-            kinds,
-            book,
-            p,
-            log,
-        )
-        self.same = disagreement.same(p, log.parent)
-        self.recent: deque[int] = deque(maxlen=RECENT)  # clusters of the latest successes
-        self.bank: dict[int, dict[str, list[Rollout]]] = defaultdict(
-            lambda: defaultdict(list)
-        )  # cluster -> question -> successes
-        self.step, self.rollouts, self.own = -1, [], []
-        self.asked, self.agreed = 0, 0  # questions so far, and those with a consensus
-        self.auditor: VLM | None = None  # with its adapter, which is switched off to see what it was before training
-
-    def score(self, step: int, pictures: list[str], texts: list[str], tokens: list[list[int]]) -> list[Rollout]:
-        """The rollouts of this process's share of a step; made at the first call of the step, in one batch a model.
-
-        Raises AuditError when the references have never agreed on anything so far, so that there is nothing to learn.
-        """
-        if step == self.step:
-            return self.own
-        with self.auditor.model.disable_adapter():
-            rarest = writing.rarest(self.auditor, [self.pictures[key] for key in pictures], texts)
-        likely = [chance is not None and chance >= self.p.min_token_probability for chance in rarest]
-        questions = [writing.parse(text) if ok else None for text, ok in zip(texts, likely, strict=True)]
-        asked = [i for i, question in enumerate(questions) if question]
-        images, wording = [self.pictures[pictures[i]] for i in asked], [questions[i] for i in asked]
-        answers = [
-            self.book.ask(model, images, wording, self.p.max_answer_tokens) for model in (self.target, *self.references)
-        ]
-        said = dict(zip(asked, zip(*answers, strict=True), strict=True))
-        clusters = dict(zip(asked, self.kinds.of(wording), strict=True))
-        rows = [(questions[i], said[i][0], said[i][1:]) for i in asked]
-        verdicts = dict(zip(asked, disagreement.verdicts(rows, self.same, self.p.grpo_quorum), strict=True))
-        self.own, here = [], PartialState()
-        first = here.process_index * len(texts)
-        for i, text in enumerate(texts):
-            target, *references = said.get(i, (None,))
-            verdict = verdicts.get(i)
-            self.own.append(
-                Rollout(
-                    f"{step}-{first + i}", step, pictures[i], text, questions[i], target, references,
-                    verdict.consensus if verdict else None,
-                    bool(verdict and verdict.disagrees), clusters.get(i, -1), list(map(int, tokens[i])),
-                )
-            )  # fmt: skip
-        self.rollouts = gather_object(self.own)
-        if here.is_main_process:
-            lines.append(self.log, map(asdict, self.rollouts))
-        self.step = step
-        self.count(self.rollouts)
-        if self.asked and not self.agreed and step + 1 >= min(PATIENCE, self.p.grpo_steps):
-            raise AuditError(
-                f"grpo_quorum: in {step + 1} steps the references never agreed on any of {self.asked} questions, so "
-                f"nothing was rewarded; lower it (now {self.p.grpo_quorum}) or name other references."
-            )
-        return self.own
-
-    def count(self, rollouts: Sequence[Rollout]) -> None:
-        """Keep count of how often the references agree."""
-        self.asked += sum(rollout.question is not None for rollout in rollouts)
-        self.agreed += sum(rollout.consensus is not None for rollout in rollouts)
-
-    def remember(self, rollouts: Sequence[Rollout]) -> None:
-        """Take successes into the replay bank and into what novelty is measured against. Called once a step, after the
-        rewards.
-        """
-        for rollout in rollouts:
-            if rollout.success:
-                self.recent.append(rollout.cluster)
-                kept = self.bank[rollout.cluster]
-                kept[rollout.question].append(rollout)
-                if sum(map(len, kept.values())) > KEPT:  # forget the oldest of the question that has most
-                    max(kept.values(), key=len).pop(0)
-
-    def novelty(self, cluster: int) -> float:
-        """How rare a kind is among the latest successes: 1 for its even share, up to CAP."""
-        share = (Counter(self.recent)[cluster] + 1) / (len(self.recent) + self.kinds.n)
-        return min(CAP, 1 / (self.kinds.n * share))
-
-    def replay(self, n: int, rng: random.Random) -> list[Rollout]:
-        """Draw n past successes: a cluster, then a question in it, then one of its pictures, each evenly."""
-        drawn = []
-        for cluster in rng.choices(sorted(self.bank), k=n) if self.bank else ():
-            question = rng.choice(sorted(q for q, kept in self.bank[cluster].items() if kept))
-            drawn.append(rng.choice(self.bank[cluster][question]))
-        return drawn
-
-
-class Kinds:
-    """Kinds of question by their text alone: k-means on words and word pairs of what the untrained auditor writes."""
-
-    def __init__(self, questions: Sequence[str], n: int, seed: int):
-        self.words = TfidfVectorizer(ngram_range=(1, 2), use_idf=False, token_pattern=r"\w+")
-        features = self.words.fit_transform(questions)
-        self.n = min(n, len(set(questions)))
-        self.means = KMeans(self.n, n_init=4, random_state=seed).fit(features)
-
-    def of(self, questions: Sequence[str]) -> list[int]:
-        return self.means.predict(self.words.transform(questions)).tolist() if len(questions) else []
-
-
-def rewards(scorer: Scorer) -> list[Callable]:
-    """The three rewards, in TRL's form: each gets the completions of a step and returns one number a completion."""
-
-    def score(completions, completion_ids, picture, trainer_state, **_):
-        return scorer.score(trainer_state.global_step, picture, [c[0]["content"] for c in completions], completion_ids)
-
-    def disagreement(**step) -> list[float]:
-        """1 where the target departs from the references' consensus, else 0 (paper, Eq. 2)."""
-        return [float(rollout.success) for rollout in score(**step)]
-
-    def format(**step) -> list[float]:  # noqa: A001 (TRL logs a reward under its function's name)
-        """1 for one well-formed question, 0 for anything else, also for what the untrained auditor would never say."""
-        return [float(rollout.question is not None) for rollout in score(**step)]
-
-    def coverage(**step) -> list[float]:
-        """How rare the kind of question is among the latest successes; nothing without a success."""
-        return [scorer.novelty(rollout.cluster) if rollout.success else 0.0 for rollout in score(**step)]
-
-    return [disagreement, format, coverage]
 
 
 class AuditorTrainer(GRPOTrainer):
@@ -248,6 +83,9 @@ class AuditorTrainer(GRPOTrainer):
             self.drawn = self.scorer.replay(own // 2 * self.accelerator.num_processes, random.Random(seed))
             self._metrics["train"]["distinct"].append(len({r.text for r in rollouts}) / len(rollouts))
             self._metrics["train"]["kinds"].append(len({r.cluster for r in rollouts if r.success}))
+            if wished := [rollout for rollout in rollouts if rollout.made]:
+                self._metrics["train"]["granted"].append(sum(not r.why for r in wished) / len(wished))
+                self._metrics["train"]["painting_seconds"].append(self.scorer.painting_seconds)
         if self.replay_weight and self.drawn:
             loss = loss + self.replay_weight * self._replay_share(model, part)
         return loss
@@ -287,7 +125,7 @@ class AuditorTrainer(GRPOTrainer):
     def _replay_loss(self, model, drawn: list[Rollout]) -> torch.Tensor:
         """Cross-entropy of the drawn completions [n, C] after their prompts [n, P], as one forward pass."""
         reader = replace(self.scorer.auditor, model=self.accelerator.unwrap_model(model))
-        texts = [processors.chat(reader, writing.prompt())] * len(drawn)
+        texts = [processors.chat(reader, writing.prompt(rollout.way)) for rollout in drawn]
         images = [self.scorer.pictures[rollout.picture].image for rollout in drawn]
         endings = [torch.tensor(rollout.tokens) for rollout in drawn]
         return model(**processors.continued(reader, images, texts, endings)).loss
@@ -314,6 +152,8 @@ class History(TrainerCallback):
                 "replay_loss",
                 "distinct",
                 "kinds",
+                "granted",
+                "painting_seconds",
                 "completions/mean_length",
             )
             if k in logs
@@ -357,8 +197,9 @@ def train(
         _forget_after(out, done)
         _collect(out)
         kinds = _kinds(auditor, pictures, p, out)
-        book = AnswerBook(out / "answers.jsonl")
-        scorer = Scorer(target, references, {q.key: q for q in pictures}, kinds, book, p, out / "rollouts.jsonl")
+        book, album = AnswerBook(out / "answers.jsonl"), Album(painters(p), p)
+        shown = {picture.key: picture for picture in pictures}
+        scorer = Scorer(target, references, shown, kinds, book, album, p, out / "rollouts.jsonl")
         for row in lines.read(out / "rollouts.jsonl"):
             rollout = Rollout(**row)
             scorer.remember([rollout])
@@ -374,7 +215,7 @@ def train(
             processing_class=auditor.processor,
             args=_config(p, out, auditor.model.device.type, auditor.model.dtype, here.num_processes),
             reward_funcs=rewards(scorer),
-            train_dataset=_dataset(pictures, auditor.max_pixels),
+            train_dataset=_dataset(pictures, p.ways, auditor.max_pixels),
             peft_config=LoraConfig(
                 r=p.grpo_lora_rank, lora_alpha=2 * p.grpo_lora_rank, target_modules=TEXT_PART, task_type="CAUSAL_LM"
             ),
@@ -474,14 +315,16 @@ def _refuse_uneven(p: Params, processes: int) -> None:
         )
 
 
-def _dataset(pictures: Sequence[Picture], max_pixels: int | None) -> Dataset:
-    """One row a picture, in the conversational form TRL expects, the picture's key riding along for the rewards.
+def _dataset(pictures: Sequence[Picture], ways: Sequence[str], max_pixels: int | None) -> Dataset:
+    """One row a picture, in the conversational form TRL expects, its key and its way riding along for the rewards.
 
-    The image itself is read when its row is: thousands of photographs would be encoded anew and held all at once.
+    The ways take turns. The image itself is read when its row is: thousands of photographs would be encoded anew and
+    held all at once.
     """
-    prompt = [{"role": "user", "content": writing.prompt()}]
     there = {q.key: q for q in pictures}
-    rows = Dataset.from_dict({"prompt": [prompt] * len(pictures), "picture": list(there)})
+    way = [ways[i % len(ways)] for i in range(len(there))]
+    prompts = [[{"role": "user", "content": writing.prompt(one)}] for one in way]
+    rows = Dataset.from_dict({"prompt": prompts, "picture": list(there), "way": way})
 
     def seen(batch: dict) -> dict:
         return {**batch, "image": [shrunk(there[key].image, max_pixels) for key in batch["picture"]]}
@@ -490,11 +333,19 @@ def _dataset(pictures: Sequence[Picture], max_pixels: int | None) -> Dataset:
 
 
 def _kinds(auditor: VLM, pictures: Sequence[Picture], p: Params, out: Path) -> Kinds:
-    """Kinds of question, from what the untrained auditor writes about some of the pictures; written once, then read."""
+    """Kinds of text, from what the untrained auditor writes about some of the pictures; written once, then read.
+
+    Raises AuditError when none of what it writes can be used.
+    """
     path = out / "untrained.json"
     if not path.exists():
-        probes = writing.propose(auditor, pictures[:1000], p.grpo_temperature, p.max_question_tokens, p.seed)
-        path.write_text(json.dumps([probe.question for probe in probes if probe.question]))
+        some = pictures[:1000]
+        ways = [p.ways[i % len(p.ways)] for i in range(len(some))]
+        texts = writing.written(auditor, some, ways, p.grpo_temperature, p.max_question_tokens, p.seed)
+        kept = [kept_text(text, way) for text, way in zip(texts, ways, strict=True)]
+        if not any(kept):
+            writing.refuse_nonsense(auditor.name, [Probe("", "", None, text) for text in texts])
+        path.write_text(json.dumps([text for text in kept if text]))
     return Kinds(json.loads(path.read_text()), p.replay_clusters, p.seed)
 
 

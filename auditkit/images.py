@@ -67,6 +67,8 @@ class Source(Protocol):
     def examples(self, n: int, seed: int) -> list[Example]: ...
     def benchmarks(self, n: int) -> dict[str, list[Example]]: ...
     def picture(self, key: str) -> Picture: ...
+    def question(self, key: str) -> str | None: ...  # its own about a picture, where it has one
+    def read(self, image: Image.Image) -> str | None: ...  # the key of what an image made by others shows, if it can
     def truth(self, key: str, question: str) -> str | None: ...
     def gap(self, key: str, question: str, gaps: list) -> str | None: ...
     def gaps(self, target_folder: Path) -> list: ...
@@ -132,7 +134,9 @@ class Collection:
         self._split = {key: _deal(key, split) for key, split in declared.items()}
         self._rows = rows
         self._truth: dict[tuple[str, str], str] = {}
+        self._questions_on: dict[str, str] = {}
         for row in rows:
+            self._questions_on.setdefault(row.key, row.question)
             self._truth.setdefault((row.key, _plain(row.question)), row.answer)
 
     def _file(self, key: str) -> Path | BinaryIO:
@@ -228,6 +232,14 @@ class Collection:
         if key not in self._split:
             raise AuditError(f"images: {self.name} has no picture {key!r}; was it changed since the run?")
         return Picture(key, partial(self._read, key))
+
+    def question(self, key: str) -> str | None:
+        """The first labelled question on a picture, without its answer."""
+        return self._questions_on.get(key)
+
+    def read(self, image: Image.Image) -> str | None:
+        """None: nobody knows what a new photograph shows."""
+        return None
 
     def truth(self, key: str, question: str) -> str | None:
         """The known answer to just this question on this picture (case and punctuation aside); None: unknown."""

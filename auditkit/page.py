@@ -16,7 +16,7 @@ import jinja2
 import matplotlib
 from markupsafe import Markup
 from matplotlib.figure import Figure
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from . import plots, spending, stats
 from .disagreement import same_text
@@ -34,11 +34,8 @@ THEME = {  # colour in a figure -> CSS variable of the page
 }
 SIDES = ("before", "after", "peer")
 SPACE = "\N{NO-BREAK SPACE}"
-CARDS, ALARMS, BARS = (
-    3,
-    6,
-    12,
-)  # pictures a failure type, false alarms and failure types in the figure; the rest is told
+# pictures a failure type, false alarms, irrelevant edits, and failure types in the figure; the rest is told
+CARDS, ALARMS, EDITS, BARS = 3, 6, 6, 12
 
 
 def render(
@@ -49,6 +46,7 @@ def render(
     parameters: Mapping,
     types: Sequence[Mapping],
     planted: Mapping,
+    edits: Sequence[Mapping],
     explained: str,
     history: Sequence[Mapping],
     folders: Sequence[Path],
@@ -60,7 +58,7 @@ def render(
         stages, unfinished: finished stages (folder name -> in words) and, in words, those that are not.
         gates: audit.score's gates in words.
         parameters: of the latest stage.
-        types, planted, explained, history: what the stage files of these names hold (report.py says where).
+        types, planted, edits, explained, history: what the stage files of these names hold (report.py says where).
         folders: stage folders to look for pictures in; a record's own `image` is relative to the first.
 
     Raises AuditError where a record names a picture outside the run folder.
@@ -68,10 +66,7 @@ def render(
     benchmarks = summary.get("benchmarks", {})
     largest = sorted(types, key=lambda kind: -kind["size"])
     alarms = planted.get("false_alarms", [])
-    folder = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
-    pages = jinja2.Environment(loader=folder, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    pages.filters |= {"percent": percent, "interval": interval, "confusion": confusion, "duration": duration}
-    html = pages.get_template("report.html.j2").render(
+    html = _template("report.html.j2").render(
         summary=summary,
         hosted=spending.in_words(summary.get("hosted", {})),
         stages=stages,
@@ -85,12 +80,44 @@ def render(
         planted=planted,
         alarms=[card(row, folders) for row in alarms[:ALARMS]],
         alarm_count=len(alarms),
+        edits=[pair(row, folders) for row in edits[:EDITS]],
+        edit_count=len(edits),
         paragraphs=[paragraph.strip() for paragraph in explained.split("\n\n") if paragraph.strip()],
         means=means(benchmarks),
         falls=falls(benchmarks),
         figures=figures(summary, largest[:BARS], history),
     )
     return html.strip() + "\n"
+
+
+def render_study(study, table: Mapping, measures: Mapping) -> str:
+    """The page of a study (study.compare): a table of arms and measures, and a figure for each share among them."""
+    shares = [name for name, measure in measures.items() if measure.share and name in table[next(iter(table))]]
+    html = _template("study.html.j2").render(
+        study=study,
+        table=table,
+        measures=measures,
+        first=next(iter(table)),
+        figures=[
+            _drawn(name, measures[name].label, plots.arms, {arm: found[name] for arm, found in table.items()}, label)
+            for name in shares
+            for label in [measures[name].label]
+        ],
+    )
+    return html.strip() + "\n"
+
+
+def _template(name: str) -> jinja2.Template:
+    folder = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
+    pages = jinja2.Environment(loader=folder, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    pages.filters |= {"percent": percent, "interval": interval, "confusion": confusion, "duration": duration}
+    pages.filters |= {"shown": shown, "signed": lambda value, measure: shown(value, measure, "+")}
+    return pages.get_template(name)
+
+
+def shown(value: float, measure, sign: str = "") -> str:
+    """A study's figure as text: a share in per cent, a count as it is."""
+    return f"{100 * value:{sign}.1f}{SPACE}%" if measure.share else f"{value:{sign},.1f}".removesuffix(".0")
 
 
 def percent(value: float | Mapping) -> str:
@@ -133,6 +160,16 @@ def card(row: Mapping, folders: Sequence[Path]) -> dict:
     src, small = next((picture for path in paths if (picture := _picture(path))), ("", True))
     right = bool(row.get("truth")) and same_text(str(row["target"]), str(row["truth"]))
     return {"references": {}, "truth": None, "reason": "", **row, "src": src, "small": small, "right": right}
+
+
+def pair(row: Mapping, folders: Sequence[Path]) -> dict:
+    """An edit made ready for its card: both pictures, the changed region framed, and all answers before and after."""
+    before, after = (
+        [folder / "images" / f"{slug(row[name])}.png" for folder in folders] for name in ("base", "picture")
+    )
+    src = next((picture for path in before if (picture := _picture(path))), ("", True))
+    then = next((picture for path in after if (picture := _picture(path, row.get("box")))), ("", True))
+    return {**row, "src_before": src[0], "src": then[0], "small": src[1]}
 
 
 def means(benchmarks: Mapping) -> dict[str, dict]:
@@ -195,14 +232,23 @@ def _svg(figure: Figure, name: str, alt: str) -> str:
     return ET.tostring(root, encoding="unicode")
 
 
-def _picture(path: Path) -> tuple[str, bool] | None:
-    """A picture as (data address, is it tiny); large ones are made smaller, so that the page stays light to send."""
+def _picture(path: Path, box: Sequence[int] | None = None) -> tuple[str, bool] | None:
+    """A picture as (data address, is it tiny); large ones are made smaller, so that the page stays light to send.
+
+    Around `box` a frame is drawn; a tiny picture is enlarged first, so that the frame hides nothing.
+    """
     try:
         with Image.open(path) as opened:
             image = opened.convert("RGB")
     except (OSError, ValueError):
         return None
     small = max(image.size) <= 128
+    if box:
+        k = 4 if small else 1
+        image = image.resize((image.width * k, image.height * k), Image.Resampling.NEAREST)
+        x0, y0, x1, y1 = (k * edge for edge in box)
+        width = max(2, max(image.size) // 120)
+        ImageDraw.Draw(image).rectangle((x0, y0, x1 - 1, y1 - 1), outline=plots.WRONG, width=width)
     image.thumbnail((480, 480))
     data = io.BytesIO()
     image.save(data, "PNG" if small else "JPEG", quality=85)

@@ -48,6 +48,13 @@ class Params:
     workers: int = 1  # sets of models that answer at once, under ray
     batch_size: int = 128  # prompts in one forward pass: speed and memory, and which questions an audit happens to draw
 
+    # --- pictures of the auditor's own
+    ways: list[str] = dataclasses.field(default_factory=lambda: ["question"])  # question, regenerate, edit: take turns
+    generator: str = ""  # the pipeline that makes a picture from a caption, for regenerate: a folder, or a hub id
+    editor: str = ""  # the pipeline that changes a picture by a command, for edit
+    edit_region: float = 0.5  # largest share of a picture that an edit may change
+    edit_rest: float = 0.9  # least structural similarity (SSIM) of the rest, 1 being untouched
+
     # --- asking and comparing
     quorum: float = 0.6  # share of the references that must agree before there is a consensus, in (0, 1]
     same: str = "text"  # when two answers mean the same: text (normalised), embedding (extra `embed`), a model's spec
@@ -89,6 +96,7 @@ class Params:
     rectify_micro_batch: int = 0  # examples in one forward and backward pass, for memory; 0 for all of a step
     rectify_learning_rate: float
     rectify_lora_rank: int  # rank of the adapter
+    rectify_pairs: int = 0  # findings learnt from, drawn evenly; 0: all
     rectify_original: int  # labelled original examples, those the target knows are mixed in against forgetting; 0: none
 
     # --- 08, before and after
@@ -96,16 +104,21 @@ class Params:
 
 
 FIELDS = {field.name: field for field in dataclasses.fields(Params)}
-REQUIRED = [name for name, field in FIELDS.items() if field.default is dataclasses.MISSING]
+REQUIRED = [
+    name
+    for name, field in FIELDS.items()
+    if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+]
 CHOICES = {
     "dtype": ("auto", "float32", "bfloat16", "float16"),
     "memory": ("together", "turns"),
     "engine": ("local", "ray"),
     "grpo_rollouts": ("transformers", "vllm_colocate", "vllm_server"),
 }
+WAYS = {"question": "", "regenerate": "generator", "edit": "editor"}  # way -> the key of the pipeline it needs
 AT_LEAST = {  # the smallest sensible value, and whose it is
     0: "seed temperature min_token_probability grpo_beta replay_weight coverage_weight rectify_original grpo_warmup "
-    "grpo_last_learning_rate grpo_micro_batch rectify_micro_batch",
+    "grpo_last_learning_rate grpo_micro_batch rectify_micro_batch rectify_pairs",
     1: "workers train_images batch_size max_answer_tokens baseline_images blind_candidates blind_images grpo_steps "
     "grpo_images grpo_lora_rank replay_clusters grpo_checkpoints audit_probes failure_types rectify_steps "
     "rectify_batch rectify_lora_rank benchmark_examples",
@@ -278,6 +291,14 @@ def _refuse_impossible(p: Params) -> None:
         if getattr(p, name) < least:
             why = ": GRPO compares the questions of a group with each other" if name == "group_size" else ""
             raise AuditError(f"{name}: {getattr(p, name)} is too small, the least is {least}{why}.")
+    for way in p.ways:
+        if way not in WAYS:
+            raise AuditError(f"ways: {way!r} is not one of {', '.join(WAYS)}.")
+        if WAYS[way] and not getattr(p, WAYS[way]):
+            raise AuditError(f'{WAYS[way]}: name a pipeline to {way} pictures with, or take "{way}" out of ways.')
+    for name in filter(None, WAYS.values()):
+        if getattr(p, name):
+            specs.parse_painter(getattr(p, name))
     for name, allowed in CHOICES.items():
         if getattr(p, name) not in allowed:
             raise AuditError(f"{name}: {getattr(p, name)!r} is not one of {', '.join(allowed)}.")
@@ -313,6 +334,9 @@ def _refuse_impossible(p: Params) -> None:
             specs.parse(p.peer).name != specs.parse(p.target).name,
             f"peer: {p.peer} has the target's name, by which records tell them apart; rename a folder.",
         ),
+        (p.ways, "ways: the list is empty; write question, regenerate, edit, or some of them."),
+        (0 < p.edit_region <= 1, f"edit_region: {p.edit_region} is not in (0, 1], a share of the picture."),
+        (0 <= p.edit_rest <= 1, f"edit_rest: {p.edit_rest} is not in [0, 1], a similarity."),
         (0 < p.quorum <= 1, f"quorum: {p.quorum} is not in (0, 1], the share of the references that must agree."),
         (0 < p.grpo_quorum <= 1, f"grpo_quorum: {p.grpo_quorum} is not in (0, 1], as for quorum."),
         (

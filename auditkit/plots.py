@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 from PIL import Image
 
@@ -30,8 +31,9 @@ BEFORE, AFTER, PEER, WRONG = "#858c96", "#0072b2", "#009e73", "#d55e00"
 CURVES = {
     "reward/disagreement": (0, "target departs from the consensus", AFTER),
     "reward/format": (0, "well-formed question", BEFORE),
-    "distinct": (1, "distinct questions among those of a step", PEER),
-    "kinds": (2, "kinds of question that find a failure", WRONG),
+    "distinct": (1, "distinct texts among those of a step", PEER),
+    "granted": (1, "pictures that came out as wished", AFTER),
+    "kinds": (2, "kinds of text that find a failure", WRONG),
 }
 
 
@@ -77,6 +79,48 @@ def gallery(rows: Iterable[Mapping], n: int = 6, columns: int = 3) -> Figure:
             figure.text(
                 left / width, (bottom - 0.08 - 0.17 * line) / height, text, va="top", fontsize=8.5, color=colour
             )
+    if not rows:
+        figure.text(0.5, 0.5, "nothing to show", ha="center", color=MUTED)
+    return figure
+
+
+def pairs(rows: Iterable[Mapping], n: int = 4, columns: int = 2) -> Figure:
+    """Pictures before and after a change, the changed region framed, with what everyone answered to each.
+
+    Args:
+        rows: records with `before_image` and `image` (PIL image or path), `made` (the caption or command), `question`;
+            `box` (x0, y0, x1, y1 in pixels), `target`, `consensus`, `references` ({name: answer}), and the same with
+            "_before", are shown where they are there.
+        n: how many pairs to show, the first n.
+        columns: pairs side by side.
+    """
+    rows = list(rows)[:n]
+    columns = max(1, min(columns, len(rows)))
+    lines = max(1, -(-len(rows) // columns))
+    said = [(_answers_of(row, "_before"), _answers_of(row, "")) for row in rows]
+    above = [(_plain(row["made"], 52), _plain(row.get("question") or "", 52)) for row in rows]
+    top = 0.2 + 0.15 * max((sum(text.count("\n") + 1 for text in texts if text) for texts in above), default=1)
+    side, gap, below = 1.75, 0.25, 0.2 + 0.17 * max((len(part) for both in said for part in both), default=0)
+    across, down = 2 * side + gap + 0.4, top + side + below  # inches of one pair
+    figure = Plot(columns * across, lines * down)
+    figure.set_layout_engine("none")
+    width, height = columns * across, lines * down
+    for place, row in enumerate(rows):
+        left, bottom = 0.2 + place % columns * across, height - place // columns * down - top - side
+        text = "\n".join(text for text in above[place] if text)
+        figure.text(left / width, (bottom + side + 0.06) / height, text, va="bottom", fontsize=8.5, color=INK)
+        for half, (name, answers) in enumerate(zip(("before_image", "image"), said[place], strict=True)):
+            x = left + half * (side + gap)
+            axis = figure.add_axes((x / width, bottom / height, side / width, side / height))
+            axis.set_axis_off()
+            axis.imshow(_open(row[name]), interpolation="nearest")
+            if half and row.get("box"):
+                x0, y0, x1, y1 = row["box"]
+                frame = {"fill": False, "edgecolor": WRONG, "linewidth": 1.5}
+                axis.add_patch(Rectangle((x0 - 0.5, y0 - 0.5), x1 - x0, y1 - y0, **frame))
+            for line, (words, colour) in enumerate(answers):
+                y = (bottom - 0.08 - 0.17 * line) / height
+                figure.text(x / width, y, words, va="top", fontsize=8, color=colour)
     if not rows:
         figure.text(0.5, 0.5, "nothing to show", ha="center", color=MUTED)
     return figure
@@ -193,6 +237,30 @@ def skills(before: Mapping, after: Mapping | None = None, peer: Mapping | None =
     return figure
 
 
+def arms(found: Mapping[str, Mapping], label: str, width: float = 7.2) -> Figure:
+    """A study's measure, arm by arm: one dot a seed, a bar at their mean.
+
+    Args:
+        found: arm -> {"mean", "seeds": values}, shares from 0 to 1.
+        label: what is measured.
+    """
+    names = list(found)
+    figure = Plot(width, 0.85 + 0.36 * len(names))
+    axis = figure.subplots()
+    for place, name in enumerate(names):
+        values, mean = found[name]["seeds"], found[name]["mean"]
+        axis.plot(values, [place] * len(values), "o", color=AFTER, markersize=5.5, alpha=0.65, zorder=3)
+        axis.vlines(mean, place - 0.28, place + 0.28, color=INK, linewidth=2, zorder=2)
+    _quiet(axis, grid="x")
+    axis.set_yticks(range(len(names)), [_plain(name, 24) for name in names])
+    axis.tick_params(axis="y", labelcolor=INK, length=0)
+    axis.set_ylim(len(names) - 0.5, -0.5)
+    axis.xaxis.set_major_locator(MaxNLocator(5))
+    axis.xaxis.set_major_formatter(PercentFormatter(1, None, " %"))
+    axis.set_title(label, fontsize=9.5, color=INK, loc="left")
+    return figure
+
+
 def _bars(rows: Sequence[tuple[str, Mapping, str, str]], width: float) -> Figure:
     """Horizontal bars with intervals, each under its own name: (name, rate, colour, note behind the numbers)."""
     labels = [_plain(name, int(width * (9 if width > 5 else 8))) for name, *_ in rows]
@@ -247,6 +315,12 @@ def _answers(row: Mapping) -> list[tuple[str, str]]:
     if row.get("truth") is not None:
         lines.append((f"truth: {_plain(row['truth'], 34)}", INK))
     return lines
+
+
+def _answers_of(row: Mapping, when: str) -> list[tuple[str, str]]:
+    """What all said before ("_before") or after ("") a change."""
+    names = ("target", "consensus", "references")
+    return _answers({name: row[name + when] for name in names if row.get(name + when) is not None})
 
 
 def _open(image) -> Image.Image:

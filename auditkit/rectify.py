@@ -77,7 +77,7 @@ def training_set(
     Args:
         scored: records of an audit (audit.score). Those with gate "ok" are the findings; "agrees" is learnt once.
         originals: labelled examples the target knows (`known`); the first `p.rectify_original` are used.
-        p: uses rectify_original and seed.
+        p: uses rectify_original, rectify_pairs and seed.
         picture: a picture's key -> the picture, such as a source's `picture`.
 
     Raises AuditError when there is nothing to learn.
@@ -91,6 +91,8 @@ def training_set(
     failures = labelled("ok")
     if not failures:
         raise AuditError("there are no findings to repair the target with; audit it with more probes (notebook 05).")
+    if p.rectify_pairs:
+        failures = random.Random(f"{p.seed}/pairs").sample(failures, min(p.rectify_pairs, len(failures)))
     rest = [*labelled("agrees"), *originals[: p.rectify_original]]
     times = max(1, round(FINDINGS_SHARE / (1 - FINDINGS_SHARE) * len(rest) / len(failures)))
     examples = failures * times + rest

@@ -12,7 +12,8 @@ images/<slug(record["picture"])>.png in 06_findings, then in 05_audit. More keys
     04_auditor        history.jsonl  one object a step: {"step", "reward/disagreement", "reward/format"?, "distinct"?,
                                       "kinds"?}
     05_audit          metrics        {"trained"?: rate, "trained_by_consensus"?: rate, "precision"?: rate,
-                                      "best_blind_question"?: as from findings.best_blind_question (or in 02)}
+                                      "best_blind_question"?: as from findings.best_blind_question (or in 02),
+                                      "ways"?, "pairings"?: as from findings.by, and what findings.painted gives}
                       scored.jsonl   one object a probe, as from audit.score; "gate" is one of GATES
     06_findings       types.json     [{"name", "size", "share" (of all findings, 0 to 1), "rate" (of the probes of this
                                       type), "rate_when"?: rate, "confusion"?: [{"target", "consensus", "count"}],
@@ -21,6 +22,7 @@ images/<slug(record["picture"])>.png in 06_findings, then in 05_audit. More keys
                       planted.json?  as from findings.planted: {"planted"?, "found"?, "recall"?: rate, "precision"?:
                                       rate, "gaps"?: [{"name", "skill", "condition", "probes", "findings", "found"}],
                                       "false_alarms"?: [record + "truth" (null: the question has no answer), "reason"]}
+                      edits.json?    the irrelevant edits: [record + "box", "target_before"], their pictures kept
                       explain.txt?   the plain words; an empty line between two paragraphs
     07_rectify        metrics        {"pairs", "steps"?, "seconds"?, "learnt"?: rate}; 0 pairs: nothing to repair
     08_benchmark      metrics        {"benchmarks": {skill: {"before"?: rate, "after"?: rate, "peer"?: rate}},
@@ -50,7 +52,8 @@ STAGES = {
     "08_benchmark": "before and after",
 }
 GATES = {  # in the order in which a probe meets them
-    "malformed": "not a question, so nobody was asked",
+    "malformed": "neither a question nor a wish, so nobody was asked",
+    "bad picture": "about a picture that could not be made, or is not what was wished for",
     "implausible": "worded as the untrained auditor would hardly ever put it",
     "duplicate": "asked before, of the same picture",
     "no consensus": "the references did not agree",
@@ -98,6 +101,7 @@ def write(run_folder: Path) -> Path:
         parameters=list(stages.values())[-1].manifest.get("parameters") or {},
         types=findings.json("types.json") or [],
         planted=findings.json("planted.json") or {},
+        edits=findings.json("edits.json") or [],
         explained=findings.text("explain.txt"),
         history=auditor.records("history.jsonl"),
         folders=[findings.folder, run_folder / "05_audit"],
@@ -105,6 +109,14 @@ def write(run_folder: Path) -> Path:
     _replace(run_folder / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
     _replace(run_folder / "report.html", html)
     return run_folder / "report.html"
+
+
+def write_study(study, table: Mapping, measures: Mapping) -> Path:
+    """Write a study's `summary.json` and `report.html` into its folder and return the report's path."""
+    summary = {"study": study.name, "base": study.base, "seeds": study.seeds, "settings": study.arms, "arms": table}
+    _replace(study.folder / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+    _replace(study.folder / "report.html", page.render_study(study, table, measures))
+    return study.folder / "report.html"
 
 
 def read(run_folder: Path) -> dict[str, Stage]:
@@ -141,6 +153,7 @@ def summarise(run_name: str, stages: Mapping[str, Stage]) -> dict:
             "untrained": untrained.get("untrained_by_consensus"),
             "trained": audit.get("trained_by_consensus"),
         },
+        **{name: audit.get(name) for name in ("ways", "pairings", "images", "editor", "generator")},
         "probes": {gate: gates[gate] for gate in GATES if gates[gate]},
         "findings": findings,
         "precision": audit.get("precision") or planted.get("precision"),
@@ -176,6 +189,13 @@ def validate(summary: Mapping) -> None:
 def _rates(summary: Mapping) -> Iterator[tuple[str, object]]:
     """Every place where the contract has a rate: (key, what stands there)."""
     for group in ("search_success", "search_success_by_consensus", "found_gaps", "held_out_disagreement"):
+        yield from ((f"{group}.{name}", rate) for name, rate in summary.get(group, {}).items())
+    for group in ("ways", "pairings"):
+        for name, part in summary.get(group, {}).items():
+            yield from (
+                (f"{group}.{name}.{key}", rate) for key, rate in part.items() if key not in ("probes", "findings")
+            )
+    for group in ("editor", "generator"):
         yield from ((f"{group}.{name}", rate) for name, rate in summary.get(group, {}).items())
     if "precision" in summary:
         yield "precision", summary["precision"]

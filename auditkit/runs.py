@@ -38,17 +38,19 @@ from auditkit.params import Params, root
 
 MODELS = "images seed auditor target references dtype"
 ASKING = f"{MODELS} temperature min_token_probability max_question_tokens max_answer_tokens quorum same"
+PAINTING = "ways generator editor edit_region edit_rest"
 STAGES = {  # the stages in order, each with the parameters that its own records depend on
     "00_setup": f"{MODELS} peer train_images",
     "01_models": f"{MODELS} peer max_question_tokens max_answer_tokens temperature benchmark_examples",
     "02_disagreement": f"{ASKING} baseline_images",
-    "03_counterfactual": f"{ASKING}",
-    "04_auditor": f"{ASKING} train_images grpo_steps grpo_images group_size grpo_learning_rate grpo_beta "
+    "03_counterfactual": f"{ASKING} {PAINTING}",
+    "04_auditor": f"{ASKING} {PAINTING} train_images grpo_steps grpo_images group_size grpo_learning_rate grpo_beta "
     "grpo_warmup grpo_last_learning_rate "
     "grpo_temperature grpo_quorum grpo_lora_rank replay_weight replay_clusters coverage_weight grpo_checkpoints",
-    "05_audit": f"{ASKING} audit_probes blind_candidates blind_images",
+    "05_audit": f"{ASKING} {PAINTING} audit_probes blind_candidates blind_images",
     "06_findings": f"{ASKING} failure_types",
-    "07_rectify": f"{ASKING} rectify_steps rectify_batch rectify_learning_rate rectify_lora_rank rectify_original",
+    "07_rectify": f"{ASKING} rectify_steps rectify_batch rectify_learning_rate rectify_lora_rank rectify_original "
+    "rectify_pairs",
     "08_benchmark": f"{ASKING} peer benchmark_examples",
 }
 NEVER_MATTER = (  # where and how fast; see Params on batch_size

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-from scipy.stats import bootstrap
+from scipy.stats import bootstrap, ttest_1samp
 from statsmodels.stats.contingency_tables import mcnemar as mcnemar_test
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
@@ -61,6 +61,23 @@ def difference(before: Sequence[float], after: Sequence[float], seed: int = 0) -
         (change,), np.mean, n_resamples=2000, method="percentile", rng=np.random.default_rng(seed), batch=200
     ).confidence_interval
     return _rounded(change.mean(), interval.low, interval.high, len(change))
+
+
+def over_seeds(values: Sequence[float]) -> dict:
+    """The mean of one value a seed, its 95 % interval by Student's t, and how likely so far a mean from 0 is by chance.
+
+    Seeds are the cases: an interval from three of them is wide, and says what another seed may bring. One seed has none.
+
+    >>> over_seeds([0.02, 0.03, 0.04])
+    {'mean': 0.03, 'low': 0.0052, 'high': 0.0548, 'p': 0.035, 'n': 3}
+    """
+    x = np.asarray(values, dtype=float)
+    found = {"mean": round(float(x.mean()), 4)}
+    if len(x) > 1 and not np.allclose(x, x[0]):
+        test = ttest_1samp(x, 0.0)
+        low, high = test.confidence_interval()
+        found |= {"low": round(float(low), 4), "high": round(float(high), 4), "p": float(f"{test.pvalue:.2g}")}
+    return found | {"n": len(x)}
 
 
 def mcnemar(before: Sequence[bool], after: Sequence[bool]) -> dict:

@@ -14,6 +14,7 @@ P = SimpleNamespace(
     audit_probes=20,
     seed=3,
     engine="local",
+    ways=["question"],
     batch_size=4,
     temperature=1.0,
     min_token_probability=1e-3,
@@ -211,7 +212,7 @@ def test_a_question_the_untrained_auditor_would_never_ask_is_no_finding():
 def test_counts_add_up():
     assert audit.counts(audit.score(RECORDS, P)) == {
         "asked": 5, "parsed": 4, "target_called": 4, "references_called": 12, "scored": 2, "malformed": 1,
-        "implausible": 0,
+        "bad_pictures": 0, "implausible": 0,
         "no_consensus": 1, "duplicates": 1,
     }  # fmt: skip
 

@@ -18,7 +18,7 @@ from PIL import Image
 from transformers import AutoTokenizer
 
 from auditkit import auditor as writing
-from auditkit import check, grpo, params, processors, rectify, vlm
+from auditkit import check, grpo, params, processors, rectify, rollouts, vlm
 from auditkit.errors import AuditError
 from auditkit.images import Example, Picture
 
@@ -216,17 +216,17 @@ def test_a_grpo_step_changes_the_adapter_and_nothing_else(family, images, reposi
     auditor, seen = vlm.load(family.folder), {}
     before = {name: value.clone() for name, value in auditor.model.named_parameters()}
     p = replace(
-        params.load(repository / "params" / "smoke.yaml"), grpo_steps=2, grpo_images=2, group_size=2,
+        params.load(repository / "params" / "smoke.yaml"), ways=["question"], grpo_steps=2, grpo_images=2, group_size=2,
         grpo_checkpoints=1, grpo_learning_rate=5e-2, grpo_beta=0.02, max_question_tokens=6, replay_clusters=1,
         grpo_lora_rank=4, grpo_temperature=1.0,
     )  # fmt: skip
 
-    def score(self, step, pictures, texts, tokens):
+    def score(self, step, pictures, ways, texts, tokens):
         if step != self.step:
             self.step = step
             self.rollouts = [
-                grpo.Rollout(f"{step}-{i}", step, pictures[i], texts[i], f"{i}?", "a", ["b"], "b",
-                             i % 2 == 0, 0, list(map(int, tokens[i])))
+                rollouts.Rollout(f"{step}-{i}", step, pictures[i], texts[i], f"{i}?", f"{i}?", "a", ["b"], "b",
+                                 i % 2 == 0, 0, list(map(int, tokens[i])))
                 for i in range(len(texts))
             ]  # fmt: skip
             seen.setdefault("rows", self.rollouts)
@@ -246,7 +246,7 @@ def test_a_grpo_step_changes_the_adapter_and_nothing_else(family, images, reposi
         seen.setdefault("replay", loss.detach()), seen.setdefault("drawn", drawn)
         return loss
 
-    monkeypatch.setattr(grpo.Scorer, "score", score)
+    monkeypatch.setattr(rollouts.Scorer, "score", score)
     monkeypatch.setattr(grpo.AuditorTrainer, "_get_per_token_logps_and_entropies", watched)
     monkeypatch.setattr(grpo.AuditorTrainer, "_replay_loss", watched_replay)
     (tmp_path / "untrained.json").write_text('["how many boats are there?", "where is it now?"]')

@@ -15,7 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from auditkit import grpo, lines, params, runs, vlm
+from auditkit import grpo, lines, params, rollouts, runs, vlm
+from auditkit.album import Album
 from auditkit.disagreement import judge
 from auditkit.errors import AuditError
 from auditkit.miniature.boards import Boards
@@ -29,28 +30,38 @@ QUESTIONS = [f"what colour is the object at {place}?" for place in ("a1", "b2", 
 def p(repository):
     smoke = params.load(repository / "params" / "smoke.yaml")
     return replace(
-        smoke, grpo_steps=4, grpo_images=2, group_size=4, grpo_checkpoints=2, train_images=16, replay_clusters=4
+        smoke,
+        ways=["question"],
+        grpo_steps=4,
+        grpo_images=2,
+        group_size=4,
+        grpo_checkpoints=2,
+        train_images=16,
+        replay_clusters=4,
     )
 
 
-def rollout(question: str, cluster: int, success: bool = True, key: str = "0-0") -> grpo.Rollout:
-    return grpo.Rollout(key, 0, "train-0-0", question, question, "a", ["b", "b"], "b", success, cluster, [1, 2])
+def rollout(question: str, cluster: int, success: bool = True, key: str = "0-0") -> rollouts.Rollout:
+    said = "a", ["b", "b"], "b", success
+    return rollouts.Rollout(key, 0, "train-0-0", question, question, question, *said, cluster, [1, 2])
 
 
-def scorer(tmp_path, kinds=None) -> grpo.Scorer:
-    kinds = kinds or grpo.Kinds(QUESTIONS, 2, 0)
-    return grpo.Scorer(None, [], {}, kinds, None, SimpleNamespace(same="text"), tmp_path / "rollouts.jsonl")
+def scorer(tmp_path, kinds=None) -> rollouts.Scorer:
+    kinds = kinds or rollouts.Kinds(QUESTIONS, 2, 0)
+    return rollouts.Scorer(
+        None, [], {}, kinds, None, Album({}, None), SimpleNamespace(same="text"), tmp_path / "rollouts.jsonl"
+    )
 
 
 def test_kinds_come_from_the_text_alone():
-    kinds = grpo.Kinds(QUESTIONS, 2, 0).of([*QUESTIONS, "what colour is the object at b4?"])
+    kinds = rollouts.Kinds(QUESTIONS, 2, 0).of([*QUESTIONS, "what colour is the object at b4?"])
     assert len(set(kinds[:4])) == 1 and len(set(kinds[4:8])) == 1 and kinds[0] != kinds[4] and kinds[8] == kinds[0]
 
 
 def test_rare_successes_are_worth_more(tmp_path):
     judge = scorer(tmp_path)
     judge.remember([rollout("q?", 0)] * 30)
-    assert judge.novelty(0) < 0.6 < 1 < judge.novelty(1) <= grpo.CAP
+    assert judge.novelty(0) < 0.6 < 1 < judge.novelty(1) <= rollouts.CAP
 
 
 def test_failures_are_not_remembered(tmp_path):
@@ -70,14 +81,16 @@ def test_the_replay_is_even_over_kinds_however_often_each_succeeded(tmp_path):
 
 def test_the_bank_forgets_what_it_has_most_of(tmp_path):
     judge = scorer(tmp_path)
-    judge.remember([rollout("often?", 0)] * (2 * grpo.KEPT) + [rollout("once?", 0)])
-    assert len(judge.bank[0]["once?"]) == 1 and sum(map(len, judge.bank[0].values())) <= grpo.KEPT
+    judge.remember([rollout("often?", 0)] * (2 * rollouts.KEPT) + [rollout("once?", 0)])
+    assert len(judge.bank[0]["once?"]) == 1 and sum(map(len, judge.bank[0].values())) <= rollouts.KEPT
 
 
 def test_what_the_untrained_auditor_would_never_write_earns_nothing_and_is_not_asked(tmp_path, monkeypatch):
-    monkeypatch.setattr(grpo.writing, "rarest", lambda auditor, pictures, texts: [0.5, 0.0])
+    monkeypatch.setattr(rollouts.writing, "rarest", lambda auditor, pictures, texts, ways: [0.5, 0.0])
     judge, asked = scorer(tmp_path), []
-    judge.p = SimpleNamespace(same="text", grpo_quorum=1.0, min_token_probability=1e-3, max_answer_tokens=8)
+    judge.p = SimpleNamespace(
+        seed=0, same="text", quorum=1.0, grpo_quorum=1.0, min_token_probability=1e-3, max_answer_tokens=8
+    )
     judge.auditor = SimpleNamespace(model=SimpleNamespace(disable_adapter=contextlib.nullcontext))
     judge.target, judge.references, judge.pictures = "target", ["one", "other"], {"a": None}
 
@@ -86,7 +99,7 @@ def test_what_the_untrained_auditor_would_never_write_earns_nothing_and_is_not_a
         return [model[:1]] * len(wording)  # "t" of the target, "o" of both references
 
     judge.book = SimpleNamespace(ask=ask)
-    likely, unlikely = judge.score(0, ["a", "a"], QUESTIONS[:2], [[1], [2]])
+    likely, unlikely = judge.score(0, ["a", "a"], ["question"] * 2, QUESTIONS[:2], [[1], [2]])
     assert likely.success and likely.question == QUESTIONS[0] and set(asked) == {QUESTIONS[0]}
     assert unlikely.question is None and not unlikely.success
 
@@ -240,6 +253,7 @@ def test_two_processes_train_one_auditor_are_killed_and_go_on(project):
     (project / "process.py").write_text(PROCESS)
     shape = {"train_images": 16, "grpo_steps": 4, "grpo_images": 2, "group_size": 4, "grpo_checkpoints": 2}
     shape |= {"grpo_micro_batch": 2, "replay_clusters": 4}
+    shape |= {"ways": ["question"]}
     settings = [word for name, value in shape.items() for word in ("--set", f"{name}={value}")]
     # "--multi_gpu" is how accelerate spells several processes; without a GPU they speak through gloo
     launch = "accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no"
@@ -263,13 +277,13 @@ def test_two_processes_train_one_auditor_are_killed_and_go_on(project):
     assert ranks[0].keys() == ranks[1].keys() and any("lora_B" in name and w.any() for name, w in ranks[0].items())
     assert all(torch.equal(ranks[0][name], ranks[1][name]) for name in ranks[0])
 
-    rollouts = [grpo.Rollout(**row) for row in lines.read(out / "rollouts.jsonl")]
-    assert [rollout.key for rollout in rollouts] == [f"{step}-{i}" for step in range(4) for i in range(8)]
+    written = [rollouts.Rollout(**row) for row in lines.read(out / "rollouts.jsonl")]
+    assert [rollout.key for rollout in written] == [f"{step}-{i}" for step in range(4) for i in range(8)]
     answers = lines.read(out / "answers.jsonl")  # both processes', collected
     assert not list(out.glob("answers.*.jsonl"))
     said = {(row["model"], row["picture"], row["question"]): row["answer"] for row in answers}
     assert len(said) == len(answers)
-    asked = [rollout for rollout in rollouts if rollout.question]
+    asked = [rollout for rollout in written if rollout.question]
     assert {(r.picture, r.question) for r in asked} == {(picture, question) for _, picture, question in said}
 
     # What one process would have made: the same pictures in the same order, the same answers to the same questions.
@@ -280,7 +294,7 @@ def test_two_processes_train_one_auditor_are_killed_and_go_on(project):
     grpo.train(
         auditor, target, references, list(pictures.values()), replace(p, grpo_steps=1, grpo_checkpoints=1), alone
     )
-    assert [row["picture"] for row in lines.read(alone / "rollouts.jsonl")] == [r.picture for r in rollouts[:8]]
+    assert [row["picture"] for row in lines.read(alone / "rollouts.jsonl")] == [r.picture for r in written[:8]]
     images, questions = [pictures[r.picture].image for r in asked], [r.question for r in asked]
     for model, heard in [(target, [r.target for r in asked])] + [
         (model, [r.references[i] for r in asked]) for i, model in enumerate(references)

@@ -59,6 +59,10 @@ class Boards:
         commands = dict.fromkeys(edits.draw(scene_of(key), rng) for _ in range(n))
         return [(command, f"{key} + {command}") for command in commands]
 
+    def question(self, key: str) -> str:
+        """A question of any skill, drawn by the key alone."""
+        return grammar.ask(scene_of(key), random.Random(f"own-{key}"))
+
     def truth(self, key: str, question: str) -> str | None:
         return grammar.answer(scene_of(key), question)
 

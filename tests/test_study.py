@@ -1,0 +1,105 @@
+"""A study runs its arms with its seeds, compares them in pairs, and says in one table what came of each."""
+
+import json
+
+import pytest
+import yaml
+
+from auditkit import params, report, stats, study
+from auditkit.errors import AuditError
+
+FILE = {
+    "study": "two",
+    "question": "Is one better than the other?",
+    "base": "params/smoke.yaml",
+    "seeds": [0, 1, 2],
+    "settings": {"grpo_steps": 3, "grpo_checkpoints": 1},
+    "arms": {"one & all": {"ways": ["question"]}, "the other": None},
+}
+
+
+@pytest.fixture
+def write(project):
+    def write(**changes):
+        (project / "params" / "two.yaml").write_text(yaml.safe_dump(FILE | changes, sort_keys=False))
+        return "params/two.yaml"
+
+    return write
+
+
+def summary(seed: int, better: float) -> dict:
+    rates = {"before": stats.rate(70, 100), "after": stats.rate(80 + seed + round(better), 100)}
+    return {"benchmarks": {"colour": rates}, "findings": {"total": 40 + seed, "by_type": {"a": {}, "b": {}}},
+            "ways": {"question": {"probes": 100, "trained": stats.rate(50, 100)},
+                     "edit": {"probes": 300, "trained": stats.rate(90, 300)}}}  # fmt: skip
+
+
+def test_the_shipped_studies_are_in_order(repository, monkeypatch):
+    monkeypatch.chdir(repository)
+    found = sorted(repository.glob("params/study_*.yaml"))
+    assert found
+    for file in found:
+        one = study.load(file)
+        assert study.is_study(file) and f"study_{one.name}" == file.stem and len(one.seeds) >= 3
+    assert not study.is_study("params/demo.yaml")
+
+
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        ({"arms": {"one": {}}}, "arms: a study compares at least two"),
+        ({"arms": {"a b": {}, "a-b": {}}}, "two names differ in punctuation alone"),
+        ({"arms": {"one": {}, "two": {"grpo_step": 3}}}, "two.yaml, arm 'two': .*unknown key grpo_step; did you mean"),
+        ({"seeds": [1, 1]}, "seeds must be different whole numbers"),
+        ({"seed": 3}, "unknown key seed; a study has study, question, base, seeds"),
+        ({"base": "params/gone.yaml"}, "No parameter file params/gone.yaml"),
+    ],
+)  # fmt: skip
+def test_a_file_that_cannot_work_is_told_before_anything_runs(write, change, says):
+    with pytest.raises(AuditError, match=says):
+        study.load(write(**change))
+
+
+def test_each_run_gets_its_arm_and_seed(write):
+    one = study.load(write())
+    words = study._command(one, "one & all", 2, "04")
+    settings = dict(params.setting(text) for text in words if "=" in text)
+    assert settings == {"ways": ["question"], "grpo_steps": 3, "grpo_checkpoints": 1, "seed": 2,
+                        "run_name": "study_two.one_all.2"}  # fmt: skip
+    assert words[-1] == "run_name=study_two.one_all.2" and words[words.index("--only") + 1] == "04"
+
+
+def test_arms_are_compared_in_pairs_seed_by_seed():
+    arms = {"first": [summary(seed, 0) for seed in range(3)], "second": [summary(seed, 5 + seed) for seed in range(3)]}
+    table = study.compare(arms)
+    assert table["first"]["trained"]["seeds"] == [pytest.approx(0.35)] * 3, "over all ways, weighted by their probes"
+    assert table["first"]["gain"]["mean"] == pytest.approx(0.11) and "against" not in table["first"]["gain"]
+    against = table["second"]["gain"]["against"]
+    assert against["mean"] == pytest.approx(0.06) and against["low"] < 0.06 < against["high"] and against["n"] == 3
+    assert table["second"]["types"]["mean"] == 2 and "gaps" not in table["first"], "what was not measured is absent"
+
+
+def test_the_report_holds_every_number_and_stands_alone(write, project):
+    one = study.load(write())
+    for arm in one.arms:
+        for seed in one.seeds:
+            folder = project / "outputs" / one.run_name(arm, seed)
+            folder.mkdir(parents=True)
+            (folder / "summary.json").write_text(json.dumps(summary(seed, 5 * (arm == "the other"))))
+    one.folder.mkdir(parents=True)
+    page = study.write(one).read_text()
+    assert "one &amp; all" in page and "Is one better than the other?" in page
+    assert "81.0\N{NO-BREAK SPACE}%" in page and "86.0\N{NO-BREAK SPACE}%" in page and "<svg" in page
+    assert "http://" not in page.replace("http://www.w3.org", "") and "<script" not in page
+    written = json.loads((one.folder / "summary.json").read_text())
+    assert written["arms"]["the other"]["after"]["against"]["mean"] == pytest.approx(0.05)
+    assert page.startswith("<!DOCTYPE html>") and report.write_study
+
+
+def test_runs_are_made_side_by_side_and_one_that_fails_is_named(write, project, monkeypatch):
+    (project / "notebooks" / "00_fails.ipynb").write_text("{}")
+    monkeypatch.setattr(study, "STAGES", ("00",))
+    said = []
+    with pytest.raises(AuditError, match=r"6 of 6 runs failed; outputs/study_two/study_two.one_all.0.log says why"):
+        study.run(study.load(write()), 2, said.append)
+    assert said[0].startswith("study two: 2 arms x 3 seeds") and len(said) == 7
