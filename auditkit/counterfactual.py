@@ -1,7 +1,7 @@
 """Make a counterfactual image: regenerate one from a caption, or edit one by a command, through any diffusers pipeline.
 
-The paper regenerates with FLUX.1-dev and edits with FLUX.1-Kontext-dev. Here a pipeline is named as a model is (specs.py)
-and loaded by `DiffusionPipeline`; what its call takes, and under which name, is read from its signature:
+The paper regenerates with FLUX.1-dev and edits with FLUX.1-Kontext-dev. Here a pipeline is named as a model is
+(specs.py) and loaded by `DiffusionPipeline`; what its call takes, and under which name, is read from its signature:
 
     black-forest-labs/FLUX.1-dev                        generates; gated, not for commerce
     black-forest-labs/FLUX.1-Kontext-dev                edits; likewise
@@ -9,50 +9,41 @@ and loaded by `DiffusionPipeline`; what its call takes, and under which name, is
     Tongyi-MAI/Z-Image-Turbo?steps=9&guidance=0         generates in 8 passes (ZImagePipeline)
     Efficient-Large-Model/Sana_Sprint_1.6B_1024px_diffusers   generates in 2 steps (SanaSprintPipeline)
     stabilityai/sdxl-turbo?steps=1&guidance=0&size=512  generates in 1 step (StableDiffusionXLPipeline)
-    carlofkl/DreamLite-mobile?revision=diffusers        does both in 4 steps (DreamLiteMobilePipeline)
+    carlofkl/DreamLite-mobile?revision=diffusers        does both in 4 steps (DreamLiteMobilePipeline, torchvision)
+    black-forest-labs/FLUX.2-klein-9b-kv                edits in 4 steps, faster than klein (Flux2KleinKVPipeline)
     timbrooks/instruct-pix2pix                          edits (StableDiffusionInstructPix2PixPipeline)
     diffusers/sdxl-instructpix2pix-768?size=768         edits (StableDiffusionXLInstructPix2PixPipeline)
 
+Tiny pipelines of these classes, but for DreamLite's, are what the tests run; published weights are not tried there.
+
 Three things are ours:
 1) every picture has a generator of its own, on the CPU, so that it depends on its seed and not on its batch;
-2) an image to edit is given to the pipeline upright, RGB, in its own proportions at the pipeline's number of pixels, and
-   what comes back is brought to the image's own size, so that the two can be compared pixel by pixel;
+2) an image to edit is given to the pipeline upright, RGB, in its own proportions at the pipeline's number of pixels,
+   and what comes back is brought to the image's own size, so that the two can be compared pixel by pixel;
 3) a picture that fails, is blocked or shows nothing is dropped with the reason, and the others go on.
 """
 
-import contextlib
-import inspect
-import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode
 
 import numpy as np
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
 from PIL import Image, ImageOps
-from safetensors import SafetensorError
 from scipy import ndimage
 from skimage.metrics import structural_similarity
 
-from auditkit import places, specs, vlm
+from auditkit import pipelines, places, specs, unread, vlm
 from auditkit.batches import in_batches
 from auditkit.errors import AuditError
 
-INDEX = "model_index.json"  # what makes a folder a pipeline
-DEFAULTS = "painter.json"  # beside it, if its weights were trained for one size, length or number of steps: options
 FLAT = 8  # grey levels of 256 between a picture's darkest and lightest value, in which there is nothing to see
-OURS = {  # arguments of a call that options cannot set
-    "prompt", "image", "generator", "output_type", "return_dict", "num_images_per_prompt", "latents", "prompt_embeds",
-    "callback_on_step_end", "callback_on_step_end_tensor_inputs", "height", "width", "max_area", "_auto_resize",
-}  # fmt: skip
-# These take a list of images as one for each prompt. Others (FLUX.2, Qwen-Image-Edit-Plus) take it as several references
-# that every prompt sees, and do not say so in any way a program could read: they get one image a call.
+# These take a list of images as one for each prompt. Others (FLUX.2, Qwen-Image-Edit-Plus) take it as several
+# references that every prompt sees, and do not say so in any way a program could read: they get one image a call.
 ONE_EACH = {"FluxKontextPipeline", "StableDiffusionInstructPix2PixPipeline", "StableDiffusionXLInstructPix2PixPipeline"}
 TOO_LARGE = "make it smaller (?size=...), or let weights wait in CPU memory (?offload=model)"
 
@@ -70,7 +61,7 @@ class Painter:
     @property
     def takes(self) -> set[str]:
         """The names of the arguments of its call."""
-        return set(_arguments(type(self.pipe)))
+        return set(pipelines.arguments(type(self.pipe)))
 
     @property
     def edits(self) -> bool:
@@ -100,8 +91,8 @@ def load(spec: str | Path, device: str = "auto", dtype: str = "auto", batch_size
     """Load a pipeline.
 
     Its weights are read from safetensors only, and no code is run that comes with it. A folder may hold a painter.json
-    with options that its weights were trained for, {"size": 64, "max_length": 16}; those of the spec go before them, and
-    both before the arguments given here. "auto" is as in `vlm.load`.
+    with the options that its weights were trained for, {"size": 64, "max_length": 16}; those of the spec go before
+    them, and both before the arguments given here. "auto" is as in `vlm.load`.
 
     Args:
         spec: "miniature:NAME", a folder or a hub id, with options (specs.PAINTER); any other option is an argument of
@@ -113,7 +104,7 @@ def load(spec: str | Path, device: str = "auto", dtype: str = "auto", batch_size
     """
     parsed = specs.parse_painter(spec)
     place = vlm.resolve(parsed.place, like="black-forest-labs/FLUX.2-klein-4B")
-    own = _defaults(place) | parsed.options
+    own = pipelines.defaults(place) | parsed.options
     device = vlm._device(own.get("device", device))
     kind = vlm._dtype(own.get("dtype", dtype), device)
     offload = own.get("offload", "none")
@@ -121,14 +112,14 @@ def load(spec: str | Path, device: str = "auto", dtype: str = "auto", batch_size
         raise AuditError(
             f'"{spec}": offload={offload} moves weights to a GPU and back, and none is used; leave it out.'
         )
-    with _quiet():
-        place, how = places.source(place, spec, own, INDEX)
+    with pipelines.quiet():
+        place, how = places.source(place, spec, own, pipelines.INDEX)
         how = {"revision": how["revision"]}
-        call = _call(_class(place, spec, how), spec, own)
-        pipe = _pipeline(place, spec, kind, how)
+        call = pipelines.call_of(pipelines.class_of(place, spec, how), spec, own)
+        pipe = pipelines.read(place, spec, kind, how)
         pipe.set_progress_bar_config(disable=True)
-        _cache(pipe, spec, own.get("cache", "none"))
-        _settle(pipe, device, offload)
+        pipelines.cache(pipe, spec, own.get("cache", "none"), call)
+        pipelines.settle(pipe, device, offload)
     return Painter(parsed.name, pipe, own.get("batch_size", batch_size), call, own.get("size"))
 
 
@@ -139,16 +130,11 @@ def regenerate(painter: Painter, captions: Sequence[str], seeds: Sequence[int]) 
     one does not fit into memory.
     """
     _same_length("regenerate", captions, seeds)
-    image = _arguments(type(painter.pipe)).get("image")
+    image = pipelines.arguments(type(painter.pipe)).get("image")
     if image is not None and image.default is image.empty:
         raise AuditError(_only_edits(painter))
     size = {} if painter.size is None else _sized(painter, *_fitted(painter, *painter.size))
-    try:
-        return _paint(painter, captions, seeds, [list(range(len(captions)))], lambda rows: size)
-    except AuditError as error:
-        if painter.edits and isinstance(error.__cause__, _EveryOneFailed):
-            raise AuditError(f"{_only_edits(painter)[:-1]} ({error.__cause__}).") from error
-        raise
+    return _paint(painter, captions, seeds, [list(range(len(captions)))], lambda rows: size)
 
 
 def edit(
@@ -165,8 +151,8 @@ def edit(
     _same_length("edit", images, commands, seeds)
     if not painter.edits:
         raise AuditError(
-            f'"{painter.name}": a {type(painter.pipe).__name__} takes no image, so it cannot edit; name an editor, such '
-            "as black-forest-labs/FLUX.1-Kontext-dev."
+            f'"{painter.name}": a {type(painter.pipe).__name__} takes no image, so it cannot edit; name an editor, '
+            "such as black-forest-labs/FLUX.1-Kontext-dev."
         )
     pictures = [upright(image) for image in images]
     sizes = [_working_size(painter, picture) for picture in pictures]
@@ -202,13 +188,13 @@ def upright(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def changed(before: Image.Image, after: Image.Image, threshold: float = 24.0) -> Change:
+def changed(before: Image.Image, after: Image.Image, threshold: float = 16.0) -> Change:
     """Where two pictures of one size differ, and how alike they are elsewhere.
 
     The absolute difference (its largest channel, 0 to 255) is smoothed over a hundredth of the longer side; what is
     above `threshold` falls into connected regions, the largest of which gets the box. Outside of it, structural
-    similarity is averaged over the windows that do not reach into it (Wang et al. 2004, skimage's). LPIPS would see more
-    of what people see, but its network comes only from torchvision's server, so it is not used.
+    similarity is averaged over the windows that do not reach into it (Wang et al. 2004, skimage's). LPIPS would see
+    more of what people see, but its network comes only from torchvision's server, so it is not used.
 
     Raises ValueError when the sizes differ.
     """
@@ -256,10 +242,6 @@ def coherent(change: Change, most: float = 0.5, rest: float = 0.8) -> str:
 # ---------------------------------------------------------------------------------------------------------- painting
 
 
-class _EveryOneFailed(Exception):
-    """Not a single picture of a call was made: the cause of the AuditError that says so."""
-
-
 def _paint(
     painter: Painter,
     texts: Sequence[str],
@@ -290,11 +272,21 @@ def _paint(
             found |= {group[r]: painting for r, painting in zip(rows, paintings, strict=True)}
     paintings = [found[i] for i in range(len(texts))]
     if paintings and all(painting.why.startswith("failed") for painting in paintings):
-        why = paintings[0].why.removeprefix("failed: ")
         raise AuditError(
-            f'"{painter.name}": not one of {len(texts)} pictures could be made: {why}.'
-        ) from _EveryOneFailed(why)
+            f'"{painter.name}": not one of {len(texts)} pictures could be made '
+            f"({paintings[0].why.removeprefix('failed: ')}); {_advice(painter, arguments([0]))}."
+        )
     return paintings
+
+
+def _advice(painter: Painter, arguments: dict) -> str:
+    """What may be the matter when a pipeline makes nothing at all."""
+    kind = type(painter.pipe).__name__
+    if getattr(pipelines.denoiser(painter.pipe), "is_cache_enabled", False):
+        return f"leave ?cache out, which a {kind} may not go with"
+    if painter.edits and "image" not in arguments:
+        return f"a {kind} may be one that only edits"
+    return f"check its options against what the call of {kind} wants"
 
 
 def _painted(painter: Painter, texts: list[str], seeds: list[int], arguments: dict) -> list[Painting]:
@@ -305,9 +297,11 @@ def _painted(painter: Painter, texts: list[str], seeds: list[int], arguments: di
     generators = [torch.Generator(device="cpu").manual_seed(seed) for seed in seeds]
     if n > 1:  # some want as many negative prompts as prompts
         call |= {
-            name: [value] * n for name, value in call.items() if name.startswith("negative_") and value is not None
+            name: [value] * n
+            for name, value in call.items()
+            if name.startswith("negative_prompt") and isinstance(value, str)
         }
-    with _quiet(), _listening(painter.pipe) as heard, _caching(painter.pipe):
+    with pipelines.quiet(), unread.listening(painter.pipe) as heard, pipelines.caching(painter.pipe):
         out = painter.pipe(
             prompt=list(texts) if n > 1 else texts[0],  # a list of its own: Z-Image writes into it
             generator=generators if n > 1 else generators[0],
@@ -321,7 +315,7 @@ def _painted(painter: Painter, texts: list[str], seeds: list[int], arguments: di
         "blocked" if bad else "black" if _flat(image) else "" for image, bad in zip(out.images, blocked, strict=True)
     ]
     return [
-        Painting(None if why else image.convert("RGB"), why, _unread(text, heard), seconds)
+        Painting(None if why else image.convert("RGB"), why, unread.end_of(text, heard), seconds)
         for image, why, text in zip(out.images, whys, texts, strict=True)
     ]
 
@@ -378,215 +372,6 @@ def _working_size(painter: Painter, picture: Image.Image) -> tuple[int, int]:
 def _own_size(pipe) -> tuple[int, int] | None:
     side = getattr(pipe, "default_sample_size", None)
     if side is None:
-        side = getattr(getattr(_denoiser(pipe), "config", None), "sample_size", None)
+        side = getattr(getattr(pipelines.denoiser(pipe), "config", None), "sample_size", None)
     factor = getattr(pipe, "vae_scale_factor", None)
     return (side * factor, side * factor) if isinstance(side, int) and factor else None
-
-
-# -------------------------------------------------------------------------------------------------------- what is read
-
-
-class _Heard:
-    """Put before a tokenizer's class: what it was made to cut is kept in `heard`."""
-
-    def __call__(self, text=None, *more, **named):
-        out = super().__call__(text, *more, **named)
-        texts = [text] if isinstance(text, str) else list(text or [])
-        if named.get("truncation") and (encodings := getattr(out, "encodings", None)):
-            self.heard += [
-                (id(self), whole, min((at for at, _ in _left_over(encoding)), default=len(whole)))
-                for whole, encoding in zip(texts, encodings, strict=False)
-            ]
-        return out
-
-
-def _left_over(encoding) -> list[tuple[int, int]]:
-    """Where in the text the tokens stand that were cut off."""
-    return [
-        place
-        for part in encoding.overflowing
-        for place, special in zip(part.offsets, part.special_tokens_mask, strict=True)
-        if not special
-    ]
-
-
-@contextlib.contextmanager
-def _listening(pipe) -> Iterator[list[tuple[int, str, int]]]:
-    """While it lasts, (tokenizer, text, characters read of it) for each text that a tokenizer may cut.
-
-    Pipelines wrap a prompt into chat templates and instructions, and read it up to lengths that they know alone. What
-    their tokenizers are really given tells what was cut, whatever the pipeline.
-    """
-    heard: list[tuple[int, str, int]] = []
-    parts = [getattr(part, "tokenizer", part) for part in pipe.components.values()]
-    tokenizers = {id(part): part for part in parts if hasattr(part, "model_max_length") and callable(part)}
-    kinds = {key: type(tokenizer) for key, tokenizer in tokenizers.items()}
-    try:
-        for key, tokenizer in tokenizers.items():
-            tokenizer.heard = heard
-            tokenizer.__class__ = type(kinds[key].__name__, (_Heard, kinds[key]), {"__module__": kinds[key].__module__})
-        yield heard
-    finally:
-        for key, tokenizer in tokenizers.items():
-            tokenizer.__class__ = kinds[key]
-            vars(tokenizer).pop("heard", None)
-
-
-def _unread(text: str, heard: list[tuple[int, str, int]]) -> str:
-    """The end of a text that even the tokenizer that reads most of it cut off."""
-    ends: dict[int, str] = {}
-    for tokenizer in {key for key, _, _ in heard}:
-        its = [(whole, read) for key, whole, read in heard if key == tokenizer and text.strip() in whole]
-        if its:
-            whole, read = min(its, key=lambda one: len(one[0]))  # a longer one has the text in another's prompt
-            ends[tokenizer] = text.strip()[max(0, read - whole.index(text.strip())) :]
-    return min(ends.values(), key=len, default="").strip()
-
-
-# ------------------------------------------------------------------------------------------------------------ loading
-
-
-@contextlib.contextmanager
-def _quiet():
-    """No progress bars and no advice from transformers and diffusers; what matters is raised or in a Painting."""
-    from diffusers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        with vlm.quiet():
-            yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
-
-
-def _defaults(place: str) -> dict:
-    """The options in a pipeline's own painter.json."""
-    path = Path(place) / DEFAULTS
-    if not path.is_file():
-        return {}
-    try:
-        given = json.loads(path.read_text(encoding="utf-8"))
-        return specs.parse_painter(f"{path}?{urlencode(given)}").options
-    except (ValueError, TypeError) as error:
-        if isinstance(error, AuditError):
-            raise
-        raise AuditError(f'{path}: this is no JSON object of options, such as {{"size": 64}} ({error}).') from error
-
-
-def _class(place: str, spec: str | Path, how: dict) -> type:
-    """The class of a pipeline, before any of its weights are fetched."""
-    import diffusers
-
-    if Path(place).is_dir() and not (Path(place) / INDEX).is_file():
-        raise AuditError(f'"{spec}": {place} has no {INDEX}; name a folder that pipe.save_pretrained wrote.')
-    try:
-        name = diffusers.DiffusionPipeline.load_config(place, **how)["_class_name"]
-    except (OSError, ValueError, KeyError) as error:
-        raise AuditError(f'"{spec}": no {INDEX} that names a pipeline at {place} ({places.short(error)}).') from error
-    if not isinstance(name, str):
-        raise AuditError(f'"{spec}": this pipeline brings code of its own, which is not run; name one of diffusers.')
-    kind = getattr(diffusers, name, None)
-    if not isinstance(kind, type):
-        raise AuditError(f'"{spec}": diffusers {diffusers.__version__} does not know a {name}; a newer one may.')
-    return kind
-
-
-def _arguments(kind: type) -> dict[str, inspect.Parameter]:
-    """The named arguments of a pipeline's call."""
-    found = inspect.signature(kind.__call__).parameters
-    return {k: p for k, p in found.items() if k != "self" and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-
-
-def _call(kind: type, spec: str | Path, own: dict) -> dict:
-    """The arguments of a pipeline's call that its options ask for."""
-    takes = _arguments(kind)
-    guidance = next(
-        (n for n in ("guidance_scale", "true_cfg_scale") if n in takes and takes[n].default is not None), None
-    )
-    names = {"steps": "num_inference_steps", "guidance": guidance, "max_length": "max_sequence_length"}
-    call = {}
-    for option, value in own.items():
-        name = names.get(option, option)
-        if option in specs.PAINTER and option not in names:
-            continue
-        if name in takes and name not in OURS:
-            call[name] = value
-            continue
-        if option in ("height", "width"):
-            raise AuditError(f'"{spec}": write {option} as ?size=WIDTHxHEIGHT.')
-        if name in takes:
-            raise AuditError(f'"{spec}": {option} is no option: the audit sets it for every picture.')
-        known = sorted(({*takes, *specs.PAINTER} - OURS) - {k for k, n in names.items() if n not in takes})
-        near = get_close_matches(option, known, 1, cutoff=0.0)
-        raise AuditError(f'"{spec}": the call of {kind.__name__} takes no {option}; the nearest is {near[0]}.')
-    return call
-
-
-def _pipeline(place: str, spec: str | Path, dtype: torch.dtype, how: dict):
-    from diffusers import DiffusionPipeline
-
-    try:
-        return DiffusionPipeline.from_pretrained(place, use_safetensors=True, torch_dtype=dtype, **how)
-    except ImportError as error:
-        raise AuditError(f'"{spec}": it needs a package that is missing: {places.short(error)}.') from error
-    except (OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError) as error:
-        places.refuse_weights(error, place, spec, how)
-
-
-def _denoiser(pipe):
-    return getattr(pipe, "transformer", None) or getattr(pipe, "unet", None)
-
-
-def _cache(pipe, spec: str | Path, cache: str) -> None:
-    """Let the denoiser skip what changes little from one step to the next, as diffusers' hooks do it."""
-    if cache == "none":
-        return
-    from diffusers import hooks
-
-    denoiser = _denoiser(pipe)
-    configs = {
-        "first_block": lambda: hooks.FirstBlockCacheConfig(),
-        "taylorseer": lambda: hooks.TaylorSeerCacheConfig(),
-        "pyramid": lambda: hooks.PyramidAttentionBroadcastConfig(
-            spatial_attention_block_skip_range=2, current_timestep_callback=lambda: pipe.current_timestep
-        ),
-        "faster": lambda: hooks.FasterCacheConfig(
-            current_timestep_callback=lambda: pipe.current_timestep, is_guidance_distilled=True
-        ),
-    }
-    if not hasattr(denoiser, "enable_cache"):
-        raise AuditError(f'"{spec}": a {type(denoiser).__name__} has no cache; leave ?cache={cache} out.')
-    try:
-        denoiser.enable_cache(configs[cache]())
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise AuditError(f'"{spec}": ?cache={cache} does not fit this pipeline ({places.short(error)}).') from error
-
-
-@contextlib.contextmanager
-def _caching(pipe) -> Iterator[None]:
-    """While it lasts, a denoiser with a cache has a place to keep it, which some pipelines forget, and it ends empty."""
-    denoiser = _denoiser(pipe)
-    if not getattr(denoiser, "is_cache_enabled", False):
-        yield
-        return
-    try:
-        with denoiser.cache_context("image"):
-            yield
-    finally:
-        denoiser._reset_stateful_cache()
-
-
-def _settle(pipe, device: str, offload: str) -> None:
-    """Bring the weights to the device, or arrange that they come when they are needed."""
-    if offload == "model":
-        pipe.enable_model_cpu_offload(device=device)
-    elif offload == "sequential":
-        pipe.enable_sequential_cpu_offload(device=device)
-    elif offload == "group":
-        pipe.enable_group_offload(torch.device(device), offload_type="leaf_level", use_stream=device.startswith("cuda"))
-    else:
-        pipe.to(device)

@@ -52,7 +52,7 @@ PAINTER = {name: LOCAL[name] for name in ("dtype", "device", "batch_size", "revi
     "size": str,  # pixels of a picture: one side of a square, or WIDTHxHEIGHT
     "max_length": int,  # tokens of a text that are read
     "offload": {"none", "model", "sequential", "group"},  # weights wait in CPU memory: whole models, layers, groups
-    "cache": {"none", "first_block", "taylorseer", "pyramid", "faster"},  # steps of the denoiser that are skipped
+    "cache": {"none", "first_block", "taylorseer", "pyramid"},  # steps of the denoiser that are skipped
 }
 OPTIONS = {"transformers": LOCAL, "vllm": VLLM, "endpoint": ENDPOINT}
 HOW = {"batch_size", "device", "gpus", "memory", "key", "price_in", "price_out"}  # where, how fast and for how much

@@ -77,7 +77,7 @@ def test_conda_installs_through_the_same_two_files(repository, pyproject):
 
 def test_what_the_code_imports_is_declared(repository, requirements):
     """Every third-party package that a module imports is a dependency of its own, not somebody else's."""
-    imports = {"PIL": "pillow", "yaml": "pyyaml", "sklearn": "scikit-learn"}
+    imports = {"PIL": "pillow", "yaml": "pyyaml", "sklearn": "scikit-learn", "skimage": "scikit-image"}
     declared = {canonicalize_name(requirement.name) for requirement in requirements}
     third_party = set(importlib.metadata.packages_distributions()) - sys.stdlib_module_names - {"auditkit", "conftest"}
     for file in [*repository.glob("auditkit/**/*.py"), *repository.glob("tests/*.py")]:

@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from huggingface_hub import constants
 
-from auditkit import vlm
+from auditkit import counterfactual, vlm
 from auditkit.errors import AuditError
 
 needs_weights = pytest.mark.skipif(
@@ -24,9 +24,9 @@ def copy(tmp_path):
     return shutil.copytree(vlm.WEIGHTS / "target", tmp_path / "mine")
 
 
-def refused(spec, *words):
+def refused(spec, *words, load=vlm.load):
     with pytest.raises(AuditError) as error:
-        vlm.load(spec)
+        load(spec)
     assert all(word in str(error.value) for word in (str(spec), *words)), str(error.value)
     assert "\n" not in str(error.value)
 
@@ -102,10 +102,19 @@ def test_what_the_hub_refuses_is_said_in_one_sentence_and_asked_once(hub_server,
     assert time.monotonic() - began < 5 and sum(path.endswith("config.json") for path in hub_server) == 1
 
 
+@pytest.mark.parametrize(
+    ("spec", "words"), [("gated/model?steps=4", ["is gated"]), ("org/gguf", ["no model_index.json", "of diffusers"])]
+)
+def test_a_pipeline_is_asked_for_by_the_file_that_pipelines_have(hub_server, spec, words):
+    refused(spec, *words, load=counterfactual.load)
+    assert sum(path.endswith("model_index.json") for path in hub_server) == 1
+
+
 def test_without_a_network_a_hub_id_and_a_mistyped_folder_are_refused_in_seconds(no_network, monkeypatch):
     began = time.monotonic()
     refused("google/gemma-3-4b-it", "no such folder", "cannot be reached")
     refused("my_models/taget", "no such folder", "cannot be reached")
+    refused("black-forest-labs/FLUX.1-dev?steps=4", "no such folder", "cannot be reached", load=counterfactual.load)
     assert time.monotonic() - began < 5
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     refused("google/gemma-3-4b-it", "HF_HUB_OFFLINE is set")
