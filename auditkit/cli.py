@@ -7,6 +7,7 @@
     auditkit plan params/paligemma2_3b.yaml --gpu 80   what it takes, before any download
     auditkit bench                                  how fast this GPU is, with no weights needed
     auditkit miniature table                        what each shipped model can do, measured
+    auditkit miniature writes                       how much of what the auditor writes is true, by way
     auditkit benchmarks google/gemma-3-4b-it --adapter ADAPTER --limit 500
 
 Exit codes: 0 done, 1 a notebook or a check failed, 2 something the user can put right (one sentence says what),

@@ -359,9 +359,16 @@ def caption_and_check(scene: Scene, rng: random.Random) -> str:
 
 
 class Wishing(Asking):
-    """The auditor's last lessons: as before, and of what it writes a good third captions and edit commands."""
+    """The auditor's last lessons: as before, and for a good half of the boards a caption or an edit command."""
 
-    kinds, shares = (*Asking.kinds, "edit", "regenerate"), (*Asking.shares, 1.5, 1.5)
+    kinds, shares = (*Asking.kinds, "edit", "regenerate"), (*Asking.shares, 2, 2)
+
+    def chat(self, rng, turns):
+        """At most one of the two a board: they are the longest, and all rows of a batch are as long as its longest."""
+        while True:
+            scene, chat = super().chat(rng, turns)
+            if sum(name in ("edit", "regenerate") for *_, name in chat) < 2:
+                return scene, chat
 
     def _turn(self, scene, rng, kind):
         if kind == "edit":
