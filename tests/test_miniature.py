@@ -211,7 +211,6 @@ def test_the_untrained_auditor_writes_captions_and_edit_commands_that_are_true_o
     for way, facts in found.items():
         assert facts["well-formed"]["value"] >= 0.95 and facts["right answer"]["value"] >= 0.85, (way, facts)
     assert set(found["edit"]["kinds"]) == {"colour", "shape", "size", "pattern", "remove", "put"}
-    assert len(found["regenerate"]["kinds"]) > 1
 
 
 def test_what_is_measured_of_a_written_text_can_fail():
@@ -313,7 +312,7 @@ def test_the_commands_and_captions_taught_are_true_of_the_board_and_short_enough
             assert len(tokenizer(text, add_special_tokens=False)["input_ids"]) < 48, text  # and one that ends it
             kinds[found["kind"]] += 1
     assert min(kinds[name] for name in edits.COMMANDS if name != "background") > 30 and not kinds["background"]
-    assert kinds["3 things"] > 90 and kinds["4 things"] > 90
+    assert kinds["3 things"] > 250
 
 
 def test_every_word_of_the_commands_and_captions_is_one_token():
