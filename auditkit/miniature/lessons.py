@@ -363,7 +363,7 @@ def caption_and_check(scene: Scene, rng: random.Random) -> str:
 class Wishing(Asking):
     """The auditor's last lessons: as before, and for a good half of the boards a caption or an edit command."""
 
-    kinds, shares = (*Asking.kinds, "edit", "regenerate"), (*Asking.shares, 2, 2)
+    kinds, shares = (*Asking.kinds, "edit", "regenerate"), (*Asking.shares, 3, 3)
 
     def chat(self, rng, turns):
         """At most one of the two a board: they are the longest, and all rows of a batch are as long as its longest."""
