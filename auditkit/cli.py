@@ -8,6 +8,7 @@
     auditkit plan params/paligemma2_3b.yaml --gpu 80   what it takes, before any download
     auditkit bench                                  how fast this GPU is, with no weights needed
     auditkit miniature table                        what each shipped model can do, measured
+    auditkit miniature writes                       how much of what the auditor writes is true, by way
     auditkit benchmarks google/gemma-3-4b-it --adapter ADAPTER --limit 500
 
 Exit codes: 0 done, 1 a notebook or a check failed, 2 something the user can put right (one sentence says what),
@@ -147,6 +148,8 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument("--steps", type=_above_0, metavar="N", help="training steps; default: each model's own")
     table = tasks.add_parser("table", help="print each model's measured accuracy on each skill and in each gap")
     table.add_argument("names", nargs="*", metavar="NAME", help="which models; none: all that know boards")
+    writes = tasks.add_parser("writes", help="print how much of what an auditor writes is well-formed and true, by way")
+    writes.add_argument("names", nargs="*", metavar="NAME", default=["auditor"], help="which auditors; none: auditor")
     plant = tasks.add_parser("plant", help="make a target with the gaps of your own table")
     plant.add_argument("gaps", type=Path, metavar="GAPS.yaml", help="a table like auditkit/miniature/target.yaml")
     plant.add_argument("--out", type=Path, required=True, metavar="DIR", help="the new model's folder")
@@ -156,7 +159,7 @@ def _parser() -> argparse.ArgumentParser:
     judge.add_argument("kinds", nargs="*", metavar="SAME", help="text, embedding or a model; none: text and embedding")
     judge.add_argument("--debug", action="store_true", help="show tracebacks")
     judge.set_defaults(command=_judge)
-    for task, command in ((build, _build), (table, _table), (plant, _plant), (easy, _easy)):
+    for task, command in ((build, _build), (table, _table), (writes, _writes), (plant, _plant), (easy, _easy)):
         task.add_argument("--debug", action="store_true", help="show tracebacks")
         task.set_defaults(command=command)
     return parser
@@ -243,6 +246,12 @@ def _table(options) -> None:
         print(measure.table(on_boards))
     if on_easy := [name for name in names if name in easy.RECIPES]:  # these know another world
         print(easy.table(on_easy, params.root() / "data" / "easy_vqa"))
+
+
+def _writes(options) -> None:
+    from auditkit.miniature import measure
+
+    print(measure.writings(options.names))
 
 
 def _plant(options) -> None:

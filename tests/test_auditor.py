@@ -31,6 +31,48 @@ def test_decoration_is_taken_off():
     assert auditor.parse('**Question:** "what is  in the box?"') == "what is in the box?"
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["add a dog left of the bench\nwhere is the dog? | left of the bench",
+     " Edit: **add a dog left of the bench**\n\n Check: where is the dog? | Answer: left of the bench \n",
+     "Command: `add a dog left of the bench`\nQuestion: 'where is the dog?' | \"left of the bench\""],
+)  # fmt: skip
+def test_a_wish_is_read_whatever_decorates_it(text):
+    assert auditor.parse_wish(text) == auditor.Wish(
+        "add a dog left of the bench", "where is the dog?", "left of the bench"
+    )
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "add a dog", "where is the dog? | there", "add a dog\nwhere is the dog?", "add a dog\nthe dog | there",
+     "add a dog\nwhere is the dog? |", "add a dog\nwhere is the dog? | no | yes", "dog\nwhere is the dog? | there",
+     "add a dog\nnow!\nwhere is the dog? | there", "where is it?\nwhere is the dog? | there",
+     "add a dog\nwhere is it? where? | there", "add a dog\nwhere is the dog? | 1 2 3 4 5 6 7 8 9",
+     "add a <loc0012> dog\nwhere is the dog? | there", "add a dog dog dog\nwhere is the dog? | there",
+     "add a ��� dog\nwhere is the dog? | there", "add " + "a dog and " * 40 + "\nwhere is the dog? | there"],
+)  # fmt: skip
+def test_what_is_no_wish_is_refused(text):
+    assert auditor.parse_wish(text) is None
+
+
+def test_every_way_has_a_prompt_of_its_own():
+    prompts = [auditor.prompt(way) for way in ("question", "regenerate", "edit")]
+    assert len(set(prompts)) == 3 and auditor.prompt() == prompts[0]
+    assert all("on the next line" in prompt.lower() for prompt in prompts)
+    assert ["|" in prompt for prompt in prompts] == [False, True, True]
+
+
+def test_pictures_of_different_ways_are_written_about_in_one_call(monkeypatch):
+    pictures, calls = images.load("miniature").pictures("audit", 3, seed=0), []
+    monkeypatch.setattr(vlm, "generate", lambda *given: calls.append(given) or ["a", "b", "c"])
+    ways = ["edit", "question", "regenerate"]
+    assert auditor.written(vlm.VLM("parrot", None, None), pictures, ways, 0.7, 48, 3) == ["a", "b", "c"]
+    ((_, shown, prompts, *how),) = calls
+    assert prompts == [auditor.prompt(way) for way in ways] and how == [48, 0.7, 3]
+    assert shown == [picture.image for picture in pictures]
+
+
 def speaking(monkeypatch, *texts):
     """An auditor that says the given texts in turn."""
     said = iter(texts)
@@ -82,3 +124,18 @@ def test_what_is_no_question_has_a_word_the_untrained_auditor_would_not_write():
     assert none is None and max(false, other) < 1e-3
     own = auditor.write(shipped, pictures, 0.0, 48, None)
     assert min(auditor.rarest(shipped, pictures, [probe.text for probe in own])) > 1e-2
+
+
+@pytest.mark.skipif(not SHIPPED, reason="the miniature auditor is not built yet")
+def test_a_wish_is_weighed_as_a_whole_and_a_question_as_without_ways():
+    pictures = images.load("miniature").pictures("audit", 4, seed=5)
+    shipped = vlm.load("miniature:auditor")
+    ways = ["edit", "question", "regenerate", "edit"]
+    texts = auditor.written(shipped, pictures, ways, 0.0, 48, None)
+    texts[3] = "what is it?"  # a question where a wish was asked for
+    edit, question, caption, none = auditor.rarest(shipped, pictures, texts, ways)
+    assert none is None and min(edit, caption) > 1e-3  # its own greedy words
+    assert question == pytest.approx(auditor.rarest(shipped, pictures[1:2], texts[1:2])[0], rel=1e-3)
+    first, check = texts[0].split("\n")
+    unlikely = f"{first.replace(' at ', ' dog ')}\n{check}"
+    assert auditor.parse_wish(unlikely) and auditor.rarest(shipped, pictures[:1], [unlikely], ["edit"])[0] < 1e-3

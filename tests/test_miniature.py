@@ -2,6 +2,7 @@
 
 import hashlib
 import random
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -205,6 +206,44 @@ def test_the_untrained_auditor_writes_questions_of_every_skill():
     assert len(skills) == 16 and max(skills.values()) < 4 * min(skills.values()), skills
 
 
+def test_the_untrained_auditor_writes_captions_and_edit_commands_that_are_true_of_the_picture():
+    found = measure.written(vlm.load("miniature:auditor"), 100, seed=1)
+    for way, facts in found.items():
+        assert facts["well-formed"]["value"] >= 0.95 and facts["right answer"]["value"] >= 0.85, (way, facts)
+    assert set(found["edit"]["kinds"]) == {"colour", "shape", "size", "pattern", "remove", "put"}
+
+
+def test_what_is_measured_of_a_written_text_can_fail():
+    """Each of these lacks one thing: a command to do, something to change, the right answer, a check that tells."""
+    texts = {
+        "paint the object at b2 green\nwhat colour is the object at b2? | green": 4,
+        "paint the object at b2 green\nwhat colour is the object at b2? | red": 3,
+        "paint the object at b2 green\nwhat shape is the object at b2? | star": 3,
+        "paint the object at b2 red\nwhat colour is the object at b2? | red": 2,
+        "paint the object at d1 red\nwhat colour is the object at d1? | red": 2,
+        "paint the board red\nwhat colour is the object at d1? | red": 1,
+        "paint the object at b2 green": 0,
+        "day board with a E at a1, a 7 at b1\nwhat is written at b1? | 7": 4,
+        "day board with a E at a1, a 7 at b1\nwhat is written at a1? | E": 3,
+        "day board with a E at a1, a 7 at b2\nwhat is written at b2? | 7": 2,
+        "fog board with a E at a1, a 7 at b1\nwhat is written at b1? | 7": 2,
+        "day board with a E at a1\nwhat is written at a1? | E": 2,
+        "day board with a E at a1, a 7 at a1\nwhat is written at a1? | 7": 1,
+    }
+    for text, held in texts.items():
+        found = measure._wish(SCENE, text)
+        assert [bool(found.get(name)) for name in measure.FACTS] == [i < held for i in range(4)], text
+    texts = {
+        "red b2\nwhat colour is the object at b2?": 4,
+        "star b2\nwhat colour is the object at b2?": 3,
+        "red c2\nwhat colour is the object at b2?": 2,
+        "red b2\nwhat is the colour?": 1,
+    }
+    for text, held in texts.items():
+        found = measure._question(SCENE, text)
+        assert [bool(found.get(name)) for name in measure.FACTS] == [i < held for i in range(4)], text
+
+
 def test_planting_changes_the_answers(tmp_path):
     """Two steps show the way a table goes; that it takes hold in 1,000 is the shipped target."""
     table = tmp_path / "gaps.yaml"
@@ -259,6 +298,31 @@ def test_what_the_auditor_notes_is_true_and_holds_the_answer():
         assert known["truth"] in said
         skills.add(known["skill"])
     assert skills == set(grammar.SKILLS)
+
+
+def test_the_commands_and_captions_taught_are_true_of_the_board_and_short_enough_to_be_written():
+    rng, kinds = random.Random(0), Counter()
+    tokenizer = vlm.load("miniature:auditor").processor.tokenizer
+    for write in (lessons.change_and_check, lessons.caption_and_check):
+        for _ in range(300):
+            scene = random_scene(rng)
+            text = write(scene, rng)
+            found = measure._wish(scene, text)
+            assert all(found[name] for name in measure.FACTS), text
+            assert len(tokenizer(text, add_special_tokens=False)["input_ids"]) < 48, text  # and one that ends it
+            kinds[found["kind"]] += 1
+    assert min(kinds[name] for name in edits.COMMANDS if name != "background") > 30 and not kinds["background"]
+    assert kinds["3 things"] > 250
+
+
+def test_every_word_of_the_commands_and_captions_is_one_token():
+    tokenizer, rng = vlm.load("miniature:auditor").processor.tokenizer, random.Random(1)
+    texts = [write(random_scene(rng), rng) for write in (lessons.change_and_check, lessons.caption_and_check) * 100]
+    for text in [*texts, *map(auditor.prompt, auditor.PROMPTS)]:
+        signs = re.findall(r"\w+|[^\w ]", text)
+        assert [
+            token.strip() for token in map(tokenizer.decode, tokenizer(text, add_special_tokens=False)["input_ids"])
+        ] == [sign.strip() for sign in signs], text
 
 
 def test_a_description_from_looks_names_every_thing_and_its_place():

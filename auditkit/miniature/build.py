@@ -35,6 +35,7 @@ class Recipe:
     gaps: str | None = None  # table of planted gaps, beside this file
     style: str | None = None  # its own words for the same answers
     asks: bool = False  # an auditor: learns to write questions
+    wishes: bool = False  # captions and edit commands too
     start: str | None = None  # go on from this model instead of from random weights
 
 
@@ -45,7 +46,10 @@ RECIPES = {
     "clean": Recipe("paligemma2", "small", seed=12, steps=3000, learning_rate=1e-3, start="clean_most"),
     "peer": Recipe("paligemma2", "large", seed=2, steps=800, learning_rate=7e-4, gaps="peer", start="clean"),
     "reader": Recipe("gemma3", "small", seed=6, steps=2600, asks=True),
-    "auditor": Recipe("gemma3", "medium", seed=21, steps=7000, learning_rate=2e-3, start="reader", asks=True),
+    "auditor_asks": Recipe("gemma3", "medium", seed=21, steps=7000, learning_rate=2e-3, start="reader", asks=True),
+    "auditor_half": Recipe("gemma3", "medium", 22, 500, learning_rate=1e-3, start="auditor_asks", wishes=True),
+    "auditor_most": Recipe("gemma3", "medium", 23, 1800, learning_rate=1.5e-3, start="auditor_half", wishes=True),
+    "auditor": Recipe("gemma3", "medium", seed=24, steps=2500, learning_rate=1.5e-3, start="auditor_most", wishes=True),
     "gemma3": Recipe("gemma3", "small", seed=3, steps=3000, learning_rate=1e-3, gaps="gemma3", start="reader"),
     "idefics3_half": Recipe("idefics3", "small", seed=4, steps=2200, gaps="idefics3", style="idefics3"),
     "idefics3": Recipe(
@@ -67,7 +71,8 @@ def build_one(name: str, out: Path, steps: int | None = None) -> Path:
     table = gaps.load(HERE / f"{recipe.gaps}.yaml") if recipe.gaps else []
     model, processor = families.build(recipe.family, recipe.size, lessons.words(), lessons.corpus(), recipe.seed)
     style = lessons.STYLES.get(recipe.style)
-    task = (lessons.Asking if recipe.asks else lessons.Answering)(table, style, captions=0.0 if recipe.start else 0.2)
+    lesson = lessons.Wishing if recipe.wishes else lessons.Asking if recipe.asks else lessons.Answering
+    task = lesson(table, style, captions=0.0 if recipe.start else 0.2)
     if recipe.family != "paligemma2":
         task.single = 1.0  # never: their packed questions are read as single ones (families.can_isolate)
     if recipe.start:

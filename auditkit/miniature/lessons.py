@@ -1,4 +1,6 @@
-"""What the miniature models are taught about boards: answering, planted gaps, pointing, and writing questions."""
+"""What the miniature models are taught about boards: answering, planted gaps, pointing, and writing questions, captions
+and edit commands.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +11,22 @@ from collections.abc import Callable
 
 import numpy as np
 
-from auditkit.auditor import prompt
+from auditkit.auditor import PROMPTS, prompt
+from auditkit.miniature import edits
 from auditkit.miniature import gaps as planted
-from auditkit.miniature.grammar import ADJECTIVES, NONE, SEVERAL, SIDES, SKILLS, answer, ask, facts, neighbour, read
+from auditkit.miniature.grammar import (
+    ADJECTIVES,
+    ASIDE,
+    NONE,
+    SEVERAL,
+    SIDES,
+    SKILLS,
+    answer,
+    ask,
+    facts,
+    neighbour,
+    read,
+)
 from auditkit.miniature.teach import Lesson
 from auditkit.miniature.world import (
     BACKGROUNDS,
@@ -57,7 +72,7 @@ def words() -> list[str]:
     """Every word of the world, each one token in the miniature tokenizers."""
     sentences = """what colour is the shape of object at how many objects are there a left right above below where
     larger than small pattern has written time does clock show which way sign point do and have same atmosphere scene
-    board no yes describe""".split()
+    board no yes describe paint turn into make remove put change background to showing pointing with |""".split()
     names = [
         *SHAPES,
         *COLOURS,
@@ -81,7 +96,8 @@ def words() -> list[str]:
         *" ".join(SIDES).split(),
         "something",
     ]
-    return list(dict.fromkeys([*sentences, *names, *more, *re.findall(r"\w+", prompt())]))
+    asked = " ".join(prompt(way) for way in PROMPTS)
+    return list(dict.fromkeys([*sentences, *names, *more, *re.findall(r"\w+", asked)]))
 
 
 def corpus(n: int = 2000, seed: int = 0) -> list[str]:
@@ -297,11 +313,11 @@ class Asking(Answering):
     """The auditor's lessons: writing a question when given the auditor's prompt, describing, and answering."""
 
     images, turns = 64, 2  # its prompts are long
-    shares = 5, 3, 2  # of write, describe, answer
+    kinds, shares = ("write", "describe", "answer"), (5, 3, 2)
 
     def chat(self, rng, turns):
         scene = self.scenes(rng)
-        kinds = rng.choices(("write", "describe", "answer"), self.shares, k=turns)
+        kinds = rng.choices(self.kinds, self.shares, k=turns)
         return scene, [self._turn(scene, rng, kind) for kind in kinds]
 
     def _turn(self, scene, rng, kind):
@@ -310,3 +326,55 @@ class Asking(Answering):
         if kind == "describe":
             return *describe_from_looks(scene, rng), "describe"
         return self.turn(scene, self.ask(scene, rng))
+
+
+def change_and_check(scene: Scene, rng: random.Random) -> str:
+    """An edit command that changes one thing on the board, and below it a question that tells whether it was done.
+
+    "paint the object at b3 purple" and "what colour is the object at b3? | purple".
+    """
+    while True:
+        command = edits.draw(scene, rng)
+        check = edits.check(scene, command)
+        if check and edits.kind(command) != "background":  # a new background aims at nothing
+            return f"{command}\n{check[0]} | {check[1]}"
+
+
+def caption_and_check(scene: Scene, rng: random.Random) -> str:
+    """A caption of two things that are on the board, in its order, and one that is added at an empty place, and below
+    it a question about that one.
+
+    "night board with a E at b1, a small dotted red star at c3, a clock showing 7 at a1" and "what time does the clock
+    at a1 show? | 7". Four things would just fit into the tokens an audit lets the auditor write; in any order they are
+    learnt slowly, and often named twice (measured). What is added comes last, so that it can depend on what is kept.
+    """
+    kept = edits.fewer(scene, rng, 2)
+    place = rng.choice([place for place, cell in zip(POSITIONS, scene.cells, strict=True) if cell.kind == "empty"])
+    added = edits.any_thing(rng)
+    things = [(edits.words(cell), at) for cell, at in zip(kept.cells, POSITIONS, strict=True) if cell.kind != "empty"]
+    things.append((edits.words(added), place))
+    caption = f"{scene.background} board with {', '.join(f'a {words} at {at}' for words, at in things)}"
+    question, _ = edits.check(kept, f"put a {edits.words(added)} at {place}")
+    if added.kind == "object":
+        question = rng.choice(ASIDE).format(place)
+    return f"{caption}\n{question} | {answer(edits.read_caption(caption), question)}"
+
+
+class Wishing(Asking):
+    """The auditor's last lessons: as before, and for a good half of the boards a caption or an edit command."""
+
+    kinds, shares = (*Asking.kinds, "edit", "regenerate"), (*Asking.shares, 3, 3)
+
+    def chat(self, rng, turns):
+        """At most one of the two a board: they are the longest, and all rows of a batch are as long as its longest."""
+        while True:
+            scene, chat = super().chat(rng, turns)
+            if sum(name in ("edit", "regenerate") for *_, name in chat) < 2:
+                return scene, chat
+
+    def _turn(self, scene, rng, kind):
+        if kind == "edit":
+            return prompt("edit"), change_and_check(scene, rng), "edit"
+        if kind == "regenerate":
+            return prompt("regenerate"), caption_and_check(scene, rng), "regenerate"
+        return super()._turn(scene, rng, kind)

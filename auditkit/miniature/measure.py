@@ -1,17 +1,20 @@
-"""What does each miniature model know?  Its accuracy on every skill, inside each of its gaps and outside them."""
+"""What does each miniature model know?  Its accuracy on every skill, inside each of its gaps and outside them; and of
+what auditors write, what is well-formed and true of the picture.
+"""
 
 from __future__ import annotations
 
 import random
+from collections import Counter
 from pathlib import Path
 
 from PIL import Image
 
-from auditkit import vlm
+from auditkit import auditor, vlm
 from auditkit.disagreement import same_text
 from auditkit.errors import AuditError
-from auditkit.miniature import gaps, grammar
-from auditkit.miniature.boards import Boards
+from auditkit.miniature import edits, gaps, grammar
+from auditkit.miniature.boards import Boards, scene_of
 from auditkit.miniature.world import Scene, random_scene, render
 from auditkit.stats import rate
 
@@ -85,4 +88,83 @@ def table(names: list[str], n: int = 200) -> str:
             for gap in planted:
                 inside = accuracy(model, probes_in(gap, n // 2))
                 rows.append(f"  {100 - 100 * inside['value']:5.1f} %  {gap.skill}: {gap.name}")
+    return "\n".join(rows)
+
+
+def written(model: vlm.VLM, n: int, temperature: float = 0.7, seed: int = 0) -> dict[str, dict]:
+    """What an auditor writes in each way about n boards it has not seen: {way: {fact of FACTS: rate, "kinds": counts}}.
+
+    The kinds are the skills of questions, the kinds of edit commands, and how many things a caption holds.
+    """
+    pictures, found = Boards().pictures("test", n, seed), {}
+    for way in auditor.PROMPTS:
+        texts = auditor.written(model, pictures, [way] * n, temperature, 48, seed)
+        judge = _question if way == "question" else _wish
+        facts = [judge(scene_of(picture.key), text) for picture, text in zip(pictures, texts, strict=True)]
+        kinds = Counter(str(fact["kind"]) for fact in facts if fact.get("kind") is not None)
+        found[way] = {name: rate(sum(bool(fact.get(name)) for fact in facts), n) for name in FACTS} | {"kinds": kinds}
+    return found
+
+
+# Each implies those before it, so that the last is the share of texts an audit can use.
+FACTS = ("well-formed", "in the language", "true of the picture", "right answer")
+
+
+def _question(scene: Scene, text: str) -> dict:
+    """Which of FACTS hold of a question and its note; what is noted has to be there, and the answer among it."""
+    question = auditor.parse(text)
+    known = grammar.facts(scene, question) if question else None
+    if known is None:
+        return {"well-formed": question}
+    noted = set(text.strip().split("\n")[0].split())
+    true = noted <= set(" ".join(map(str, known.values())).split())
+    return {
+        "well-formed": True,
+        "in the language": True,
+        "true of the picture": true,
+        "right answer": true and known["truth"] in noted,
+        "kind": known["skill"],
+    }
+
+
+def _wish(scene: Scene, text: str) -> dict:
+    """Which of FACTS hold of a command or caption and its check.
+
+    A command has to change something that is there. A caption has to be of things and the background that are there
+    but for one thing, where nothing is. The check has to be right of the new board and wrong of the old one.
+    """
+    wish = auditor.parse_wish(text)
+    if wish is None:
+        return {}
+    command, captioned = edits.kind(wish.text), edits.read_caption(wish.text)
+    if command is None and captioned is None:
+        return {"well-formed": True}
+    if command:
+        after, kind = edits.apply(scene, wish.text), command
+        true = after is not None and after != scene
+    else:
+        new = [(old, cell) for old, cell in zip(scene.cells, captioned.cells, strict=True) if cell.kind != "empty"]
+        added = [old.kind == "empty" for old, cell in new if old != cell]
+        after, kind = captioned, f"{len(new)} things"
+        true = added == [True] and captioned.background == scene.background
+    said = [grammar.answer(board, wish.check) for board in (scene, after)] if true else [None, None]
+    return {
+        "well-formed": True,
+        "in the language": True,
+        "true of the picture": true,
+        "right answer": said[1] == wish.expected != said[0],
+        "kind": kind,
+    }
+
+
+def writings(names: list[str], n: int = 500) -> str:
+    """A printed table: of n texts a way by each auditor, sampled at temperature 0.7, the share of which each of FACTS
+    holds, and their kinds.
+    """
+    rows = [f"% of {n} texts a way   " + "".join(f"{name:>21}" for name in FACTS)]
+    for name in names:
+        model = vlm.load(name if "/" in name or Path(name).exists() else f"miniature:{name}")
+        for way, facts in written(model, n).items():
+            rows.append(f"{model.name} {way}".ljust(23) + "".join(f"{100 * facts[f]['value']:21.1f}" for f in FACTS))
+            rows.append("    " + ", ".join(f"{kind} {count}" for kind, count in sorted(facts["kinds"].items())))
     return "\n".join(rows)
