@@ -19,10 +19,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from auditkit.miniature import painters, reading
+from auditkit.miniature import edits, painters, reading
 from auditkit.miniature.world import BACKGROUNDS, CELL, random_scene
 
 N_CONTENTS, N_BACKGROUNDS = len(reading.CONTENTS), len(BACKGROUNDS)
+BATCH = 32
 INDEX = {cell: i for i, cell in enumerate(reading.CONTENTS)}
 
 
@@ -47,20 +48,20 @@ def autoencoder(steps: int, seed: int, log: Path, learning_rate: float = 2e-3) -
         contents = numbers.integers(N_CONTENTS, size=(32, 16))
         for i in range(0, 32, 2):
             contents[i] = [INDEX[cell] for cell in random_scene(rng).cells]
-        if step % 4 == 0:  # all of the same kind: stripes or hands are a small part of a mixed board's loss
-            contents[1::2] = numbers.permuted(np.tile(contents[1::2, :4], (1, 4)), axis=1)
-        found = vae.encode(boards(backgrounds, contents)).latent_dist
-        # decoding must stand what an editor will get slightly wrong
-        mean = found.mean
-        latents = mean + 0.15 * mean.detach().std() * torch.randn_like(mean)
+        with torch.autocast("cpu", torch.bfloat16):
+            found = vae.encode(boards(backgrounds, contents)).latent_dist
+        mean = found.mean.float()
+        noise = 0.15 * mean.detach().std()  # decoding must stand what an editor gets slightly wrong
+        latents = mean + noise * torch.randn_like(mean)
         tokens = painters.pack(latents)  # [32, 16, 32]
         exchange = np.arange(32)[:, None].repeat(16, 1)
         exchange[16:] = exchange[16:] // 4 * 4 + numbers.integers(4, size=(16, 16))
         places = np.arange(16)[None]
-        decoded = vae.decode(painters.unpack(tokens[exchange, places])).sample
-        wanted = boards(backgrounds, contents[exchange, places])
-        miss = decoded - wanted
-        return miss.abs().mean() + miss.square().mean() + 1e-3 * (mean.square().mean() - 1).clamp(min=0), {}
+        with torch.autocast("cpu", torch.bfloat16):
+            decoded = vae.decode(painters.unpack(tokens[exchange, places])).sample
+        miss = decoded.float() - boards(backgrounds, contents[exchange, places])
+        narrow = (mean.square().mean() - 1).clamp(min=0) + (found.logvar.float() - 2 * noise.log()).square().mean()
+        return miss.abs().mean() + miss.square().mean() + 1e-3 * narrow, {"miss": 127.5 * miss.detach().abs().mean().item()}
 
     train(vae.parameters(), loss, steps, learning_rate, log)
     with torch.no_grad():
@@ -105,3 +106,152 @@ def train(
             with log.open("a") as lines:
                 lines.write(json.dumps(row | {k: round(v, 3) for k, v in figures.items()}) + "\n")
             print(f"{log.name.split('.')[0]}: step {step + 1}/{steps}, {row['seconds']} s, loss {running:.4f}", flush=True)
+
+
+def encode(vae: diffusers.AutoencoderKL, backgrounds: np.ndarray, contents: np.ndarray) -> torch.Tensor:
+    """Boards by numbers, [B] and [B, 16], as the transformer's tokens: [B, 16, 32]."""
+    found = []
+    with torch.no_grad():
+        for b, c in in_parts(backgrounds, contents):
+            mean = vae.encode(boards(b, c)).latent_dist.mean
+            found.append(painters.pack((mean - vae.config.shift_factor) * vae.config.scaling_factor))
+    return torch.cat(found)
+
+
+def table_of_tokens(vae: diffusers.AutoencoderKL, numbers: np.random.Generator, n: int = 1536) -> torch.Tensor:
+    """The mean token of every content on every background, over 4 x n boards half filled with any things: [4, 255, 32]."""
+    table = []
+    for background in range(N_BACKGROUNDS):
+        # every content equally often; index 0 is emptiness
+        contents = numbers.permuted(np.arange(n * 16) % N_CONTENTS).reshape(n, 16)
+        contents[numbers.random(contents.shape) < 0.5] = 0
+        tokens = encode(vae, np.full(n, background), contents).flatten(0, 1)
+        which = torch.from_numpy(contents).flatten()
+        sums = torch.zeros(N_CONTENTS, tokens.shape[1]).index_add_(0, which, tokens)
+        table.append(sums / torch.bincount(which, minlength=N_CONTENTS)[:, None])
+    return torch.stack(table)
+
+
+def editor(vae: diffusers.AutoencoderKL, steps: int, seed: int, log: Path, on_part=None, pool: int = 16_384):
+    """Train an editor on batches of boards, each with a command of its own; weak kinds of command are practised more.
+
+    The boards come from `pool` encoded ones, of which a fifth had something changed already; their commands never end.
+    The target is the board's own tokens, with the table's in the changed cells.
+    """
+    torch.manual_seed(seed)
+    rng, numbers = random.Random(seed), np.random.default_rng(seed)
+    table = table_of_tokens(vae, numbers)
+    scenes = [random_scene(rng) for _ in range(pool)]
+    scenes = [edits.apply(s, edits.draw(s, rng)) if rng.random() < 0.2 else s for s in scenes]
+    encoded = encode(vae, *numbered(scenes))
+    pipe = painters.pipeline("editor", vae)
+    kinds = list(edits.COMMANDS)
+    scores = dict.fromkeys(kinds, 0.0)
+
+    def loss(step: int):
+        which = numbers.integers(pool, size=BATCH)
+        asked = rng.choices(kinds, [1.1 - scores[kind] for kind in kinds], k=BATCH)
+        commands = [edits.draw(scenes[i], rng, kind) for i, kind in zip(which, asked, strict=True)]
+        backgrounds, before = numbered([scenes[i] for i in which])
+        backgrounds, after = numbered([edits.apply(scenes[i], c) for i, c in zip(which, commands, strict=True)])
+        changed = torch.from_numpy(before != after)
+        changed[torch.tensor([edits.kind(c) == "background" for c in commands])] = True
+        reference = encoded[which]
+        wanted = torch.where(changed[..., None], table[backgrounds[:, None], after], reference)
+        # one cell in sixteen must not be lost among the others; a new background is less work a cell
+        weight = torch.where(changed, torch.where(changed.all(-1, keepdim=True), 2.0, 8.0), 1.0)
+        lost, drawn = velocity_loss(pipe, commands, wanted, weight, rng, reference)
+        right = nearest(drawn, table, backgrounds) == torch.from_numpy(after)
+        keep_score(scores, [edits.kind(c) for c in commands], (right | ~changed).all(-1))
+        return lost, scores | {"rest": right[~changed].float().mean().item()}
+
+    train(modules(pipe), loss, steps, 1.5e-3, log, lambda step: on_part and on_part(step, pipe))
+    return pipe
+
+
+def generator(vae: diffusers.AutoencoderKL, steps: int, seed: int, log: Path, on_part=None):
+    """Train a generator on captions of up to six things and boards that show these and nothing else."""
+    torch.manual_seed(seed)
+    rng, numbers = random.Random(seed), np.random.default_rng(seed)
+    table = table_of_tokens(vae, numbers)
+    pipe = painters.pipeline("generator", vae)
+    kinds = ("empty", "object", "text", "clock", "sign")
+    scores = dict.fromkeys(kinds, 0.0)
+
+    def loss(step: int):
+        scenes = [edits.fewer(random_scene(rng), rng, most=rng.choice((1, 2, 3, 4, 5, 6, 6))) for _ in range(BATCH)]
+        backgrounds, contents = numbered(scenes)
+        wanted = table[backgrounds[:, None], contents]
+        there = torch.from_numpy(contents) > 0
+        lost, drawn = velocity_loss(
+            pipe, [edits.caption(scene, rng) for scene in scenes], wanted, torch.where(there, 4.0, 1.0), rng
+        )
+        right = nearest(drawn, table, backgrounds) == torch.from_numpy(contents)
+        keep_score(scores, [cell.kind for scene in scenes for cell in scene.cells], right.flatten())
+        return lost, scores
+
+    train(modules(pipe), loss, steps, 1.5e-3, log, lambda step: on_part and on_part(step, pipe))
+    return pipe
+
+
+def velocity_loss(pipe, texts: list[str], wanted, weight, rng: random.Random, reference=None):
+    """Flow matching as in FLUX: predict noise - picture from a mixture of both (https://arxiv.org/abs/2403.03206).
+
+    wanted, reference: tokens [B, 16, 32]; weight [B, 16]. Returns the loss and the picture as it is guessed from noise
+    alone, for that half of the batch, and from the mixtures: [B, 16, 32].
+    """
+    n = len(texts)
+    u = torch.rand(n)
+    t = 3 * u / (1 + 2 * u)  # the scheduler's shift
+    t[: n // 2] = 1.0  # one step from noise alone is how pictures are made in the end
+    noise = torch.randn_like(wanted)
+    mixed = torch.lerp(wanted, noise, t[:, None, None])
+    ids = pipe._prepare_latent_image_ids(n, 4, 4, "cpu", torch.float32)
+    if reference is not None:  # the reference's places have a 1 in front
+        mixed = torch.cat([mixed, reference], 1)
+        ids = torch.cat([ids, ids + torch.tensor([1.0, 0.0, 0.0])])
+    length = pipe.tokenizer_2.model_max_length
+    with torch.autocast("cpu", torch.bfloat16):
+        states, pooled, text_ids = pipe.encode_prompt(
+            [with_a_strange_word(text, rng) for text in texts], max_sequence_length=length
+        )
+        said = pipe.transformer(
+            hidden_states=mixed,
+            timestep=t,
+            pooled_projections=pooled,
+            encoder_hidden_states=states,
+            txt_ids=text_ids,
+            img_ids=ids,
+            return_dict=False,
+        )[0]
+    said = said[:, :16].float()
+    lost = ((said - (noise - wanted)).square().mean(-1) * weight).sum() / weight.sum()
+    start = torch.lerp(wanted, noise, t[:, None, None])
+    return lost, (start - t[:, None, None] * said).detach()
+
+
+def with_a_strange_word(text: str, rng: random.Random) -> str:
+    """One text in ten gets a word that no tokenizer here knows, somewhere: to be skipped over."""
+    if rng.random() > 0.1:
+        return text
+    parts = text.split()
+    parts.insert(rng.randint(0, len(parts)), "unheard-of"[:7])
+    return " ".join(parts)
+
+
+def nearest(tokens: torch.Tensor, table: torch.Tensor, backgrounds: np.ndarray) -> torch.Tensor:
+    """Which content each token [B, 16, 32] is nearest to on the board's background: [B, 16]."""
+    return torch.cdist(tokens, table[backgrounds]).argmin(-1)
+
+
+def keep_score(scores: dict[str, float], kinds: list[str], right: torch.Tensor) -> None:
+    """Running share of right ones, by kind."""
+    for kind in scores:
+        ones = [r for k, r in zip(kinds, right.tolist(), strict=True) if k == kind]
+        if ones:
+            scores[kind] = 0.95 * scores[kind] + 0.05 * sum(ones) / len(ones)
+
+
+def modules(pipe):
+    """All that is trained with a transformer: itself and both text encoders. The autoencoder stays as it is."""
+    return [p for part in (pipe.transformer, pipe.text_encoder, pipe.text_encoder_2) for p in part.parameters()]
