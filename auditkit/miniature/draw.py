@@ -12,6 +12,7 @@ import math
 import random
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import diffusers
@@ -27,6 +28,42 @@ BATCH = 32
 INDEX = {cell: i for i, cell in enumerate(reading.CONTENTS)}
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """How one network is trained: from which seed, for how many batches of 32."""
+
+    seed: int
+    steps: int
+
+
+RECIPES = {"autoencoder": Recipe(31, 1500), "editor": Recipe(32, 6000), "generator": Recipe(33, 6000)}
+
+
+def build_one(name: str, out: Path, steps: int | None = None) -> Path:
+    """Train one network of RECIPES from its seed and save it under `out`, after the autoencoder, if that is not there
+    yet; its log is written beside it.
+    """
+    from auditkit.miniature import build
+
+    torch.set_num_threads(1)  # two threads spin against each other on models this small
+    folder, recipe = Path(out) / name, RECIPES[name]
+    if name == "autoencoder":
+        autoencoder(steps or recipe.steps, recipe.seed, build._log(Path(out), name)).save_pretrained(folder)
+        return folder
+    if not (Path(out) / "autoencoder").is_dir():
+        build_one("autoencoder", out, steps)
+    vae = diffusers.AutoencoderKL.from_pretrained(Path(out) / "autoencoder")
+    teach = editor if name == "editor" else generator
+    pipe = teach(
+        vae,
+        steps or recipe.steps,
+        recipe.seed,
+        build._log(Path(out), name),
+        on_part=lambda pipe: painters.save(pipe, Path(out) / f"{name}-so-far"),
+    )
+    return painters.save(pipe, folder)
+
+
 def boards(backgrounds: np.ndarray, contents: np.ndarray) -> torch.Tensor:
     """Boards by numbers, [B] and [B, 16], drawn as pixels from -1 to 1: [B, 3, 64, 64]."""
     cells = reading.tiles()[backgrounds[:, None], contents].reshape(-1, 4, 4, CELL, CELL, 3)
@@ -34,42 +71,51 @@ def boards(backgrounds: np.ndarray, contents: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(pixels) / np.float32(127.5) - 1)
 
 
-def autoencoder(steps: int, seed: int, log: Path, learning_rate: float = 2e-3) -> diffusers.AutoencoderKL:
-    """Train the autoencoder for `steps` batches of 32 boards, half of them real ones, half filled with any things.
+def autoencoder(
+    steps: int, seed: int, log: Path, learning_rate: float = 3e-3, on_part=lambda vae: None
+) -> diffusers.AutoencoderKL:
+    """Train the autoencoder for `steps` batches of 16 boards, half of them real ones, half filled with any things.
 
     Half of each batch is decoded from latents exchanged cell by cell between boards of one background.
     """
     torch.manual_seed(seed)
     rng, numbers = random.Random(seed), np.random.default_rng(seed)
-    vae = painters.autoencoder()
+    vae = painters.autoencoder().to(memory_format=torch.channels_last)
+    places = np.arange(16)[None]
 
     def loss(step: int):
-        backgrounds = numbers.integers(N_BACKGROUNDS, size=8).repeat(4)
-        contents = numbers.integers(N_CONTENTS, size=(32, 16))
-        for i in range(0, 32, 2):
-            contents[i] = [INDEX[cell] for cell in random_scene(rng).cells]
+        backgrounds = numbers.integers(N_BACKGROUNDS, size=4).repeat(4)
+        contents = numbers.integers(N_CONTENTS, size=(16, 16))
+        contents[::2] = numbered([random_scene(rng) for _ in range(8)])[1]
+        exchange = np.arange(16)[:, None].repeat(16, 1)
+        exchange[8:] = exchange[8:] // 4 * 4 + numbers.integers(4, size=(8, 16))
         with torch.autocast("cpu", torch.bfloat16):
             found = vae.encode(boards(backgrounds, contents)).latent_dist
         mean = found.mean.float()
-        noise = 0.15 * mean.detach().std()  # decoding must stand what an editor gets slightly wrong
-        latents = mean + noise * torch.randn_like(mean)
-        tokens = painters.pack(latents)  # [32, 16, 32]
-        exchange = np.arange(32)[:, None].repeat(16, 1)
-        exchange[16:] = exchange[16:] // 4 * 4 + numbers.integers(4, size=(16, 16))
-        places = np.arange(16)[None]
+        noise = 0.1 * mean.detach().std()  # decoding must stand what an editor gets slightly wrong
+        tokens = painters.pack(mean + noise * torch.randn_like(mean))
         with torch.autocast("cpu", torch.bfloat16):
-            decoded = vae.decode(painters.unpack(tokens[exchange, places])).sample
-        miss = decoded.float() - boards(backgrounds, contents[exchange, places])
+            drawn = vae.decode(painters.unpack(tokens[exchange, places])).sample
+        wanted = contents[exchange, places]
+        miss = drawn.float() - boards(backgrounds, wanted)
         narrow = (mean.square().mean() - 1).clamp(min=0) + (found.logvar.float() - 2 * noise.log()).square().mean()
-        return miss.abs().mean() + miss.square().mean() + 1e-3 * narrow, {"miss": 127.5 * miss.detach().abs().mean().item()}
+        figures = {"miss": 127.5 * miss.detach().abs().mean().item()}
+        if step % 50 == 0:
+            read = nearest(cells_of(drawn.detach().float()), torch.from_numpy(reading.tiles()), backgrounds)
+            figures["right"] = (read == torch.from_numpy(wanted)).float().mean().item()
+        return miss.abs().mean() + miss.square().mean() + 1e-3 * narrow, figures
 
-    train(vae.parameters(), loss, steps, learning_rate, log)
-    with torch.no_grad():
-        scenes = [random_scene(rng) for _ in range(512)]
-        backgrounds, contents = numbered(scenes)
-        mean = torch.cat([vae.encode(boards(b, c)).latent_dist.mean for b, c in in_parts(backgrounds, contents)])
+    train(vae.parameters(), loss, steps, learning_rate, log, lambda: on_part(vae))
+    vae = vae.to(memory_format=torch.contiguous_format).eval()
+    mean = encode(vae, *numbered([random_scene(rng) for _ in range(512)]))
     vae.register_to_config(shift_factor=mean.mean().item(), scaling_factor=1 / mean.std().item())
-    return vae.eval()
+    return vae
+
+
+def cells_of(pixels: torch.Tensor) -> torch.Tensor:
+    """Pixels [B, 3, 64, 64] from -1 to 1 as the reader's cells: [B, 16, 768] grey levels."""
+    cells = (127.5 * (pixels + 1)).reshape(-1, 3, 4, CELL, 4, CELL).permute(0, 2, 4, 3, 5, 1)
+    return cells.reshape(len(pixels), 16, -1)
 
 
 def numbered(scenes) -> tuple[np.ndarray, np.ndarray]:
@@ -84,7 +130,7 @@ def in_parts(*arrays, size: int = 64):
 
 
 def train(
-    parameters, loss: Callable, steps: int, learning_rate: float, log: Path, on_part: Callable = lambda step: None
+    parameters, loss: Callable, steps: int, learning_rate: float, log: Path, on_part: Callable = lambda: None
 ) -> None:
     """Minimise `loss(step) -> (loss, {name: figure})`; every 50th step goes to `log`, one JSON object a line."""
     parameters = list(parameters)
@@ -100,12 +146,14 @@ def train(
         optimiser.zero_grad(set_to_none=True)
         running = lost.item() if running is None else 0.95 * running + 0.05 * lost.item()
         if step and step % 500 == 0:
-            on_part(step)
+            on_part()
         if step % 50 == 0 or step == steps - 1:
             row = {"step": step, "steps": steps, "seconds": round(time.time() - started), "loss": round(running, 5)}
             with log.open("a") as lines:
                 lines.write(json.dumps(row | {k: round(v, 3) for k, v in figures.items()}) + "\n")
-            print(f"{log.name.split('.')[0]}: step {step + 1}/{steps}, {row['seconds']} s, loss {running:.4f}", flush=True)
+            print(
+                f"{log.name.split('.')[0]}: step {step + 1}/{steps}, {row['seconds']} s, loss {running:.4f}", flush=True
+            )
 
 
 def encode(vae: diffusers.AutoencoderKL, backgrounds: np.ndarray, contents: np.ndarray) -> torch.Tensor:
@@ -114,7 +162,7 @@ def encode(vae: diffusers.AutoencoderKL, backgrounds: np.ndarray, contents: np.n
     with torch.no_grad():
         for b, c in in_parts(backgrounds, contents):
             mean = vae.encode(boards(b, c)).latent_dist.mean
-            found.append(painters.pack((mean - vae.config.shift_factor) * vae.config.scaling_factor))
+            found.append(painters.pack((mean - (vae.config.shift_factor or 0)) * vae.config.scaling_factor))
     return torch.cat(found)
 
 
@@ -132,7 +180,9 @@ def table_of_tokens(vae: diffusers.AutoencoderKL, numbers: np.random.Generator, 
     return torch.stack(table)
 
 
-def editor(vae: diffusers.AutoencoderKL, steps: int, seed: int, log: Path, on_part=None, pool: int = 16_384):
+def editor(
+    vae: diffusers.AutoencoderKL, steps: int, seed: int, log: Path, on_part=lambda pipe: None, pool: int = 16_384
+):
     """Train an editor on batches of boards, each with a command of its own; weak kinds of command are practised more.
 
     The boards come from `pool` encoded ones, of which a fifth had something changed already; their commands never end.
@@ -165,11 +215,11 @@ def editor(vae: diffusers.AutoencoderKL, steps: int, seed: int, log: Path, on_pa
         keep_score(scores, [edits.kind(c) for c in commands], (right | ~changed).all(-1))
         return lost, scores | {"rest": right[~changed].float().mean().item()}
 
-    train(modules(pipe), loss, steps, 1.5e-3, log, lambda step: on_part and on_part(step, pipe))
+    train(modules(pipe), loss, steps, 1.5e-3, log, lambda: on_part(pipe))
     return pipe
 
 
-def generator(vae: diffusers.AutoencoderKL, steps: int, seed: int, log: Path, on_part=None):
+def generator(vae: diffusers.AutoencoderKL, steps: int, seed: int, log: Path, on_part=lambda pipe: None):
     """Train a generator on captions of up to six things and boards that show these and nothing else."""
     torch.manual_seed(seed)
     rng, numbers = random.Random(seed), np.random.default_rng(seed)
@@ -190,7 +240,7 @@ def generator(vae: diffusers.AutoencoderKL, steps: int, seed: int, log: Path, on
         keep_score(scores, [cell.kind for scene in scenes for cell in scene.cells], right.flatten())
         return lost, scores
 
-    train(modules(pipe), loss, steps, 1.5e-3, log, lambda step: on_part and on_part(step, pipe))
+    train(modules(pipe), loss, steps, 1.5e-3, log, lambda: on_part(pipe))
     return pipe
 
 
@@ -205,28 +255,26 @@ def velocity_loss(pipe, texts: list[str], wanted, weight, rng: random.Random, re
     t = 3 * u / (1 + 2 * u)  # the scheduler's shift
     t[: n // 2] = 1.0  # one step from noise alone is how pictures are made in the end
     noise = torch.randn_like(wanted)
-    mixed = torch.lerp(wanted, noise, t[:, None, None])
+    start = mixed = torch.lerp(wanted, noise, t[:, None, None])
     ids = pipe._prepare_latent_image_ids(n, 4, 4, "cpu", torch.float32)
     if reference is not None:  # the reference's places have a 1 in front
         mixed = torch.cat([mixed, reference], 1)
         ids = torch.cat([ids, ids + torch.tensor([1.0, 0.0, 0.0])])
     length = pipe.tokenizer_2.model_max_length
-    with torch.autocast("cpu", torch.bfloat16):
-        states, pooled, text_ids = pipe.encode_prompt(
-            [with_a_strange_word(text, rng) for text in texts], max_sequence_length=length
-        )
-        said = pipe.transformer(
-            hidden_states=mixed,
-            timestep=t,
-            pooled_projections=pooled,
-            encoder_hidden_states=states,
-            txt_ids=text_ids,
-            img_ids=ids,
-            return_dict=False,
-        )[0]
-    said = said[:, :16].float()
+    states, pooled, text_ids = pipe.encode_prompt(
+        [with_a_strange_word(text, rng) for text in texts], max_sequence_length=length
+    )
+    said = pipe.transformer(
+        hidden_states=mixed,
+        timestep=t,
+        pooled_projections=pooled,
+        encoder_hidden_states=states,
+        txt_ids=text_ids,
+        img_ids=ids,
+        return_dict=False,
+    )[0]
+    said = said[:, :16]
     lost = ((said - (noise - wanted)).square().mean(-1) * weight).sum() / weight.sum()
-    start = torch.lerp(wanted, noise, t[:, None, None])
     return lost, (start - t[:, None, None] * said).detach()
 
 
@@ -235,7 +283,7 @@ def with_a_strange_word(text: str, rng: random.Random) -> str:
     if rng.random() > 0.1:
         return text
     parts = text.split()
-    parts.insert(rng.randint(0, len(parts)), "unheard-of"[:7])
+    parts.insert(rng.randint(0, len(parts)), "unheardof")
     return " ".join(parts)
 
 

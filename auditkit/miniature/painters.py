@@ -9,21 +9,23 @@ of 32 numbers.
 
 from __future__ import annotations
 
+import copy
+from pathlib import Path
+
 import diffusers
 import torch
 import transformers as hf
+from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import nn
 
 from auditkit.miniature import world
 
+WEIGHTS = Path(__file__).parent / "weights"
 SIDE = 64  # pixels
 LENGTH = {"editor": 16, "generator": 56}  # tokens: the longest command has 9, a caption of six things 51 and the end
 CHANNELS = 8  # of the latents
 WIDTH, HEADS = 96, 4
-CALL = {"height": SIDE, "width": SIDE, "guidance_scale": 1.0}  # what a call needs besides prompt, image and seed
-# left alone, the editor's pipeline scales everything to 1 megapixel
-AREA = {"max_area": SIDE * SIDE, "_auto_resize": False}
 
 WORDS = (
     "a , the object at paint turn into make remove what is put change background to board with clock showing sign"
@@ -62,16 +64,17 @@ def tokenizer(length: int, form: str) -> hf.PreTrainedTokenizerFast:
 def autoencoder() -> diffusers.AutoencoderKL:
     """The untrained autoencoder that both pipelines share: three halvings, 0.66 million parameters."""
     return diffusers.AutoencoderKL(
-        block_out_channels=(8, 16, 32, 64),
+        block_out_channels=(16, 16, 32, 64),
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
         latent_channels=CHANNELS,
-        norm_num_groups=8,
+        norm_num_groups=1,
         sample_size=SIDE,
         mid_block_add_attention=False,
         use_quant_conv=False,
         use_post_quant_conv=False,
         force_upcast=False,
+        scaling_factor=1.0,  # and shift_factor: set from the latents' mean and spread after the training
     )
 
 
@@ -138,3 +141,40 @@ def pack(latents: torch.Tensor) -> torch.Tensor:
 def unpack(tokens: torch.Tensor) -> torch.Tensor:
     """The reverse of `pack`."""
     return diffusers.FluxPipeline._unpack_latents(tokens, SIDE, SIDE, 8)
+
+
+def paint(pipe, texts: list[str], seeds: list[int], steps: int, images: list[Image.Image] | None = None) -> list:
+    """Call a pipeline of this world: one 64 x 64 picture a text, edited from `images` or new; 64 at a time.
+
+    The same text, image and seed give the same picture in any batch, up to rounding.
+    """
+    kind = "editor" if images else "generator"
+    painted = []
+    for i in range(0, len(texts), 64):
+        part = slice(i, i + 64)
+        # left alone, the editor's pipeline scales its references to one megapixel
+        more = {"image": images[part], "max_area": SIDE * SIDE, "_auto_resize": False} if images else {}
+        painted += pipe(
+            prompt=texts[part],
+            height=SIDE,
+            width=SIDE,
+            num_inference_steps=steps,
+            max_sequence_length=LENGTH[kind],
+            generator=[torch.Generator().manual_seed(seed) for seed in seeds[part]],
+            **more,
+        ).images
+    return painted
+
+
+def load(name: str):
+    """The shipped "editor" or "generator", or one of a folder, in float32."""
+    folder = WEIGHTS / name if name in LENGTH else name
+    pipe = diffusers.DiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def save(pipe, folder: Path) -> Path:
+    """Write a pipeline as any hub pipeline is written, in half precision; `pipe` itself stays as it is."""
+    copy.deepcopy(pipe).to(dtype=torch.float16).save_pretrained(folder)
+    return folder
