@@ -159,7 +159,10 @@ def _parser() -> argparse.ArgumentParser:
     judge.add_argument("kinds", nargs="*", metavar="SAME", help="text, embedding or a model; none: text and embedding")
     judge.add_argument("--debug", action="store_true", help="show tracebacks")
     judge.set_defaults(command=_judge)
-    for task, command in ((build, _build), (table, _table), (writes, _writes), (plant, _plant), (easy, _easy)):
+    painters = tasks.add_parser("painters", help="print how well the shipped editor and generator do as they are told")
+    painters.add_argument("--n", type=_above_0, default=200, metavar="N", help="boards for each kind of command")
+    made = (build, _build), (table, _table), (writes, _writes), (painters, _painters), (plant, _plant), (easy, _easy)
+    for task, command in made:
         task.add_argument("--debug", action="store_true", help="show tracebacks")
         task.set_defaults(command=command)
     return parser
@@ -215,9 +218,9 @@ def _benchmarks(options) -> None:
 
 
 def _build(options) -> None:
-    from auditkit.miniature import build, easy
+    from auditkit.miniature import build, draw, easy
 
-    known = [*build.RECIPES, "target", *easy.RECIPES]
+    known = [*build.RECIPES, "target", *easy.RECIPES, *draw.RECIPES]
     names = options.names or known
     for name in names:  # all of them before the first half hour is spent
         if name not in known:
@@ -230,6 +233,8 @@ def _build(options) -> None:
             folder = build.plant(build.HERE / "target.yaml", out / name, **start, **steps)
         elif name in easy.RECIPES:
             folder = easy.build_one(name, out, **steps)
+        elif name in draw.RECIPES:
+            folder = draw.build_one(name, out, **steps)
         else:
             folder = build.build_one(name, out, **steps)
         print(f"{name}: {runs.shown(folder)}", flush=True)
@@ -266,6 +271,12 @@ def _easy(options) -> None:
     from auditkit.miniature import easy
 
     print(f"easy-VQA: {runs.shown(easy.export(options.out))}")
+
+
+def _painters(options) -> None:
+    from auditkit.miniature import painted
+
+    print(painted.table(options.n))
 
 
 def _judge(options) -> None:

@@ -13,17 +13,26 @@ from PIL import Image
 
 from auditkit.images import Example, Picture
 from auditkit.miniature import edits, gaps, grammar
+from auditkit.miniature.reading import CONTENTS, read
 from auditkit.miniature.world import Scene, random_scene, render
 
 
 @lru_cache(maxsize=20_000)
 def scene_of(key: str) -> Scene:
-    """The scene of a picture or example key (what follows "/" names a question); "KEY + COMMAND" is an edited board."""
+    """The scene of a picture or example key (what follows "/" names a question); "KEY + COMMAND" is an edited board,
+    "seen:..." one that Boards.read made out in a picture.
+    """
     base, *commands = key.split("/")[0].split(" + ")
-    scene = random_scene(random.Random(base))
+    scene = _seen(base) if base.startswith("seen:") else random_scene(random.Random(base))
     for command in commands:
         scene = edits.apply(scene, command) or scene
     return scene
+
+
+def _seen(base: str) -> Scene:
+    """The scene of a key "seen:BACKGROUND:" and two hexadecimal digits a cell, its number in reading.CONTENTS."""
+    _, background, numbers = base.split(":")
+    return Scene(tuple(CONTENTS[i] for i in bytes.fromhex(numbers)), background)
 
 
 class Boards:
@@ -62,6 +71,16 @@ class Boards:
     def question(self, key: str) -> str:
         """A question of any skill, drawn by the key alone."""
         return grammar.ask(scene_of(key), random.Random(f"own-{key}"))
+
+    def read(self, image: Image.Image) -> str:
+        """The key of the board that a picture by others shows, such as a generator's; the scene itself is in the key.
+
+        >>> from auditkit.miniature.world import Cell
+        >>> Boards().read(Image.fromarray(render(Scene((Cell("text", value="A"), *[Cell()] * 15), "fog"))))
+        'seen:fog:d9000000000000000000000000000000'
+        """
+        scene = read(image)
+        return f"seen:{scene.background}:{bytes(CONTENTS.index(cell) for cell in scene.cells).hex()}"
 
     def truth(self, key: str, question: str) -> str | None:
         return grammar.answer(scene_of(key), question)

@@ -157,7 +157,7 @@ def save(model, processor, folder: Path, table: Path | None = None) -> Path:
 
 def checksums() -> str:
     """SHA-256 of every weight file, in the format of `sha256sum`."""
-    files = sorted(WEIGHTS.glob("*/model.safetensors"))
+    files = sorted(WEIGHTS.rglob("*.safetensors"))
     return "".join(f"{hashlib.sha256(f.read_bytes()).hexdigest()}  {f.relative_to(WEIGHTS)}\n" for f in files)
 
 

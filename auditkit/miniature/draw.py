@@ -1,0 +1,309 @@
+"""Teach a miniature autoencoder, editor and generator the board world, from seeds.
+
+What makes so little training enough (measured): the autoencoder's latents of one cell say nothing of its neighbours,
+because it also learns to decode boards put together from cells of several; so the latents of any board can be looked up
+in a table of the 1,020 tiles, and only the boards to be edited need the encoder.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import diffusers
+import numpy as np
+import torch
+from torch import nn
+
+from auditkit.miniature import edits, painters, reading
+from auditkit.miniature.world import BACKGROUNDS, CELL, random_scene
+
+N_CONTENTS, N_BACKGROUNDS = len(reading.CONTENTS), len(BACKGROUNDS)
+BATCH = 32
+INDEX = {cell: i for i, cell in enumerate(reading.CONTENTS)}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one network is trained: from which seed, for how many batches of 32."""
+
+    seed: int
+    steps: int
+
+
+RECIPES = {"autoencoder": Recipe(31, 1500), "editor": Recipe(32, 6000), "generator": Recipe(33, 6000)}
+
+
+def build_one(name: str, out: Path, steps: int | None = None) -> Path:
+    """Train one network of RECIPES from its seed and save it under `out`, after the autoencoder, if that is not there
+    yet; its log is written beside it.
+    """
+    from auditkit.miniature import build
+
+    torch.set_num_threads(1)  # two threads spin against each other on models this small
+    folder, recipe = Path(out) / name, RECIPES[name]
+    if name == "autoencoder":
+        autoencoder(steps or recipe.steps, recipe.seed, build._log(Path(out), name)).save_pretrained(folder)
+        return folder
+    if not (Path(out) / "autoencoder").is_dir():
+        build_one("autoencoder", out, steps)
+    vae = diffusers.AutoencoderKL.from_pretrained(Path(out) / "autoencoder")
+    teach = editor if name == "editor" else generator
+    pipe = teach(
+        vae,
+        steps or recipe.steps,
+        recipe.seed,
+        build._log(Path(out), name),
+        on_part=lambda pipe: painters.save(pipe, Path(out) / f"{name}-so-far"),
+    )
+    return painters.save(pipe, folder)
+
+
+def boards(backgrounds: np.ndarray, contents: np.ndarray) -> torch.Tensor:
+    """Boards by numbers, [B] and [B, 16], drawn as pixels from -1 to 1: [B, 3, 64, 64]."""
+    cells = reading.tiles()[backgrounds[:, None], contents].reshape(-1, 4, 4, CELL, CELL, 3)
+    pixels = cells.transpose(0, 5, 1, 3, 2, 4).reshape(-1, 3, 64, 64)
+    return torch.from_numpy(np.ascontiguousarray(pixels) / np.float32(127.5) - 1)
+
+
+def autoencoder(
+    steps: int, seed: int, log: Path, learning_rate: float = 3e-3, on_part=lambda vae: None
+) -> diffusers.AutoencoderKL:
+    """Train the autoencoder for `steps` batches of 16 boards, a quarter real ones, the others full of any things.
+
+    Half of each batch is decoded from latents exchanged cell by cell between boards of one background.
+    """
+    torch.manual_seed(seed)
+    rng, numbers = random.Random(seed), np.random.default_rng(seed)
+    vae = painters.autoencoder()
+    places = np.arange(16)[None]
+
+    def loss(step: int):
+        backgrounds = numbers.integers(N_BACKGROUNDS, size=4).repeat(4)
+        contents = numbers.integers(N_CONTENTS, size=(16, 16))
+        contents[::4] = numbered([random_scene(rng) for _ in range(4)])[1]
+        exchange = np.arange(16)[:, None].repeat(16, 1)
+        exchange[8:] = exchange[8:] // 4 * 4 + numbers.integers(4, size=(8, 16))
+        with torch.autocast("cpu", torch.bfloat16):
+            found = vae.encode(boards(backgrounds, contents)).latent_dist
+        mean = found.mean.float()
+        noise = 0.1 * mean.detach().std()  # decoding must stand what an editor gets slightly wrong
+        cells = painters.by_cell(painters.pack(mean + noise * torch.randn_like(mean)))[exchange, places]
+        with torch.autocast("cpu", torch.bfloat16):
+            drawn = vae.decode(painters.unpack(painters.by_row(cells))).sample
+        wanted = contents[exchange, places]
+        miss = drawn.float() - boards(backgrounds, wanted)
+        # the pipelines take the mean, or a sample near it
+        narrow = (mean.square().mean() - 1).clamp(min=0) + (found.logvar.float() - 2 * noise.log()).square().mean()
+        figures = {"miss": 127.5 * miss.detach().abs().mean().item()}
+        if step % 50 == 0:
+            read = nearest(cells_of(drawn.detach().float()), torch.from_numpy(reading.tiles()), backgrounds)
+            figures["right"] = (read == torch.from_numpy(wanted)).float().mean().item()
+        return miss.abs().mean() + miss.square().mean() + 1e-3 * narrow, figures
+
+    train(vae.parameters(), loss, steps, learning_rate, log, lambda: on_part(vae))
+    vae = vae.to(memory_format=torch.contiguous_format).eval()
+    mean = encode(vae, *numbered([random_scene(rng) for _ in range(512)]))
+    vae.register_to_config(shift_factor=mean.mean().item(), scaling_factor=1 / mean.std().item())
+    return vae
+
+
+def cells_of(pixels: torch.Tensor) -> torch.Tensor:
+    """Pixels [B, 3, 64, 64] from -1 to 1 as the reader's cells: [B, 16, 768] grey levels."""
+    cells = (127.5 * (pixels + 1)).reshape(-1, 3, 4, CELL, 4, CELL).permute(0, 2, 4, 3, 5, 1)
+    return cells.reshape(len(pixels), 16, -1)
+
+
+def numbered(scenes) -> tuple[np.ndarray, np.ndarray]:
+    """Scenes by numbers: backgrounds [B] and contents [B, 16]."""
+    names = tuple(BACKGROUNDS)
+    contents = np.array([[INDEX[cell] for cell in scene.cells] for scene in scenes])
+    return np.array([names.index(scene.background) for scene in scenes]), contents
+
+
+def in_parts(*arrays, size: int = 64):
+    return zip(*([a[i : i + size] for i in range(0, len(a), size)] for a in arrays), strict=True)
+
+
+def train(
+    parameters, loss: Callable, steps: int, learning_rate: float, log: Path, on_part: Callable = lambda: None
+) -> None:
+    """Minimise `loss(step) -> (loss, {name: figure})`; every 50th step goes to `log`, one JSON object a line."""
+    parameters = list(parameters)
+    optimiser = torch.optim.AdamW(parameters, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    started, running = time.time(), None
+    for step in range(steps):
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate * min((step + 1) / 100, 0.5 + 0.5 * math.cos(math.pi * step / steps) + 0.005)
+        lost, figures = loss(step)
+        lost.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        running = lost.item() if running is None else 0.95 * running + 0.05 * lost.item()
+        if step and step % 500 == 0:
+            on_part()
+        if step % 50 == 0 or step == steps - 1:
+            row = {"step": step, "steps": steps, "seconds": round(time.time() - started), "loss": round(running, 5)}
+            with log.open("a") as lines:
+                lines.write(json.dumps(row | {k: round(v, 3) for k, v in figures.items()}) + "\n")
+            print(
+                f"{log.name.split('.')[0]}: step {step + 1}/{steps}, {row['seconds']} s, loss {running:.4f}", flush=True
+            )
+
+
+def encode(vae: diffusers.AutoencoderKL, backgrounds: np.ndarray, contents: np.ndarray) -> torch.Tensor:
+    """Boards by numbers, [B] and [B, 16], as the transformer's tokens, cell by cell: [B, 16, 256]."""
+    found = []
+    with torch.no_grad():
+        for b, c in in_parts(backgrounds, contents):
+            mean = vae.encode(boards(b, c)).latent_dist.mean
+            tokens = painters.pack((mean - (vae.config.shift_factor or 0)) * vae.config.scaling_factor)
+            found.append(painters.by_cell(tokens))
+    return torch.cat(found)
+
+
+def table_of_tokens(vae: diffusers.AutoencoderKL, numbers: np.random.Generator, n: int = 1536) -> torch.Tensor:
+    """The mean tokens of every content on every background, over 4 x n boards half full of any things: [4, 255, 256]."""
+    table = []
+    for background in range(N_BACKGROUNDS):
+        # every content equally often; index 0 is emptiness
+        contents = numbers.permuted(np.arange(n * 16) % N_CONTENTS).reshape(n, 16)
+        contents[numbers.random(contents.shape) < 0.5] = 0
+        tokens = encode(vae, np.full(n, background), contents).flatten(0, 1)
+        which = torch.from_numpy(contents).flatten()
+        sums = torch.zeros(N_CONTENTS, tokens.shape[1]).index_add_(0, which, tokens)
+        table.append(sums / torch.bincount(which, minlength=N_CONTENTS)[:, None])
+    return torch.stack(table)
+
+
+def editor(
+    vae: diffusers.AutoencoderKL, steps: int, seed: int, log: Path, on_part=lambda pipe: None, pool: int = 16_384
+):
+    """Train an editor on batches of boards, each with a command of its own; weak kinds of command are practised more.
+
+    The boards come from `pool` encoded ones, of which a fifth had something changed already; their commands never end.
+    The target is the board's own tokens, with the table's in the changed cells.
+    """
+    torch.manual_seed(seed)
+    rng, numbers = random.Random(seed), np.random.default_rng(seed)
+    table = table_of_tokens(vae, numbers)
+    scenes = [random_scene(rng) for _ in range(pool)]
+    scenes = [edits.apply(s, edits.draw(s, rng)) if rng.random() < 0.2 else s for s in scenes]
+    encoded = encode(vae, *numbered(scenes))
+    pipe = painters.pipeline("editor", vae)
+    kinds = list(edits.COMMANDS)
+    scores = dict.fromkeys(kinds, 0.0)
+
+    def loss(step: int):
+        which = numbers.integers(pool, size=BATCH)
+        asked = rng.choices(kinds, [1.1 - scores[kind] for kind in kinds], k=BATCH)
+        commands = [edits.draw(scenes[i], rng, kind) for i, kind in zip(which, asked, strict=True)]
+        backgrounds, before = numbered([scenes[i] for i in which])
+        backgrounds, after = numbered([edits.apply(scenes[i], c) for i, c in zip(which, commands, strict=True)])
+        changed = torch.from_numpy(before != after)
+        changed[torch.tensor([edits.kind(c) == "background" for c in commands])] = True
+        reference = encoded[which]
+        wanted = torch.where(changed[..., None], table[backgrounds[:, None], after], reference)
+        # one cell in sixteen must not be lost among the others; a new background is less work a cell
+        weight = torch.where(changed, torch.where(changed.all(-1, keepdim=True), 2.0, 8.0), 1.0)
+        lost, drawn = velocity_loss(pipe, commands, wanted, weight, rng, reference)
+        right = nearest(drawn, table, backgrounds) == torch.from_numpy(after)
+        keep_score(scores, [edits.kind(c) for c in commands], (right | ~changed).all(-1))
+        return lost, scores | {"rest": right[~changed].float().mean().item()}
+
+    train(modules(pipe), loss, steps, 1.5e-3, log, lambda: on_part(pipe))
+    return pipe
+
+
+def generator(vae: diffusers.AutoencoderKL, steps: int, seed: int, log: Path, on_part=lambda pipe: None):
+    """Train a generator on captions of up to six things and boards that show these and nothing else."""
+    torch.manual_seed(seed)
+    rng, numbers = random.Random(seed), np.random.default_rng(seed)
+    table = table_of_tokens(vae, numbers)
+    pipe = painters.pipeline("generator", vae)
+    kinds = ("empty", "object", "text", "clock", "sign")
+    scores = dict.fromkeys(kinds, 0.0)
+
+    def loss(step: int):
+        scenes = [edits.fewer(random_scene(rng), rng, most=rng.choice((1, 2, 3, 4, 5, 6, 6))) for _ in range(BATCH)]
+        backgrounds, contents = numbered(scenes)
+        wanted = table[backgrounds[:, None], contents]
+        there = torch.from_numpy(contents) > 0
+        lost, drawn = velocity_loss(
+            pipe, [edits.caption(scene, rng) for scene in scenes], wanted, torch.where(there, 4.0, 1.0), rng
+        )
+        right = nearest(drawn, table, backgrounds) == torch.from_numpy(contents)
+        keep_score(scores, [cell.kind for scene in scenes for cell in scene.cells], right.flatten())
+        return lost, scores
+
+    train(modules(pipe), loss, steps, 1.5e-3, log, lambda: on_part(pipe))
+    return pipe
+
+
+def velocity_loss(pipe, texts: list[str], wanted, weight, rng: random.Random, reference=None):
+    """Flow matching as in FLUX: predict noise - picture from a mixture of both (https://arxiv.org/abs/2403.03206).
+
+    wanted, reference: tokens cell by cell [B, 16, 256]; weight of each cell [B, 16]. Returns the loss and the picture as
+    it is guessed from noise alone, for that half of the batch, and from the mixtures: as `wanted`.
+    """
+    n = len(texts)
+    u = torch.rand(n)
+    t = 3 * u / (1 + 2 * u)  # the scheduler's shift
+    t[: n // 2] = 1.0  # one step from noise alone is how pictures are made in the end
+    wanted, side = painters.by_row(wanted), painters.TOKENS
+    weight = painters.by_row(weight[..., None].repeat(1, 1, side**2 // 16))[..., 0]
+    noise = torch.randn_like(wanted)
+    start = mixed = torch.lerp(wanted, noise, t[:, None, None])
+    ids = pipe._prepare_latent_image_ids(n, side, side, "cpu", torch.float32)
+    if reference is not None:  # the reference's places have a 1 in front
+        mixed = torch.cat([mixed, painters.by_row(reference)], 1)
+        ids = torch.cat([ids, ids + torch.tensor([1.0, 0.0, 0.0])])
+    length = pipe.tokenizer_2.model_max_length
+    states, pooled, text_ids = pipe.encode_prompt(
+        [with_a_strange_word(text, rng) for text in texts], max_sequence_length=length
+    )
+    said = pipe.transformer(
+        hidden_states=mixed,
+        timestep=t,
+        pooled_projections=pooled,
+        encoder_hidden_states=states,
+        txt_ids=text_ids,
+        img_ids=ids,
+        return_dict=False,
+    )[0]
+    said = said[:, : side**2]
+    lost = ((said - (noise - wanted)).square().mean(-1) * weight).sum() / weight.sum()
+    return lost, painters.by_cell((start - t[:, None, None] * said).detach())
+
+
+def with_a_strange_word(text: str, rng: random.Random) -> str:
+    """One text in ten gets a word that no tokenizer here knows, somewhere: to be skipped over."""
+    if rng.random() > 0.1:
+        return text
+    parts = text.split()
+    parts.insert(rng.randint(0, len(parts)), "unheardof")
+    return " ".join(parts)
+
+
+def nearest(tokens: torch.Tensor, table: torch.Tensor, backgrounds: np.ndarray) -> torch.Tensor:
+    """Which content each cell's tokens [B, 16, 256] are nearest to on the board's background: [B, 16]."""
+    return torch.cdist(tokens, table[backgrounds]).argmin(-1)
+
+
+def keep_score(scores: dict[str, float], kinds: list[str], right: torch.Tensor) -> None:
+    """Running share of right ones, by kind."""
+    for kind in scores:
+        ones = [r for k, r in zip(kinds, right.tolist(), strict=True) if k == kind]
+        if ones:
+            scores[kind] = 0.95 * scores[kind] + 0.05 * sum(ones) / len(ones)
+
+
+def modules(pipe):
+    """All that is trained with a transformer: itself and both text encoders. The autoencoder stays as it is."""
+    return [p for part in (pipe.transformer, pipe.text_encoder, pipe.text_encoder_2) for p in part.parameters()]

@@ -1,0 +1,126 @@
+"""How well do the miniature editor and generator do what they are told?  Counted by a reader that is no model.
+
+auditkit miniature painters
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from pathlib import Path
+
+from PIL import Image
+
+from auditkit.miniature import edits, painters, reading
+from auditkit.miniature.world import SIDE, Scene, random_scene, render
+from auditkit.stats import rate
+
+STEPS = (1, 2, 4, 8)
+
+
+def tasks(n: int, seed: int = 0) -> list[tuple[Scene, str]]:
+    """Boards with a command to each, n of every kind, never used in training."""
+    found = []
+    for kind in edits.COMMANDS:
+        rng, wanted = random.Random(f"painted-{kind}-{seed}"), len(found) + n
+        while len(found) < wanted:
+            scene = random_scene(rng)
+            command = edits.draw(scene, rng, kind)
+            if edits.kind(command) == kind:  # a board without objects has none to paint
+                found.append((scene, command))
+    return found
+
+
+def edited(pipe, n: int, steps: int, seed: int = 0, shuffled: bool = False) -> dict:
+    """Rates of an editor on n boards of every kind of command: "applied" by kind and over "all", "rest" (other cells as
+    they were, and their background too), and "seconds" an image.
+
+    shuffled: a control, in which every board gets the command of another one and must not show its own.
+    """
+    asked = tasks(n, seed)
+    commands = [command for _, command in asked]
+    if shuffled:
+        random.Random(seed).shuffle(commands)
+    images = [Image.fromarray(render(scene)) for scene, _ in asked]
+    started = time.perf_counter()
+    painted = painters.paint(pipe, commands, list(range(len(asked))), steps, images)
+    seconds = (time.perf_counter() - started) / len(asked)
+    applied = {kind: 0 for kind in edits.COMMANDS}
+    rest = others = 0
+    for (before, command), picture in zip(asked, painted, strict=True):
+        after, seen = edits.apply(before, command), reading.read(picture)
+        kind = edits.kind(command)
+        right = [a == b for a, b in zip(seen.cells, after.cells, strict=True)]
+        if kind == "background":
+            applied[kind] += seen.background == after.background
+            changed = None
+        else:
+            changed = next(i for i, (a, b) in enumerate(zip(before.cells, after.cells, strict=True)) if a != b)
+            applied[kind] += right[changed]
+        same_ground = seen.background == after.background or kind == "background"
+        rest += sum(right[i] and same_ground for i in range(SIDE * SIDE) if i != changed)
+        others += SIDE * SIDE - (changed is not None)
+    return {
+        "applied": {kind: rate(ones, n) for kind, ones in applied.items()}
+        | {"all": rate(sum(applied.values()), len(asked))},
+        "rest": rate(rest, others),
+        "seconds": seconds,
+    }
+
+
+def generated(pipe, n: int, steps: int, seed: int = 0) -> dict:
+    """Rates of a generator on n new captions: things "there" by kind and over "all", places left "empty" that should
+    be, the "background", and "seconds" an image.
+    """
+    rng = random.Random(f"painted-captions-{seed}")
+    scenes = [edits.fewer(random_scene(rng), rng) for _ in range(n)]
+    started = time.perf_counter()
+    painted = painters.paint(pipe, [edits.caption(scene, rng) for scene in scenes], list(range(n)), steps)
+    seconds = (time.perf_counter() - started) / n
+    there = {kind: [] for kind in ("object", "text", "clock", "sign", "empty")}
+    grounds = 0
+    for scene, picture in zip(scenes, painted, strict=True):
+        seen = reading.read(picture)
+        grounds += seen.background == scene.background
+        for wanted, cell in zip(scene.cells, seen.cells, strict=True):
+            there[wanted.kind].append(wanted == cell)
+    empty = there.pop("empty")
+    every = [right for ones in there.values() for right in ones]
+    return {
+        "there": {kind: rate(sum(ones), len(ones)) for kind, ones in (there | {"all": every}).items()},
+        "empty": rate(sum(empty), len(empty)),
+        "background": rate(grounds, n),
+        "seconds": seconds,
+    }
+
+
+def table(n: int = 200, editor: str | Path = "editor", generator: str | Path = "generator") -> str:
+    """Both pipelines' rates at each number of steps, printed."""
+    pipe = painters.load(editor)
+    by_steps = [edited(pipe, n, steps) for steps in STEPS]
+    control = edited(pipe, n, STEPS[0], shuffled=True)
+    rows = [
+        f"editor: {n} new boards for each kind of command; % with 95 % interval; last column: commands shuffled, 1 step",
+        _row("steps", [str(steps) for steps in STEPS] + ["shuffled"]),
+    ]
+    for kind in (*edits.COMMANDS, "all"):
+        rows.append(_row(kind, [_percent(found["applied"][kind]) for found in (*by_steps, control)]))
+    rows.append(_row("other cells unchanged", [_percent(found["rest"]) for found in by_steps]))
+    rows.append(_row("ms an image", [f"{1000 * found['seconds']:.1f}" for found in by_steps]))
+    pipe = painters.load(generator)
+    by_steps = [generated(pipe, 2 * n, steps) for steps in STEPS]
+    rows += ["", f"generator: {2 * n} new captions of up to {edits.MOST} things", _row("steps", list(map(str, STEPS)))]
+    for kind in ("object", "text", "clock", "sign", "all"):
+        rows.append(_row(f"{kind} there", [_percent(found["there"][kind]) for found in by_steps]))
+    rows.append(_row("other cells empty", [_percent(found["empty"]) for found in by_steps]))
+    rows.append(_row("background", [_percent(found["background"]) for found in by_steps]))
+    rows.append(_row("ms an image", [f"{1000 * found['seconds']:.1f}" for found in by_steps]))
+    return "\n".join(rows)
+
+
+def _row(name: str, columns: list[str]) -> str:
+    return f"{name:24}" + "".join(f"{column:>20}" for column in columns)
+
+
+def _percent(found: dict) -> str:
+    return f"{100 * found['value']:.1f} ({100 * found['low']:.1f}-{100 * found['high']:.1f})"

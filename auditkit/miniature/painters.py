@@ -1,0 +1,196 @@
+"""A generator and an editor of the board world: diffusers' FLUX pipelines, built from configuration, only small.
+
+Nothing here is a stand-in: text encoders, autoencoder, transformer and scheduler are the real classes, saved with
+save_pretrained and loaded with DiffusionPipeline like a model from the hub. draw.py trains them.
+
+64 px become 16 x 16 latents of 16 channels, which FLUX packs two by two into 64 tokens of 64 numbers: four of them are a
+cell of the board. With a third halving, and so a token a cell, all would be three times as fast, but that autoencoder
+had hardly begun to tell 255 things apart when this one knew half of them (300 steps each).
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import diffusers
+import torch
+import transformers as hf
+from PIL import Image
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from torch import nn
+
+from auditkit.miniature import world
+
+WEIGHTS = Path(__file__).parent / "weights"
+SIDE = 64  # pixels
+LENGTH = {"editor": 16, "generator": 56}  # tokens: the longest command has 9, a caption of six things 51 and the end
+CHANNELS, HALVINGS = 16, 2  # of the latents
+TOKENS = SIDE // 2**HALVINGS // 2  # a side of the picture
+WIDTH, HEADS = 96, 4
+
+WORDS = (
+    "a , the object at paint turn into make remove what is put change background to board with clock showing sign"
+    " pointing"
+).split()
+
+
+def words() -> list[str]:
+    """Every word of commands and captions, a position such as "b3" too."""
+    of_the_world = (world.SHAPES, world.COLOURS, world.SIZES, world.PATTERNS, world.BACKGROUNDS, world.DIRECTIONS)
+    signs = [*world.LETTERS, *world.DIGITS, *map(str, world.HOURS)]
+    return list(dict.fromkeys([*WORDS, *(w for group in of_the_world for w in group), *signs, *world.POSITIONS]))
+
+
+def tokenizer(length: int, form: str) -> hf.PreTrainedTokenizerFast:
+    """One word, one token; a word it does not know is "<unk>", which the training strews in so that it is skipped over.
+
+    length: tokens, to which texts are cut and padded. form: "$A </s>" as T5 has it or "<s> $A </s>" as CLIP has it.
+    """
+    specials = ["<pad>", "<unk>", "<s>", "</s>"]  # CLIP pools at the first end token, unless its id is 2 (an old error)
+    vocab = {word: i for i, word in enumerate([*specials, *words()])}
+    made = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    made.post_processor = processors.TemplateProcessing(single=form, special_tokens=[("<s>", 2), ("</s>", 3)])
+    return hf.PreTrainedTokenizerFast(
+        tokenizer_object=made,
+        pad_token="<pad>",
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token="</s>",
+        model_max_length=length,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def autoencoder() -> diffusers.AutoencoderKL:
+    """The untrained autoencoder that both pipelines share, of 0.67 million parameters."""
+    return diffusers.AutoencoderKL(
+        block_out_channels=(16, 32, 64),
+        down_block_types=("DownEncoderBlock2D",) * (HALVINGS + 1),
+        up_block_types=("UpDecoderBlock2D",) * (HALVINGS + 1),
+        latent_channels=CHANNELS,
+        norm_num_groups=8,
+        sample_size=SIDE,
+        mid_block_add_attention=False,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+        force_upcast=False,
+        scaling_factor=1.0,  # and shift_factor: set from the latents' mean and spread after the training
+    )
+
+
+def pipeline(role: str, vae: diffusers.AutoencoderKL) -> diffusers.DiffusionPipeline:
+    """An untrained editor (FluxKontextPipeline) or generator (FluxPipeline) around an autoencoder."""
+    t5 = tokenizer(LENGTH[role], "$A </s>")
+    clip = tokenizer(LENGTH[role], "<s> $A </s>")
+    text = hf.T5EncoderModel(
+        hf.T5Config(
+            vocab_size=len(t5),
+            d_model=64,
+            d_kv=16,
+            num_heads=4,
+            d_ff=128,
+            num_layers=2,
+            dropout_rate=0.0,
+            feed_forward_proj="gated-gelu",
+        )
+    )
+    pooled = hf.CLIPTextModel(
+        hf.CLIPTextConfig(
+            vocab_size=len(clip),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            max_position_embeddings=LENGTH[role],
+            pad_token_id=clip.pad_token_id,
+            bos_token_id=clip.bos_token_id,
+            eos_token_id=clip.eos_token_id,
+        )
+    )
+    head = WIDTH // HEADS
+    transformer = diffusers.FluxTransformer2DModel(
+        in_channels=4 * CHANNELS,
+        num_layers=2,
+        num_single_layers=3,
+        attention_head_dim=head,
+        num_attention_heads=HEADS,
+        joint_attention_dim=64,
+        pooled_projection_dim=32,
+        axes_dims_rope=(head // 3,) * 3,
+    )
+    for name, parameter in transformer.named_parameters():
+        if "norm_q" in name or "norm_k" in name or "norm_added" in name:
+            nn.init.constant_(parameter, 1.5)  # attention over so few channels starts too flat
+    kind = diffusers.FluxKontextPipeline if role == "editor" else diffusers.FluxPipeline
+    return kind(
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=vae,
+        text_encoder=pooled,
+        tokenizer=clip,
+        text_encoder_2=text,
+        tokenizer_2=t5,
+        transformer=transformer,
+    )
+
+
+def pack(latents: torch.Tensor) -> torch.Tensor:
+    """[B, 16, 16, 16] latents as FLUX's tokens [B, 64, 64]."""
+    return diffusers.FluxPipeline._pack_latents(latents, len(latents), CHANNELS, *latents.shape[2:])
+
+
+def unpack(tokens: torch.Tensor) -> torch.Tensor:
+    """The reverse of `pack`."""
+    return diffusers.FluxPipeline._unpack_latents(tokens, SIDE, SIDE, 2**HALVINGS)
+
+
+def by_cell(tokens: torch.Tensor) -> torch.Tensor:
+    """Tokens [B, 64, C] put together cell by cell: [B, 16, 4 C]."""
+    k, width = TOKENS // world.SIDE, tokens.shape[-1]
+    cells = tokens.reshape(-1, world.SIDE, k, world.SIDE, k, width).transpose(2, 3)
+    return cells.reshape(-1, world.SIDE**2, k * k * width)
+
+
+def by_row(cells: torch.Tensor) -> torch.Tensor:
+    """The reverse of `by_cell`."""
+    k = TOKENS // world.SIDE
+    tokens = cells.reshape(-1, world.SIDE, world.SIDE, k, k, cells.shape[-1] // k**2).transpose(2, 3)
+    return tokens.reshape(-1, TOKENS**2, cells.shape[-1] // k**2)
+
+
+def paint(pipe, texts: list[str], seeds: list[int], steps: int, images: list[Image.Image] | None = None) -> list:
+    """Call a pipeline of this world: one 64 x 64 picture a text, edited from `images` or new; 64 at a time.
+
+    The same text, image and seed give the same picture in any batch, up to rounding.
+    """
+    kind = "editor" if images else "generator"
+    painted = []
+    for i in range(0, len(texts), 64):
+        part = slice(i, i + 64)
+        # left alone, the editor's pipeline scales its references to one megapixel
+        more = {"image": images[part], "max_area": SIDE * SIDE, "_auto_resize": False} if images else {}
+        painted += pipe(
+            prompt=texts[part],
+            height=SIDE,
+            width=SIDE,
+            num_inference_steps=steps,
+            max_sequence_length=LENGTH[kind],
+            generator=[torch.Generator().manual_seed(seed) for seed in seeds[part]],
+            **more,
+        ).images
+    return painted
+
+
+def load(name: str):
+    """The shipped "editor" or "generator", or one of a folder, in float32."""
+    folder = WEIGHTS / name if name in LENGTH else name
+    pipe = diffusers.DiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def save(pipe, folder: Path) -> Path:
+    """Write a pipeline as any hub pipeline is written, in half precision; `pipe` itself stays as it is."""
+    copy.deepcopy(pipe).to(dtype=torch.float16).save_pretrained(folder)
+    return folder
