@@ -66,7 +66,7 @@ def difference(before: Sequence[float], after: Sequence[float], seed: int = 0) -
 def over_seeds(values: Sequence[float]) -> dict:
     """The mean of one value a seed, its 95 % interval by Student's t, and how likely so far a mean from 0 is by chance.
 
-    Seeds are the cases: an interval from three of them is wide, and says what another seed may bring. One seed has none.
+    Seeds are the cases: an interval from three is wide, and says what another seed may bring. One seed has none.
 
     >>> over_seeds([0.02, 0.03, 0.04])
     {'mean': 0.03, 'low': 0.0052, 'high': 0.0548, 'p': 0.035, 'n': 3}

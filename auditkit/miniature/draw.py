@@ -169,7 +169,7 @@ def encode(vae: diffusers.AutoencoderKL, backgrounds: np.ndarray, contents: np.n
 
 
 def table_of_tokens(vae: diffusers.AutoencoderKL, numbers: np.random.Generator, n: int = 1536) -> torch.Tensor:
-    """The mean tokens of every content on every background, over 4 x n boards half full of any things: [4, 255, 256]."""
+    """The mean tokens of every content on every background, over 4 x n boards half full of things: [4, 255, 256]."""
     table = []
     for background in range(N_BACKGROUNDS):
         # every content equally often; index 0 is emptiness
@@ -249,8 +249,8 @@ def generator(vae: diffusers.AutoencoderKL, steps: int, seed: int, log: Path, on
 def velocity_loss(pipe, texts: list[str], wanted, weight, rng: random.Random, reference=None):
     """Flow matching as in FLUX: predict noise - picture from a mixture of both (https://arxiv.org/abs/2403.03206).
 
-    wanted, reference: tokens cell by cell [B, 16, 256]; weight of each cell [B, 16]. Returns the loss and the picture as
-    it is guessed from noise alone, for that half of the batch, and from the mixtures: as `wanted`.
+    wanted, reference: tokens cell by cell [B, 16, 256]; weight of each cell [B, 16]. Returns the loss and the picture
+    as it is guessed from noise alone, for that half of the batch, and from the mixtures: as `wanted`.
     """
     n = len(texts)
     u = torch.rand(n)

@@ -3,8 +3,8 @@
 Nothing here is a stand-in: text encoders, autoencoder, transformer and scheduler are the real classes, saved with
 save_pretrained and loaded with DiffusionPipeline like a model from the hub. draw.py trains them.
 
-64 px become 16 x 16 latents of 16 channels, which FLUX packs two by two into 64 tokens of 64 numbers: four of them are a
-cell of the board. With a third halving, and so a token a cell, all would be three times as fast, but that autoencoder
+64 px become 16 x 16 latents of 16 channels, which FLUX packs two by two into 64 tokens of 64 numbers: four of them are
+a cell of the board. With a third halving, and so a token a cell, all would be three times as fast, but that autoencoder
 had hardly begun to tell 255 things apart when this one knew half of them (300 steps each).
 """
 
