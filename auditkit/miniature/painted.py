@@ -100,7 +100,7 @@ def table(n: int = 200, editor: str | Path = "editor", generator: str | Path = "
     by_steps = [edited(pipe, n, steps) for steps in STEPS]
     control = edited(pipe, n, STEPS[0], shuffled=True)
     rows = [
-        f"editor: {n} new boards for each kind of command, % with 95 % interval; last column: shuffled commands, 1 step",
+        f"editor: {n} new boards for each kind of command, % with 95 % interval; last: shuffled commands, 1 step",
         _row("steps", [str(steps) for steps in STEPS] + ["shuffled"]),
     ]
     for kind in (*edits.COMMANDS, "all"):
