@@ -136,7 +136,8 @@ class Album:
             return made
         change = counterfactual.changed(before, image)
         why = counterfactual.coherent(change, most=self.p.edit_region, rest=self.p.edit_rest)
-        seen = {"box": change.box, "share": round(change.share, 4), "rest": round(change.rest, 4)}
+        rest = None if change.rest is None else round(change.rest, 4)
+        seen = {"box": change.box, "share": round(change.share, 4), "rest": rest}
         return Made(**{**asdict(made), **seen, "why": made.why or why})
 
     def _remember(self, made: Made, image: Image.Image | None = None) -> None:

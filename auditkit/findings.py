@@ -178,9 +178,9 @@ def painted(scored: Sequence[dict], pictures: Sequence[dict], p) -> dict:
         if checked:
             right = sum(row.get("why") != "not applied" for row in checked)
             result.setdefault(model, {})[name] = rate(right, len(checked))
-    edits = [row for row in pictures if row["way"] == "edit" and row["rest"] is not None]
+    edits = [row for row in pictures if row["way"] == "edit" and row["share"] is not None]
     if edits:
-        same = sum(row["rest"] >= p.edit_rest and row["share"] <= p.edit_region for row in edits)
+        same = sum((row["rest"] or 0) >= p.edit_rest and row["share"] <= p.edit_region for row in edits)
         result.setdefault("editor", {})["rest_unchanged"] = rate(same, len(edits))
     return result
 

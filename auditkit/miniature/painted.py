@@ -6,13 +6,13 @@ auditkit miniature painters
 from __future__ import annotations
 
 import random
-import time
-from pathlib import Path
+from dataclasses import replace
 
 from PIL import Image
 
-from auditkit.miniature import edits, painters, reading
-from auditkit.miniature.world import SIDE, Scene, random_scene, render
+from auditkit import counterfactual
+from auditkit.miniature import edits, reading
+from auditkit.miniature.world import SIDE, Cell, Scene, random_scene, render
 from auditkit.stats import rate
 
 STEPS = (1, 2, 4, 8)
@@ -31,7 +31,7 @@ def tasks(n: int, seed: int = 0) -> list[tuple[Scene, str]]:
     return found
 
 
-def edited(pipe, n: int, steps: int, seed: int = 0, shuffled: bool = False) -> dict:
+def edited(painter, n: int, steps: int, seed: int = 0, shuffled: bool = False) -> dict:
     """Rates of an editor on n boards of every kind of command: "applied" by kind and over "all", "rest" (other cells as
     they were, and their background too), and "seconds" an image.
 
@@ -42,13 +42,14 @@ def edited(pipe, n: int, steps: int, seed: int = 0, shuffled: bool = False) -> d
     if shuffled:
         random.Random(seed).shuffle(commands)
     images = [Image.fromarray(render(scene)) for scene, _ in asked]
-    started = time.perf_counter()
-    painted = painters.paint(pipe, commands, list(range(len(asked))), steps, images)
-    seconds = (time.perf_counter() - started) / len(asked)
+    painted = counterfactual.edit(_in(painter, steps), images, commands, list(range(len(asked))))
     applied = {kind: 0 for kind in edits.COMMANDS}
     rest = others = 0
     for (before, command), picture in zip(asked, painted, strict=True):
-        after, seen = edits.apply(before, command), reading.read(picture)
+        if picture.image is None:  # nothing of it is right
+            others += SIDE * SIDE - (edits.kind(command) != "background")
+            continue
+        after, seen = edits.apply(before, command), reading.read(picture.image)
         kind = edits.kind(command)
         right = [a == b for a, b in zip(seen.cells, after.cells, strict=True)]
         if kind == "background":
@@ -64,23 +65,22 @@ def edited(pipe, n: int, steps: int, seed: int = 0, shuffled: bool = False) -> d
         "applied": {kind: rate(ones, n) for kind, ones in applied.items()}
         | {"all": rate(sum(applied.values()), len(asked))},
         "rest": rate(rest, others),
-        "seconds": seconds,
+        "seconds": sum(picture.seconds for picture in painted) / len(painted),
     }
 
 
-def generated(pipe, n: int, steps: int, seed: int = 0) -> dict:
+def generated(painter, n: int, steps: int, seed: int = 0) -> dict:
     """Rates of a generator on n new captions: things "there" by kind and over "all", places left "empty" that should
     be, the "background", and "seconds" an image.
     """
     rng = random.Random(f"painted-captions-{seed}")
     scenes = [edits.fewer(random_scene(rng), rng) for _ in range(n)]
-    started = time.perf_counter()
-    painted = painters.paint(pipe, [edits.caption(scene, rng) for scene in scenes], list(range(n)), steps)
-    seconds = (time.perf_counter() - started) / n
+    captions = [edits.caption(scene, rng) for scene in scenes]
+    painted = counterfactual.regenerate(_in(painter, steps), captions, list(range(n)))
     there = {kind: [] for kind in ("object", "text", "clock", "sign", "empty")}
     grounds = 0
     for scene, picture in zip(scenes, painted, strict=True):
-        seen = reading.read(picture)
+        seen = reading.read(picture.image) if picture.image else Scene((Cell("failed"),) * SIDE**2, "")
         grounds += seen.background == scene.background
         for wanted, cell in zip(scene.cells, seen.cells, strict=True):
             there[wanted.kind].append(wanted == cell)
@@ -90,15 +90,19 @@ def generated(pipe, n: int, steps: int, seed: int = 0) -> dict:
         "there": {kind: rate(sum(ones), len(ones)) for kind, ones in (there | {"all": every}).items()},
         "empty": rate(sum(empty), len(empty)),
         "background": rate(grounds, n),
-        "seconds": seconds,
+        "seconds": sum(picture.seconds for picture in painted) / n,
     }
 
 
-def table(n: int = 200, editor: str | Path = "editor", generator: str | Path = "generator") -> str:
+def _in(painter: counterfactual.Painter, steps: int) -> counterfactual.Painter:
+    return replace(painter, call=painter.call | {"num_inference_steps": steps})
+
+
+def table(n: int = 200, editor: str = "miniature:editor", generator: str = "miniature:generator") -> str:
     """Both pipelines' rates at each number of steps, printed."""
-    pipe = painters.load(editor)
-    by_steps = [edited(pipe, n, steps) for steps in STEPS]
-    control = edited(pipe, n, STEPS[0], shuffled=True)
+    painter = counterfactual.load(editor, "cpu")
+    by_steps = [edited(painter, n, steps) for steps in STEPS]
+    control = edited(painter, n, STEPS[0], shuffled=True)
     rows = [
         f"editor: {n} new boards for each kind of command, % with 95 % interval; last: shuffled commands, 1 step",
         _row("steps", [str(steps) for steps in STEPS] + ["shuffled"]),
@@ -107,8 +111,8 @@ def table(n: int = 200, editor: str | Path = "editor", generator: str | Path = "
         rows.append(_row(kind, [_percent(found["applied"][kind]) for found in (*by_steps, control)]))
     rows.append(_row("other cells unchanged", [_percent(found["rest"]) for found in by_steps]))
     rows.append(_row("ms an image", [f"{1000 * found['seconds']:.1f}" for found in by_steps]))
-    pipe = painters.load(generator)
-    by_steps = [generated(pipe, 2 * n, steps) for steps in STEPS]
+    painter = counterfactual.load(generator, "cpu")
+    by_steps = [generated(painter, 2 * n, steps) for steps in STEPS]
     rows += ["", f"generator: {2 * n} new captions of up to {edits.MOST} things", _row("steps", list(map(str, STEPS)))]
     for kind in ("object", "text", "clock", "sign", "all"):
         rows.append(_row(f"{kind} there", [_percent(found["there"][kind]) for found in by_steps]))

@@ -11,23 +11,24 @@ had hardly begun to tell 255 things apart when this one knew half of them (300 s
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 
 import diffusers
 import torch
 import transformers as hf
-from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import nn
 
+from auditkit import pipelines
 from auditkit.miniature import world
 
-WEIGHTS = Path(__file__).parent / "weights"
 SIDE = 64  # pixels
 LENGTH = {"editor": 16, "generator": 56}  # tokens: the longest command has 9, a caption of six things 51 and the end
 CHANNELS, HALVINGS = 16, 2  # of the latents
 TOKENS = SIDE // 2**HALVINGS // 2  # a side of the picture
 WIDTH, HEADS = 96, 4
+STEPS = 2  # of denoising: measured by `auditkit miniature painters`
 
 WORDS = (
     "a , the object at paint turn into make remove what is put change background to board with clock showing sign"
@@ -159,38 +160,10 @@ def by_row(cells: torch.Tensor) -> torch.Tensor:
     return tokens.reshape(-1, TOKENS**2, cells.shape[-1] // k**2)
 
 
-def paint(pipe, texts: list[str], seeds: list[int], steps: int, images: list[Image.Image] | None = None) -> list:
-    """Call a pipeline of this world: one 64 x 64 picture a text, edited from `images` or new; 64 at a time.
-
-    The same text, image and seed give the same picture in any batch, up to rounding.
-    """
-    kind = "editor" if images else "generator"
-    painted = []
-    for i in range(0, len(texts), 64):
-        part = slice(i, i + 64)
-        # left alone, the editor's pipeline scales its references to one megapixel
-        more = {"image": images[part], "max_area": SIDE * SIDE, "_auto_resize": False} if images else {}
-        painted += pipe(
-            prompt=texts[part],
-            height=SIDE,
-            width=SIDE,
-            num_inference_steps=steps,
-            max_sequence_length=LENGTH[kind],
-            generator=[torch.Generator().manual_seed(seed) for seed in seeds[part]],
-            **more,
-        ).images
-    return painted
-
-
-def load(name: str):
-    """The shipped "editor" or "generator", or one of a folder, in float32."""
-    folder = WEIGHTS / name if name in LENGTH else name
-    pipe = diffusers.DiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
 def save(pipe, folder: Path) -> Path:
-    """Write a pipeline as any hub pipeline is written, in half precision; `pipe` itself stays as it is."""
+    """Write a pipeline as any hub pipeline is written, in half precision, with what its calls want (painter.json)."""
     copy.deepcopy(pipe).to(dtype=torch.float16).save_pretrained(folder)
+    length = pipe.tokenizer_2.model_max_length
+    wants = {"size": str(SIDE), "steps": STEPS, "max_length": length, "batch_size": 64}
+    (folder / pipelines.DEFAULTS).write_text(json.dumps(wants) + "\n", encoding="utf-8")
     return folder
