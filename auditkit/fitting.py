@@ -111,7 +111,7 @@ def needs(p: Params, cast: Sequence[Model], processes: int = 1) -> list[Need]:
     stages = {
         "01_models": ([target, *references, *peer, aud], [*asks, *said(target, *references, *peer)]),
         "02_disagreement": ([aud, *ensemble], [*asks, *rates, *said(*ensemble)]),
-        "03_counterfactual": (ensemble, said(*ensemble)),
+        "03_counterfactual": ([aud, *ensemble], [*asks, *rates, *said(*ensemble)]),
         "04_auditor": ([aud, *ensemble], [*rates, *learns, *said(*ensemble)]),
         # audit.Proposing holds the untrained auditor and one of its checkpoints at a time
         "05_audit": ([aud] * min(2, p.grpo_checkpoints + 1) + ensemble, [*asks, *rates, *said(*ensemble)]),

@@ -6,6 +6,7 @@ outputs/bench.json. Where none was measured there is no estimate.
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 
 from auditkit import params as parameters
@@ -14,6 +15,7 @@ from auditkit.errors import AuditError
 from auditkit.fitting import Model
 from auditkit.params import Params
 
+WISHED = 96  # pictures about which the untrained auditor wishes for others (notebook 03)
 KINDS = 1000  # pictures the untrained auditor asks about before training (grpo)
 CHECKED = 200  # findings the repaired target is asked again (notebook 07)
 
@@ -21,9 +23,12 @@ CHECKED = 200  # findings the repaired target is asked again (notebook 07)
 def calls(p: Params, skills: int | None) -> list[dict]:
     """How often each model is asked in each stage, at most.
 
+    Of a picture that is made, a question is written and asked besides, the references answer its check, and all models
+    the source's own question, after an edit also about the original.
+
     Returns rows {"stage", "images", "auditor", "target", "references": each of them, "peer", "trained": the questions
-    or examples of a training}. `skills` is the number of benchmarks the images come with; None, where that is not known
-    yet, leaves them out.
+    or examples of a training, "painted": pictures made}. `skills` is the number of benchmarks the images come with;
+    None, where that is not known yet, leaves them out.
     """
     some = (skills or 0) * max(4, p.benchmark_examples // 10)
     every = (skills or 0) * p.benchmark_examples
@@ -32,15 +37,35 @@ def calls(p: Params, skills: int | None) -> list[dict]:
     first = min(KINDS, p.train_images)
     base, probes, checked = p.baseline_images, p.audit_probes, min(CHECKED, p.audit_probes)
     peer = some if p.peer else 0, every if p.peer else 0
+    edited, anew = (math.ceil(probes * p.ways.count(way) / len(p.ways)) for way in ("edit", "regenerate"))
+    rewarded = math.ceil(rollouts * sum(way != "question" for way in p.ways) / len(p.ways))
+    own = [bool(p.generator), bool(p.editor)]  # the ways of notebook 03 take turns
+    tried = [math.ceil(WISHED * way / (sum(own) or 1)) for way in own]
+    asked = {  # stage -> (questions to each model, checks to the references, pictures made)
+        "03_counterfactual": (2 * tried[0] + 3 * tried[1], sum(tried), sum(tried)),
+        "05_audit": (probes + anew + 2 * edited, anew + edited, anew + edited),
+    }
+    q3, c3, m3 = asked["03_counterfactual"]
+    q5, c5, m5 = asked["05_audit"]
     rows = [
-        ("01_models", some + 3, 3, some, some, peer[0], 0),
-        ("02_disagreement", base, base, base, base, 0, 0),
-        ("04_auditor", p.train_images, first + rollouts, rollouts, rollouts, 0, rollouts),
-        ("05_audit", probes + p.blind_images, probes, probes + blind, probes, 0, 0),
-        ("07_rectify", p.rectify_original, 0, p.rectify_original + checked, 0, 0, p.rectify_steps * p.rectify_batch),
-        ("08_benchmark", every, 0, 2 * every + base, 0, peer[1], 0),
+        ("01_models", some + 3, 3, some, some, peer[0], 0, 0),
+        ("02_disagreement", base, base, base, base, 0, 0, 0),
+        ("03_counterfactual", WISHED if m3 else 0, 2 * m3, q3, q3 + c3, 0, 0, m3),
+        (
+            "04_auditor",
+            p.train_images,
+            first + rollouts + rewarded,
+            rollouts,
+            rollouts + rewarded,
+            0,
+            rollouts,
+            rewarded,
+        ),
+        ("05_audit", probes + p.blind_images, probes + m5, q5 + blind, q5 + c5, 0, 0, m5),
+        ("07_rectify", p.rectify_original, 0, p.rectify_original + checked, 0, 0, p.rectify_steps * p.rectify_batch, 0),
+        ("08_benchmark", every, 0, 2 * every + base, 0, peer[1], 0, 0),
     ]
-    names = ("stage", "images", "auditor", "target", "references", "peer", "trained")
+    names = ("stage", "images", "auditor", "target", "references", "peer", "trained", "painted")
     return [dict(zip(names, row, strict=True)) for row in rows]
 
 
@@ -62,7 +87,7 @@ def seconds(p: Params, cast: Sequence[Model], skills: int | None, bench: Mapping
         asked += [(rates.get(sizes.kind(text)), row["references"]) for text in p.references]
         asked += [(rates.get(sizes.kind(p.peer)), row["peer"])] if p.peer else []
         asked = [(1 / rate if rate else None, n) for rate, n in asked] + [(writes, row["auditor"])]
-        asked += [(learns if row["stage"] == "04_auditor" else None, row["trained"])]
+        asked += [(learns if row["stage"] == "04_auditor" else None, row["trained"]), (None, row["painted"])]
         each = [(unit, n) for unit, n in asked if n]
         found[row["stage"]] = None if any(unit is None for unit, _ in each) else sum(unit * n for unit, n in each)
     return found

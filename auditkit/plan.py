@@ -214,16 +214,21 @@ def _calls_table(p: Params, cast: Sequence[Model], many: int | None, here: Machi
     bench, processes = forecast.measured(), _processes(cast, here)
     at_once = {"04_auditor": processes, "05_audit": p.workers if p.engine == "ray" else 1}
     times = forecast.seconds(p, cast, many, bench) if bench else {}
-    head = "".join(f"{name:>12}" for name in ("pictures", "auditor", "target", "references", "trained on"))
+    head = "".join(f"{name:>12}" for name in ("pictures", "auditor", "target", "references", "trained on", "painted"))
     lines = [f"{'calls at most':<18}{head}" + (f"{'time':>12}" if bench else "")]
     for row in forecast.calls(p, many):
         asked = (row["images"], row["auditor"], row["target"] + row["peer"], row["references"], row["trained"])
+        asked += (row["painted"],)
         line = f"{row['stage']:<18}" + "".join(f"{n:>12,}" for n in asked)
         if bench:
             time = times[row["stage"]]
             line += f"{'unmeasured' if time is None else _clock(time / at_once.get(row['stage'], 1)):>12}"
         lines.append(line)
     lines.append(f"Each of the {len(p.references)} references is asked so often; a peer's calls are with the target's.")
+    if p.generator or p.editor:
+        lines.append(
+            "The pipelines that paint are not in the memory above: ?offload=model holds one of their parts at a time."
+        )
     if many is None:
         lines.append("The benchmarks of a hub data set are not counted: how many there are shows once it is loaded.")
     if processes > 1:
