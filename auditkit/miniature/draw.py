@@ -36,7 +36,7 @@ class Recipe:
     steps: int
 
 
-RECIPES = {"autoencoder": Recipe(31, 2200), "editor": Recipe(32, 3000), "generator": Recipe(33, 3000)}
+RECIPES = {"autoencoder": Recipe(31, 3100), "editor": Recipe(32, 3000), "generator": Recipe(33, 3000)}
 
 
 def build_one(name: str, out: Path, steps: int | None = None) -> Path:
@@ -76,17 +76,19 @@ def autoencoder(
 ) -> diffusers.AutoencoderKL:
     """Train the autoencoder for `steps` batches of 16 boards, a quarter real ones, the others full of any things.
 
-    Half of each batch is decoded from latents exchanged cell by cell between boards of one background. The last quarter
-    of the training is for dots: an absolute loss draws them away, since eight in nine pixels of a dotted thing are
-    those of a plain one (all dotted things were read as plain before it, 0 to 3 % of others as something else).
+    It grows: two halvings first, then a third inside of them, for with three from the start it had hardly begun to tell
+    things apart when the other knew half of them (300 steps each). An absolute loss draws dots away, since eight in
+    nine pixels of a dotted thing are those of a plain one: with it, all dotted things were read as plain, and hardly
+    anything else wrongly. So the second half of the training has a squared one, and more dotted things.
+
+    Half of each batch is decoded from latents exchanged cell by cell between boards of one background.
     """
     torch.manual_seed(seed)
     rng, numbers = random.Random(seed), np.random.default_rng(seed)
-    vae = painters.autoencoder()
-    places = np.arange(16)[None]
+    small, places = painters.autoencoder(halvings=2), np.arange(16)[None]
     dotted = np.array([i for i, cell in enumerate(reading.CONTENTS) if cell.pattern == "dotted"])
 
-    def loss(absolute: float, squared: float, dots: float, noise: float):
+    def loss(vae, absolute: float, squared: float, dots: float, noise: float):
         backgrounds = numbers.integers(N_BACKGROUNDS, size=4).repeat(4)
         contents = numbers.integers(N_CONTENTS, size=(16, 16))
         contents = np.where(numbers.random(contents.shape) < dots, numbers.choice(dotted, contents.shape), contents)
@@ -97,10 +99,9 @@ def autoencoder(
             mean = vae.encode(boards(backgrounds, contents)).latent_dist.mean
         mean = mean.float()
         # decoding must stand what an editor gets slightly wrong
-        rough = mean + noise * mean.detach().std() * torch.randn_like(mean)
-        cells = painters.by_cell(painters.pack(rough))[exchange, places]
+        rough = painters.pack(mean + noise * mean.detach().std() * torch.randn_like(mean))
         with torch.autocast("cpu", torch.bfloat16):
-            drawn = vae.decode(painters.unpack(painters.by_row(cells))).sample
+            drawn = vae.decode(painters.unpack(rough[exchange, places])).sample
         wanted = contents[exchange, places]
         miss = drawn.float() - boards(backgrounds, wanted)
         read = nearest(cells_of(drawn.detach().float()), torch.from_numpy(reading.tiles()), backgrounds)
@@ -109,10 +110,21 @@ def autoencoder(
         narrow = 1e-3 * (mean.square().mean() - 1).clamp(min=0)
         return absolute * miss.abs().mean() + squared * miss.square().mean() + narrow, figures
 
-    last = steps // 4
-    train(vae.parameters(), lambda step: loss(1, 1, 0, 0.1), steps - last, learning_rate, log, lambda: on_part(vae))
-    train(vae.parameters(), lambda step: loss(0.1, 8, 0.4, 0.05), last, learning_rate, log, lambda: on_part(vae))
-    mean = encode(vae.eval(), *numbered([random_scene(rng) for _ in range(512)]))
+    parts = round(0.52 * steps), round(0.19 * steps), round(0.29 * steps)
+    train(small.parameters(), lambda step: loss(small, 1, 1, 0, 0.1), parts[0], learning_rate, log)
+    train(small.parameters(), lambda step: loss(small, 0.1, 8, 0.4, 0.05), parts[1], learning_rate, log)
+    vae = painters.deeper(small)
+    last = lambda step: loss(vae, 0.1, 8, 0.2, 0.05)  # noqa: E731
+    train(vae.parameters(), last, parts[2], learning_rate, log, lambda: on_part(vae))
+    return settled(vae.eval(), rng)
+
+
+def settled(vae: diffusers.AutoencoderKL, rng: random.Random) -> diffusers.AutoencoderKL:
+    """With the mean and the spread of its latents written down, by which the pipelines scale them."""
+    backgrounds, contents = numbered([random_scene(rng) for _ in range(512)])
+    with torch.no_grad():
+        means = [vae.encode(boards(b, c)).latent_dist.mean for b, c in in_parts(backgrounds, contents)]
+    mean = torch.cat(means)
     vae.register_to_config(shift_factor=mean.mean().item(), scaling_factor=1 / mean.std().item())
     return vae
 
@@ -162,18 +174,17 @@ def train(
 
 
 def encode(vae: diffusers.AutoencoderKL, backgrounds: np.ndarray, contents: np.ndarray) -> torch.Tensor:
-    """Boards by numbers, [B] and [B, 16], as the transformer's tokens, cell by cell: [B, 16, 256]."""
+    """Boards by numbers, [B] and [B, 16], as the transformer's tokens: [B, 16, 64]."""
     found = []
     with torch.no_grad():
         for b, c in in_parts(backgrounds, contents):
             mean = vae.encode(boards(b, c)).latent_dist.mean
-            tokens = painters.pack((mean - (vae.config.shift_factor or 0)) * vae.config.scaling_factor)
-            found.append(painters.by_cell(tokens))
+            found.append(painters.pack((mean - vae.config.shift_factor) * vae.config.scaling_factor))
     return torch.cat(found)
 
 
 def table_of_tokens(vae: diffusers.AutoencoderKL, numbers: np.random.Generator, n: int = 512) -> torch.Tensor:
-    """The mean tokens of every content on every background, over 4 x n boards half full of things: [4, 255, 256]."""
+    """The mean token of every content on every background, over 4 x n boards half full of any things: [4, 255, 64]."""
     table = []
     for background in range(N_BACKGROUNDS):
         # every content equally often; index 0 is emptiness
@@ -253,20 +264,18 @@ def generator(vae: diffusers.AutoencoderKL, steps: int, seed: int, log: Path, on
 def velocity_loss(pipe, texts: list[str], wanted, weight, rng: random.Random, reference=None):
     """Flow matching as in FLUX: predict noise - picture from a mixture of both (https://arxiv.org/abs/2403.03206).
 
-    wanted, reference: tokens cell by cell [B, 16, 256]; weight of each cell [B, 16]. Returns the loss and the picture
+    wanted, reference: tokens [B, 16, 64]; weight [B, 16]. Returns the loss and the picture
     as it is guessed from noise alone, for that half of the batch, and from the mixtures: as `wanted`.
     """
     n = len(texts)
     u = torch.rand(n)
     t = 3 * u / (1 + 2 * u)  # the scheduler's shift
     t[: n // 2] = 1.0  # one step from noise alone is how pictures are made in the end
-    wanted, side = painters.by_row(wanted), painters.TOKENS
-    weight = painters.by_row(weight[..., None].repeat(1, 1, side**2 // 16))[..., 0]
     noise = torch.randn_like(wanted)
     start = mixed = torch.lerp(wanted, noise, t[:, None, None])
-    ids = pipe._prepare_latent_image_ids(n, side, side, "cpu", torch.float32)
+    ids = pipe._prepare_latent_image_ids(n, 4, 4, "cpu", torch.float32)
     if reference is not None:  # the reference's places have a 1 in front
-        mixed = torch.cat([mixed, painters.by_row(reference)], 1)
+        mixed = torch.cat([mixed, reference], 1)
         ids = torch.cat([ids, ids + torch.tensor([1.0, 0.0, 0.0])])
     length = pipe.tokenizer_2.model_max_length
     states, pooled, text_ids = pipe.encode_prompt(
@@ -282,9 +291,9 @@ def velocity_loss(pipe, texts: list[str], wanted, weight, rng: random.Random, re
             img_ids=ids,
             return_dict=False,
         )[0]
-    said = said[:, : side**2].float()
+    said = said[:, :16].float()
     lost = ((said - (noise - wanted)).square().mean(-1) * weight).sum() / weight.sum()
-    return lost, painters.by_cell((start - t[:, None, None] * said).detach())
+    return lost, (start - t[:, None, None] * said).detach()
 
 
 def with_a_strange_word(text: str, rng: random.Random) -> str:
@@ -297,7 +306,7 @@ def with_a_strange_word(text: str, rng: random.Random) -> str:
 
 
 def nearest(tokens: torch.Tensor, table: torch.Tensor, backgrounds: np.ndarray) -> torch.Tensor:
-    """Which content each cell's tokens [B, 16, 256] are nearest to on the board's background: [B, 16]."""
+    """Which content each token [B, 16, 64] is nearest to on the board's background: [B, 16]."""
     return torch.cdist(tokens, table[backgrounds]).argmin(-1)
 
 

@@ -3,9 +3,8 @@
 Nothing here is a stand-in: text encoders, autoencoder, transformer and scheduler are the real classes, saved with
 save_pretrained and loaded with DiffusionPipeline like a model from the hub. draw.py trains them.
 
-64 px become 16 x 16 latents of 16 channels, which FLUX packs two by two into 64 tokens of 64 numbers: four of them are
-a cell of the board. With a third halving, and so a token a cell, all would be three times as fast, but that autoencoder
-had hardly begun to tell 255 things apart when this one knew half of them (300 steps each).
+One cell of the board is one token: 64 px become 8 x 8 latents of 16 channels, which FLUX packs two by two into 16
+tokens of 64 numbers.
 """
 
 from __future__ import annotations
@@ -25,8 +24,7 @@ from auditkit.miniature import world
 
 SIDE = 64  # pixels
 LENGTH = {"editor": 16, "generator": 56}  # tokens: the longest command has 9, a caption of six things 51 and the end
-CHANNELS, HALVINGS = 16, 2  # of the latents
-TOKENS = SIDE // 2**HALVINGS // 2  # a side of the picture
+CHANNELS = 16  # of the latents
 WIDTH, HEADS = 96, 4
 STEPS = 2  # of denoising: measured by `auditkit miniature painters`
 
@@ -64,12 +62,12 @@ def tokenizer(length: int, form: str) -> hf.PreTrainedTokenizerFast:
     )
 
 
-def autoencoder() -> diffusers.AutoencoderKL:
-    """The untrained autoencoder that both pipelines share, of 0.67 million parameters."""
+def autoencoder(halvings: int = 3) -> diffusers.AutoencoderKL:
+    """The untrained autoencoder that both pipelines share, of 0.97 million parameters, or one of fewer halvings."""
     return diffusers.AutoencoderKL(
-        block_out_channels=(16, 32, 64),
-        down_block_types=("DownEncoderBlock2D",) * (HALVINGS + 1),
-        up_block_types=("UpDecoderBlock2D",) * (HALVINGS + 1),
+        block_out_channels=(16, 32, 64, 64)[: halvings + 1],
+        down_block_types=("DownEncoderBlock2D",) * (halvings + 1),
+        up_block_types=("UpDecoderBlock2D",) * (halvings + 1),
         latent_channels=CHANNELS,
         norm_num_groups=8,
         sample_size=SIDE,
@@ -79,6 +77,22 @@ def autoencoder() -> diffusers.AutoencoderKL:
         force_upcast=False,
         scaling_factor=1.0,  # and shift_factor: set from the latents' mean and spread after the training
     )
+
+
+def deeper(vae: diffusers.AutoencoderKL) -> diffusers.AutoencoderKL:
+    """An autoencoder of three halvings, with all that one of two has learnt in its outer layers."""
+    grown = autoencoder(3)
+    new, known = grown.state_dict(), vae.state_dict()
+    for name, value in known.items():
+        part = name.split(".")
+        if part[:2] == ["decoder", "up_blocks"]:  # counted from the inside, where the new one is
+            part[2] = str(int(part[2]) + 1)
+        new[".".join(part)] = value
+    for name in list(new):  # the new one begins as its neighbour
+        if name.startswith("decoder.up_blocks.0."):
+            new[name] = new[name.replace("up_blocks.0.", "up_blocks.1.")].clone()
+    grown.load_state_dict(new)
+    return grown
 
 
 def pipeline(role: str, vae: diffusers.AutoencoderKL) -> diffusers.DiffusionPipeline:
@@ -137,27 +151,20 @@ def pipeline(role: str, vae: diffusers.AutoencoderKL) -> diffusers.DiffusionPipe
 
 
 def pack(latents: torch.Tensor) -> torch.Tensor:
-    """[B, 16, 16, 16] latents as FLUX's tokens [B, 64, 64]."""
-    return diffusers.FluxPipeline._pack_latents(latents, len(latents), CHANNELS, *latents.shape[2:])
+    """[B, 16, n, n] latents as FLUX's tokens, put together cell by cell: [B, 16, 4 n n].
+
+    With three halvings n is 8, and a cell is one token; with two, while the autoencoder grows, a cell is four.
+    """
+    tokens = diffusers.FluxPipeline._pack_latents(latents, len(latents), CHANNELS, *latents.shape[2:])
+    k, cells = latents.shape[-1] // 2 // world.SIDE, world.SIDE
+    return tokens.reshape(-1, cells, k, cells, k, 4 * CHANNELS).transpose(2, 3).reshape(len(latents), cells**2, -1)
 
 
 def unpack(tokens: torch.Tensor) -> torch.Tensor:
     """The reverse of `pack`."""
-    return diffusers.FluxPipeline._unpack_latents(tokens, SIDE, SIDE, 2**HALVINGS)
-
-
-def by_cell(tokens: torch.Tensor) -> torch.Tensor:
-    """Tokens [B, 64, C] put together cell by cell: [B, 16, 4 C]."""
-    k, width = TOKENS // world.SIDE, tokens.shape[-1]
-    cells = tokens.reshape(-1, world.SIDE, k, world.SIDE, k, width).transpose(2, 3)
-    return cells.reshape(-1, world.SIDE**2, k * k * width)
-
-
-def by_row(cells: torch.Tensor) -> torch.Tensor:
-    """The reverse of `by_cell`."""
-    k = TOKENS // world.SIDE
-    tokens = cells.reshape(-1, world.SIDE, world.SIDE, k, k, cells.shape[-1] // k**2).transpose(2, 3)
-    return tokens.reshape(-1, TOKENS**2, cells.shape[-1] // k**2)
+    cells, k = world.SIDE, int((tokens.shape[-1] // (4 * CHANNELS)) ** 0.5)
+    rows = tokens.reshape(-1, cells, cells, k, k, 4 * CHANNELS).transpose(2, 3).reshape(len(tokens), -1, 4 * CHANNELS)
+    return diffusers.FluxPipeline._unpack_latents(rows, SIDE, SIDE, SIDE // (2 * cells * k))
 
 
 def save(pipe, folder: Path) -> Path:
