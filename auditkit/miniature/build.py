@@ -48,8 +48,7 @@ RECIPES = {
     "reader": Recipe("gemma3", "small", seed=6, steps=2600, asks=True),
     "auditor_asks": Recipe("gemma3", "medium", seed=21, steps=7000, learning_rate=2e-3, start="reader", asks=True),
     "auditor_half": Recipe("gemma3", "medium", 22, 500, learning_rate=1e-3, start="auditor_asks", wishes=True),
-    "auditor_most": Recipe("gemma3", "medium", 23, 1800, learning_rate=1.5e-3, start="auditor_half", wishes=True),
-    "auditor": Recipe("gemma3", "medium", seed=24, steps=2500, learning_rate=1.5e-3, start="auditor_most", wishes=True),
+    "auditor": Recipe("gemma3", "medium", seed=23, steps=1800, learning_rate=1.5e-3, start="auditor_half", wishes=True),
     "gemma3": Recipe("gemma3", "small", seed=3, steps=3000, learning_rate=1e-3, gaps="gemma3", start="reader"),
     "idefics3_half": Recipe("idefics3", "small", seed=4, steps=2200, gaps="idefics3", style="idefics3"),
     "idefics3": Recipe(

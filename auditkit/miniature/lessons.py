@@ -345,8 +345,8 @@ def caption_and_check(scene: Scene, rng: random.Random) -> str:
     it a question about that one.
 
     "night board with a E at b1, a small dotted red star at c3, a clock showing 7 at a1" and "what time does the clock
-    at a1 show? | 7". Four things would just fit into the tokens an audit lets the auditor write; in any order they are
-    learnt slowly, and often named twice (measured). What is added comes last, so that it can depend on what is kept.
+    at a1 show? | 7". Four things would just fit into the tokens an audit lets the auditor write, but each is one more to
+    be wrong about. What is added comes last, so that it can depend on what is kept.
     """
     kept = edits.fewer(scene, rng, 2)
     place = rng.choice([place for place, cell in zip(POSITIONS, scene.cells, strict=True) if cell.kind == "empty"])
@@ -363,7 +363,7 @@ def caption_and_check(scene: Scene, rng: random.Random) -> str:
 class Wishing(Asking):
     """The auditor's last lessons: as before, and for a good half of the boards a caption or an edit command."""
 
-    kinds, shares = (*Asking.kinds, "edit", "regenerate"), (*Asking.shares, 3, 3)
+    kinds, shares = (*Asking.kinds, "edit", "regenerate"), (*Asking.shares, 2, 2)
 
     def chat(self, rng, turns):
         """At most one of the two a board: they are the longest, and all rows of a batch are as long as its longest."""
