@@ -272,7 +272,7 @@ def test_two_processes_train_one_auditor_are_killed_and_go_on(project):
     (project / "process.py").write_text(PROCESS)
     shape = {"train_images": 16, "grpo_steps": 4, "grpo_images": 2, "group_size": 4, "grpo_checkpoints": 2}
     shape |= {"grpo_micro_batch": 2, "replay_clusters": 4}
-    shape |= {"ways": ["question"]}
+    shape |= {"ways": ["question"], "seed": 1}  # of seed 0's 32 questions none succeeds, so there is nothing to learn
     settings = [word for name, value in shape.items() for word in ("--set", f"{name}={value}")]
     # "--multi_gpu" is how accelerate spells several processes; without a GPU they speak through gloo
     launch = "accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no"

@@ -345,8 +345,8 @@ def caption_and_check(scene: Scene, rng: random.Random) -> str:
     it a question about that one.
 
     "night board with a E at b1, a small dotted red star at c3, a clock showing 7 at a1" and "what time does the clock
-    at a1 show? | 7". Four things would just fit into the tokens an audit lets the auditor write, but each is one more to
-    be wrong about. What is added comes last, so that it can depend on what is kept.
+    at a1 show? | 7". Four things would just fit into the tokens an audit lets the auditor write, but each is one more
+    to be wrong about. What is added comes last, so that it can depend on what is kept.
     """
     kept = edits.fewer(scene, rng, 2)
     place = rng.choice([place for place, cell in zip(POSITIONS, scene.cells, strict=True) if cell.kind == "empty"])
