@@ -11,7 +11,6 @@ from auditkit import counterfactual
 from auditkit.miniature import draw, edits, painted, painters, reading
 from auditkit.miniature.boards import Boards, scene_of
 from auditkit.miniature.world import random_scene, render
-
 from auditkit.vlm import WEIGHTS
 
 NEEDS = pytest.mark.skipif(

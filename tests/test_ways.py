@@ -10,10 +10,9 @@ from auditkit import album, audit, counterfactual, findings, grpo, images, lines
 from auditkit.errors import AuditError
 from auditkit.miniature import edits, grammar
 from auditkit.miniature.boards import Boards, scene_of
+from auditkit.vlm import WEIGHTS
 
 QUORUM = {"quorum": 0.6, "same": "text", "min_token_probability": 1e-3}
-
-from auditkit.vlm import WEIGHTS
 
 NEEDS = pytest.mark.skipif(
     not (WEIGHTS / "editor").is_dir(), reason="the miniature editor and generator are not shipped"
