@@ -26,7 +26,7 @@ Three things are ours:
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -237,6 +237,25 @@ def coherent(change: Change, most: float = 0.5, rest: float = 0.8) -> str:
     if change.share > most or change.rest is None:
         return "not targeted"
     return "rest changed" if change.rest < rest else ""
+
+
+def attempt(painter: Painter, image: Image.Image, command: str, seed: int, p, **call) -> tuple[dict | None, str]:
+    """One command of one's own: (before and after as `plots.pairs` shows them, what came of it in a few words).
+
+    Args:
+        p: uses edit_region and edit_rest.
+        call: arguments of the pipeline's call; what it does not take is left out.
+
+    The first is None where no picture was made.
+    """
+    call = painter.call | {name: value for name, value in call.items() if name in painter.takes}
+    (painting,) = edit(replace(painter, call=call), [image], [command], [seed])
+    if painting.image is None:
+        return None, painting.why
+    before = upright(image)
+    change = changed(before, painting.image)
+    said = coherent(change, most=p.edit_region, rest=p.edit_rest) or f"{change.share:.0%} changed"
+    return {"before_image": before, "image": painting.image, "made": command, "box": change.box}, said
 
 
 # ---------------------------------------------------------------------------------------------------------- painting

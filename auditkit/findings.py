@@ -185,6 +185,23 @@ def painted(scored: Sequence[dict], pictures: Sequence[dict], p) -> dict:
     return result
 
 
+def before_and_after(rows: Sequence[dict], source) -> list[dict]:
+    """Scored records of pictures that were made, with both pictures and all answers, as `plots.pairs` shows them.
+
+    source: images of the run with the made pictures among them (album.within).
+    """
+    found = []
+    for row in rows:
+        old = row.get("before") or {}
+        found.append(
+            row
+            | {"before_image": source.picture(row["base"]).image, "image": source.picture(row["picture"]).image}
+            | {"box": source.made[row["picture"]].box, "consensus_before": row.get("consensus_before")}
+            | {"target_before": old.get("target"), "references_before": old.get("references")}
+        )
+    return found
+
+
 def irrelevant_edits(scored: Sequence[dict]) -> list[dict]:
     """The findings on which an edit that left the consensus as it was turned the target (paper, Sec. 3.2), by key."""
     return sorted((row for row in scored if row.get("irrelevant_edit")), key=lambda row: row["key"])

@@ -69,7 +69,7 @@ def test_two_workers_killed_and_started_again_make_the_local_runs_records(cluste
 
 def test_what_a_worker_finds_wrong_is_said_in_one_sentence(cluster, p, tmp_path):
     missing = partial(vlm.loader(p), str(tmp_path / "no_model"))
-    work = audit.Answering(missing, [missing], p)
+    work = audit.Answering(missing, [missing], p, tmp_path)
     with pytest.raises(AuditError, match='no_model": no such model'):
         list(audit_ray.each([{"probes": []}], work, p, vlm.AnswerBook(tmp_path / "answers.jsonl")))
 
