@@ -2,7 +2,9 @@
 
 What makes so little training enough (measured): the autoencoder's latents of one cell say nothing of its neighbours,
 because it also learns to decode boards put together from cells of several; so the latents of any board can be looked up
-in a table of the 1,020 tiles, and only the boards to be edited need the encoder.
+in a table of the 1,020 tiles, and only the boards to be edited need the encoder. They are close to a sum of what the
+cell shows, so that a command is little more than an addition. And the generator starts as the trained editor, which
+knows the words already.
 """
 
 from __future__ import annotations
@@ -25,43 +27,42 @@ from auditkit.miniature.world import BACKGROUNDS, CELL, random_scene
 
 N_CONTENTS, N_BACKGROUNDS = len(reading.CONTENTS), len(BACKGROUNDS)
 BATCH = 32
+LEARNING = ("transformer", "text_encoder", "text_encoder_2")  # the parts of a pipeline that are trained together
 INDEX = {cell: i for i, cell in enumerate(reading.CONTENTS)}
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one network is trained: from which seed, for how many batches of 32."""
+    """How one network is trained: from which seed, for how many batches."""
 
     seed: int
     steps: int
 
 
-RECIPES = {"autoencoder": Recipe(31, 3100), "editor": Recipe(32, 3000), "generator": Recipe(33, 3000)}
+RECIPES = {"autoencoder": Recipe(31, 4000), "editor": Recipe(32, 3000), "generator": Recipe(33, 3000)}
 
 
 def build_one(name: str, out: Path, steps: int | None = None) -> Path:
-    """Train one network of RECIPES from its seed and save it under `out`, after the autoencoder, if that is not there
+    """Train one network of RECIPES from its seed and save it under `out`, after those it needs, if they are not there
     yet; its log is written beside it.
     """
     from auditkit.miniature import build
 
     torch.set_num_threads(1)  # two threads spin against each other on models this small
-    folder, recipe = Path(out) / name, RECIPES[name]
+    folder, recipe, log = Path(out) / name, RECIPES[name], build._log(Path(out), name)
+    steps = steps or recipe.steps
     if name == "autoencoder":
-        autoencoder(steps or recipe.steps, recipe.seed, build._log(Path(out), name)).save_pretrained(folder)
+        autoencoder(steps, recipe.seed, log).save_pretrained(folder)
         return folder
-    if not (Path(out) / "autoencoder").is_dir():
-        build_one("autoencoder", out, steps)
+    before = Path(out) / {"editor": "autoencoder", "generator": "editor"}[name]
+    if not before.is_dir():
+        build_one(before.name, out, steps)
     vae = diffusers.AutoencoderKL.from_pretrained(Path(out) / "autoencoder")
-    teach = editor if name == "editor" else generator
-    pipe = teach(
-        vae,
-        steps or recipe.steps,
-        recipe.seed,
-        build._log(Path(out), name),
-        on_part=lambda pipe: painters.save(pipe, Path(out) / f"{name}-so-far"),
-    )
-    return painters.save(pipe, folder)
+    so_far = lambda pipe: painters.save(pipe, Path(out) / f"{name}-so-far")  # noqa: E731
+    if name == "editor":
+        return painters.save(editor(vae, steps, recipe.seed, log, so_far), folder)
+    start = diffusers.DiffusionPipeline.from_pretrained(before, torch_dtype=torch.float32)
+    return painters.save(generator(start, vae, steps, recipe.seed, log, so_far), folder)
 
 
 def boards(backgrounds: np.ndarray, contents: np.ndarray) -> torch.Tensor:
@@ -76,47 +77,74 @@ def autoencoder(
 ) -> diffusers.AutoencoderKL:
     """Train the autoencoder for `steps` batches of 16 boards, a quarter real ones, the others full of any things.
 
-    It grows: two halvings first, then a third inside of them, for with three from the start it had hardly begun to tell
-    things apart when the other knew half of them (300 steps each). An absolute loss draws dots away, since eight in
-    nine pixels of a dotted thing are those of a plain one: with it, all dotted things were read as plain, and hardly
-    anything else wrongly. So the second half of the training has a squared one, and more dotted things.
+    Three things make it learn, and what it learns easy to paint with:
 
-    Half of each batch is decoded from latents exchanged cell by cell between boards of one background.
+    1) It grows: two halvings first, then a third inside of them. With three from the start it had hardly begun to tell
+       things apart when the other knew half of them.
+    2) An absolute loss draws dots away, since eight in nine pixels of a dotted thing are those of a plain one. So after
+       a while a squared one takes its place, and small, dotted and written things come more often.
+    3) With three halvings, a cell's latents are drawn towards a sum of learnt parts, one a property: red + star +
+       small + dotted + night. Then to paint a thing green is to take one part away and to add another one.
+
+    Half of each batch is decoded from latents exchanged cell by cell between boards of one background, and in the end a
+    third from the sums of parts.
     """
     torch.manual_seed(seed)
     rng, numbers = random.Random(seed), np.random.default_rng(seed)
     small, places = painters.autoencoder(halvings=2), np.arange(16)[None]
-    dotted = np.array([i for i, cell in enumerate(reading.CONTENTS) if cell.pattern == "dotted"])
+    hard = [i for i, c in enumerate(reading.CONTENTS) if "dotted" in c.pattern or c.size == "small" or c.kind == "text"]
+    made_of = properties()
+    parts = nn.Parameter(0.1 * torch.randn(made_of.shape[-1], 4 * painters.CHANNELS))
 
-    def loss(vae, absolute: float, squared: float, dots: float, noise: float):
+    def loss(vae, absolute: float, squared: float, hard_ones: float, noise: float, sums: float):
         backgrounds = numbers.integers(N_BACKGROUNDS, size=4).repeat(4)
         contents = numbers.integers(N_CONTENTS, size=(16, 16))
-        contents = np.where(numbers.random(contents.shape) < dots, numbers.choice(dotted, contents.shape), contents)
+        often = numbers.random(contents.shape) < hard_ones
+        contents = np.where(often, numbers.choice(hard, contents.shape), contents)
         contents[::4] = numbered([random_scene(rng) for _ in range(4)])[1]
         exchange = np.arange(16)[:, None].repeat(16, 1)
         exchange[8:] = exchange[8:] // 4 * 4 + numbers.integers(4, size=(8, 16))
         with torch.autocast("cpu", torch.bfloat16):
             mean = vae.encode(boards(backgrounds, contents)).latent_dist.mean
-        mean = mean.float()
+        tokens = painters.pack(mean.float())
+        spread, off = tokens.detach().std(), torch.zeros(())
+        rough = tokens
+        if sums:
+            ideal = made_of[backgrounds[:, None], contents] @ parts
+            off = (tokens - ideal).square().mean() / spread**2
+            rough = torch.where((torch.arange(16) % 3 == 0)[:, None, None], ideal, tokens)
         # decoding must stand what an editor gets slightly wrong
-        rough = painters.pack(mean + noise * mean.detach().std() * torch.randn_like(mean))
+        rough = rough + noise * spread * torch.randn_like(tokens)
         with torch.autocast("cpu", torch.bfloat16):
             drawn = vae.decode(painters.unpack(rough[exchange, places])).sample
         wanted = contents[exchange, places]
         miss = drawn.float() - boards(backgrounds, wanted)
         read = nearest(cells_of(drawn.detach().float()), torch.from_numpy(reading.tiles()), backgrounds)
-        figures = {"miss": 127.5 * miss.detach().abs().mean().item()}
-        figures |= {"right": (read == torch.from_numpy(wanted)).float().mean().item()}
-        narrow = 1e-3 * (mean.square().mean() - 1).clamp(min=0)
-        return absolute * miss.abs().mean() + squared * miss.square().mean() + narrow, figures
+        right = read == torch.from_numpy(wanted)
+        figures = {"miss": 127.5 * miss.detach().abs().mean().item(), "right": right.float().mean().item()}
+        weight = 1 + 4 * (~right).float().reshape(-1, 1, 4, 4).repeat_interleave(CELL, 2).repeat_interleave(CELL, 3)
+        narrow = 1e-3 * (mean.float().square().mean() - 1).clamp(min=0)
+        lost = absolute * (weight * miss.abs()).mean() + squared * (weight * miss.square()).mean()
+        return lost + sums * off + narrow, figures | {"off": off.item()}
 
-    parts = round(0.52 * steps), round(0.19 * steps), round(0.29 * steps)
-    train(small.parameters(), lambda step: loss(small, 1, 1, 0, 0.1), parts[0], learning_rate, log)
-    train(small.parameters(), lambda step: loss(small, 0.1, 8, 0.4, 0.05), parts[1], learning_rate, log)
+    first, second = round(0.3 * steps), round(0.15 * steps)
+    train(small.parameters(), lambda step: loss(small, 1, 1, 0, 0.1, 0), first, learning_rate, log)
+    train(small.parameters(), lambda step: loss(small, 0.1, 8, 0.4, 0.05, 0), second, learning_rate, log)
     vae = painters.deeper(small)
-    last = lambda step: loss(vae, 0.1, 8, 0.2, 0.05)  # noqa: E731
-    train(vae.parameters(), last, parts[2], learning_rate, log, lambda: on_part(vae))
+    last = lambda step: loss(vae, 0.1, 8, 0.4, 0.1, 0.1)  # noqa: E731
+    train([*vae.parameters(), parts], last, steps - first - second, learning_rate, log, lambda: on_part(vae))
     return settled(vae.eval(), rng)
+
+
+def properties() -> torch.Tensor:
+    """Which properties every content on every background has, as zeros and ones: [4, 255, 60]."""
+    of = [
+        {c.shape, c.colour, c.size, c.pattern} if c.kind == "object" else {(c.kind, c.value)} for c in reading.CONTENTS
+    ]
+    names = [*dict.fromkeys(name for some in of for name in sorted(some, key=str)), *BACKGROUNDS]
+    return torch.tensor(
+        [[[float(name in some or name == ground) for name in names] for some in of] for ground in BACKGROUNDS]
+    )
 
 
 def settled(vae: diffusers.AutoencoderKL, rng: random.Random) -> diffusers.AutoencoderKL:
@@ -149,16 +177,20 @@ def in_parts(*arrays, size: int = 64):
 def train(
     parameters, loss: Callable, steps: int, learning_rate: float, log: Path, on_part: Callable = lambda: None
 ) -> None:
-    """Minimise `loss(step) -> (loss, {name: figure})`; every 50th step goes to `log`, one JSON object a line."""
+    """Minimise `loss(step) -> (loss, {name: figure})`; every 50th step goes to `log`, one JSON object a line.
+
+    parameters: tensors, or groups {"params": tensors, "times": factor of the learning rate}.
+    """
     parameters = list(parameters)
     optimiser = torch.optim.AdamW(parameters, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
     started, running = time.time(), None
     for step in range(steps):
         for group in optimiser.param_groups:
-            group["lr"] = learning_rate * min((step + 1) / 100, 0.5 + 0.5 * math.cos(math.pi * step / steps) + 0.005)
+            rate = learning_rate * min((step + 1) / 100, 0.5 + 0.5 * math.cos(math.pi * step / steps) + 0.005)
+            group["lr"] = rate * group.get("times", 1)
         lost, figures = loss(step)
         lost.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
+        nn.utils.clip_grad_norm_([p for group in optimiser.param_groups for p in group["params"]], 1.0)
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
         running = lost.item() if running is None else 0.95 * running + 0.05 * lost.item()
@@ -174,7 +206,7 @@ def train(
 
 
 def encode(vae: diffusers.AutoencoderKL, backgrounds: np.ndarray, contents: np.ndarray) -> torch.Tensor:
-    """Boards by numbers, [B] and [B, 16], as the transformer's tokens: [B, 16, 64]."""
+    """Boards by numbers, [B] and [B, 16], as the transformer's tokens: [B, 16, 32]."""
     found = []
     with torch.no_grad():
         for b, c in in_parts(backgrounds, contents):
@@ -184,7 +216,7 @@ def encode(vae: diffusers.AutoencoderKL, backgrounds: np.ndarray, contents: np.n
 
 
 def table_of_tokens(vae: diffusers.AutoencoderKL, numbers: np.random.Generator, n: int = 512) -> torch.Tensor:
-    """The mean token of every content on every background, over 4 x n boards half full of any things: [4, 255, 64]."""
+    """The mean token of every content on every background, over 4 x n boards half full of any things: [4, 255, 32]."""
     table = []
     for background in range(N_BACKGROUNDS):
         # every content equally often; index 0 is emptiness
@@ -232,21 +264,28 @@ def editor(
         keep_score(scores, [edits.kind(c) for c in commands], (right | ~changed).all(-1))
         return lost, scores | {"rest": right[~changed].float().mean().item()}
 
-    train(modules(pipe), loss, steps, 1.5e-3, log, lambda: on_part(pipe))
+    train(groups(pipe), loss, steps, 1.5e-3, log, lambda: on_part(pipe))
     return pipe
 
 
-def generator(vae: diffusers.AutoencoderKL, steps: int, seed: int, log: Path, on_part=lambda pipe: None):
-    """Train a generator on captions of up to six things and boards that show these and nothing else."""
+def generator(start, vae: diffusers.AutoencoderKL, steps: int, seed: int, log: Path, on_part=lambda pipe: None):
+    """Train a generator on captions of up to six things, first of one, and boards that show these and nothing else.
+
+    start: the trained editor, whose transformer and text encoders it begins with: "put a large red star at b3" has
+    taught them most of what a caption says.
+    """
     torch.manual_seed(seed)
     rng, numbers = random.Random(seed), np.random.default_rng(seed)
     table = table_of_tokens(vae, numbers)
     pipe = painters.pipeline("generator", vae)
+    for part in LEARNING:
+        getattr(pipe, part).load_state_dict(getattr(start, part).state_dict())
     kinds = ("empty", "object", "text", "clock", "sign")
     scores = dict.fromkeys(kinds, 0.0)
 
     def loss(step: int):
-        scenes = [edits.fewer(random_scene(rng), rng, most=rng.choice((1, 2, 3, 4, 5, 6, 6))) for _ in range(BATCH)]
+        most = min(edits.MOST, 1 + 2 * edits.MOST * step // steps)  # which words belong together is seen best in few
+        scenes = [edits.fewer(random_scene(rng), rng, most=rng.randint(1, most)) for _ in range(BATCH)]
         backgrounds, contents = numbered(scenes)
         wanted = table[backgrounds[:, None], contents]
         there = torch.from_numpy(contents) > 0
@@ -257,14 +296,14 @@ def generator(vae: diffusers.AutoencoderKL, steps: int, seed: int, log: Path, on
         keep_score(scores, [cell.kind for scene in scenes for cell in scene.cells], right.flatten())
         return lost, scores
 
-    train(modules(pipe), loss, steps, 1.5e-3, log, lambda: on_part(pipe))
+    train(groups(pipe), loss, steps, 1.5e-3, log, lambda: on_part(pipe))
     return pipe
 
 
 def velocity_loss(pipe, texts: list[str], wanted, weight, rng: random.Random, reference=None):
     """Flow matching as in FLUX: predict noise - picture from a mixture of both (https://arxiv.org/abs/2403.03206).
 
-    wanted, reference: tokens [B, 16, 64]; weight [B, 16]. Returns the loss and the picture
+    wanted, reference: tokens [B, 16, 32]; weight [B, 16]. Returns the loss and the picture
     as it is guessed from noise alone, for that half of the batch, and from the mixtures: as `wanted`.
     """
     n = len(texts)
@@ -306,7 +345,7 @@ def with_a_strange_word(text: str, rng: random.Random) -> str:
 
 
 def nearest(tokens: torch.Tensor, table: torch.Tensor, backgrounds: np.ndarray) -> torch.Tensor:
-    """Which content each token [B, 16, 64] is nearest to on the board's background: [B, 16]."""
+    """Which content each token [B, 16, 32] is nearest to on the board's background: [B, 16]."""
     return torch.cdist(tokens, table[backgrounds]).argmin(-1)
 
 
@@ -318,6 +357,14 @@ def keep_score(scores: dict[str, float], kinds: list[str], right: torch.Tensor) 
             scores[kind] = 0.95 * scores[kind] + 0.05 * sum(ones) / len(ones)
 
 
-def modules(pipe):
-    """All that is trained with a transformer: itself and both text encoders. The autoencoder stays as it is."""
-    return [p for part in (pipe.transformer, pipe.text_encoder, pipe.text_encoder_2) for p in part.parameters()]
+def groups(pipe) -> list[dict]:
+    """All that is trained of a pipeline, with its pace; the autoencoder stays as it is.
+
+    A cell finds itself by its rotary position alone, of which one row or column more turns only one pair of numbers in
+    four noticeably; and T5 tells which colour belongs to which thing by their distance alone. So attention has to become
+    sharp, and what decides that learns ten times as fast: else so little training does not move it far enough.
+    """
+    named = [(name, p) for part in LEARNING for name, p in getattr(pipe, part).named_parameters()]
+    sharp = [p for name, p in named if painters.sharpens(name)]
+    others = [p for name, p in named if not painters.sharpens(name)]
+    return [{"params": others}, {"params": sharp, "times": 10, "weight_decay": 0.0}]
