@@ -162,9 +162,9 @@ def test_every_stage_is_done_with_its_notebook_beside(smoke, manifests):
         assert all(cell.execution_count for cell in code(executed) if cell.source), stage
         errors = [out for cell in code(executed) for out in cell.outputs if out.output_type == "error"]
         pictures = [out for cell in code(executed) for out in cell.outputs if "image/png" in out.get("data", {})]
-        assert not errors and (pictures or stage == "03_counterfactual"), stage
+        assert not errors and pictures, stage
         keys = [row["key"] for row in lines.read(folder / "records.jsonl")]
-        assert len(keys) == len(set(keys)) and (keys or stage == "03_counterfactual"), stage
+        assert keys and len(keys) == len(set(keys)), stage
 
 
 def test_the_counts_tell_the_truth(smoke, manifests, p):
@@ -197,7 +197,7 @@ def test_what_each_notebook_measured(metrics, manifests, p):
     assert baseline["untrained"]["low"] < 0.35, "the planted gaps cover about a fifth of what is asked"
     assert abs(baseline["untrained"]["value"] - baseline["untrained_by_consensus"]["value"]) < 0.15
 
-    assert metrics["03_counterfactual"]["made"] == manifests["03_counterfactual"]["counts"]["images_made"] == 0
+    assert metrics["03_counterfactual"]["made"] == manifests["03_counterfactual"]["counts"]["images_made"] > 0
     assert metrics["04_auditor"]["steps"] == p.grpo_steps
     assert metrics["04_auditor"]["checkpoints"] == p.grpo_checkpoints
 

@@ -11,11 +11,6 @@ from auditkit import counterfactual
 from auditkit.miniature import draw, edits, painted, painters, reading
 from auditkit.miniature.boards import Boards, scene_of
 from auditkit.miniature.world import random_scene, render
-from auditkit.vlm import WEIGHTS
-
-NEEDS = pytest.mark.skipif(
-    not (WEIGHTS / "editor").is_dir(), reason="the miniature editor and generator are not shipped"
-)
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +23,6 @@ def generator():
     return counterfactual.load("miniature:generator", "cpu")
 
 
-@NEEDS
 def test_they_are_real_pipelines(editor, generator):
     assert type(editor.pipe).__name__ == "FluxKontextPipeline" and type(generator.pipe).__name__ == "FluxPipeline"
     for pipe in (editor.pipe, generator.pipe):
@@ -37,7 +31,6 @@ def test_they_are_real_pipelines(editor, generator):
         assert 1e6 < weights < 5e6
 
 
-@NEEDS
 def test_the_editor_does_every_kind_of_command_and_leaves_the_rest(editor):
     found = painted.edited(editor, 24, editor.call["num_inference_steps"], seed=7)
     for kind, rate in found["applied"].items():
@@ -47,13 +40,11 @@ def test_the_editor_does_every_kind_of_command_and_leaves_the_rest(editor):
     assert control["applied"]["all"]["value"] < 0.3, "a command of another board must not do"
 
 
-@NEEDS
 def test_the_generator_shows_what_a_caption_names(generator):
     found = painted.generated(generator, 100, generator.call["num_inference_steps"], seed=7)
     assert found["there"]["all"]["value"] >= 0.93 and found["empty"]["value"] >= 0.97
 
 
-@NEEDS
 def test_a_picture_depends_on_its_seed_and_words_and_not_on_its_batch(editor, generator):
     board = Image.fromarray(render(random_scene(random.Random(5), 3)))
     commands = ["remove what is at a1", "put a E at a1", "remove what is at a1"]
@@ -66,7 +57,6 @@ def test_a_picture_depends_on_its_seed_and_words_and_not_on_its_batch(editor, ge
     assert np.asarray(first.image).shape == (64, 64, 3) and first.image.tobytes() != second.image.tobytes()
 
 
-@NEEDS
 def test_a_longer_text_is_cut_and_said_so(generator):
     things = ", ".join(f"a small dotted red star at {place}" for place in edits.POSITIONS)
     (painting,) = counterfactual.regenerate(generator, [f"fog board with {things}"], [0])

@@ -10,13 +10,8 @@ from auditkit import album, audit, counterfactual, findings, grpo, images, lines
 from auditkit.errors import AuditError
 from auditkit.miniature import edits, grammar
 from auditkit.miniature.boards import Boards, scene_of
-from auditkit.vlm import WEIGHTS
 
 QUORUM = {"quorum": 0.6, "same": "text", "min_token_probability": 1e-3}
-
-NEEDS = pytest.mark.skipif(
-    not (WEIGHTS / "editor").is_dir(), reason="the miniature editor and generator are not shipped"
-)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +47,6 @@ def scored(records, p):
     return audit.score(records, p)
 
 
-@NEEDS
 def test_each_way_has_its_share_and_each_pairing_its_own_records(records, p):
     firsts = [row for row in records if not row["key"].endswith("/own")]
     assert Counter(row["way"] for row in firsts) == {"question": 12, "regenerate": 12, "edit": 12}
@@ -69,7 +63,6 @@ def test_each_way_has_its_share_and_each_pairing_its_own_records(records, p):
         assert ("before" in row) == (row["way"] == "edit" and row["pairing"] == "(Q, I*)")
 
 
-@NEEDS
 def test_a_made_picture_shows_what_was_wished_for(scored, out, p):
     """Read off its pixels by the world's own reader: the gates let no other picture through."""
     source, shows = album.within(Boards(), out), []
@@ -81,7 +74,6 @@ def test_a_made_picture_shows_what_was_wished_for(scored, out, p):
     assert len(shows) >= 6 and sum(shows) >= 0.9 * len(shows)
 
 
-@NEEDS
 def test_the_oracle_grades_what_a_picture_shows_and_not_what_was_asked_for(out, scored):
     source = album.within(Boards(), out)
     row = next(row for row in scored if row["way"] == "edit" and row["gate"] in ("ok", "agrees"))
@@ -91,7 +83,6 @@ def test_the_oracle_grades_what_a_picture_shows_and_not_what_was_asked_for(out, 
     assert source.benchmarks(2).keys() == Boards().benchmarks(2).keys()  # all else is the source's
 
 
-@NEEDS
 def test_a_finished_audit_is_not_painted_again_and_a_torn_one_ends_the_same(out, records, p, tmp_path, monkeypatch):
     assert run(p, out) == records
     painted, edit = [], counterfactual.edit
@@ -115,7 +106,6 @@ def test_a_finished_audit_is_not_painted_again_and_a_torn_one_ends_the_same(out,
     assert len(asked) == len(set(asked))
 
 
-@NEEDS
 def test_every_picture_is_accounted_for(scored, out, p):
     made = lines.read(out / album.FILE)
     account = findings.painted(scored, made, p)
@@ -179,7 +169,6 @@ def test_gates_of_a_picture(change, gate, why, irrelevant, p):
 # ---- an album --------------------------------------------------------------------------------------------------------
 
 
-@NEEDS
 def test_an_album_paints_a_request_once_and_drops_what_is_no_targeted_change(p, tmp_path):
     boards = Boards().pictures("audit", 4, 0)
     scenes = [scene_of(board.key) for board in boards]
@@ -206,7 +195,6 @@ def test_an_album_paints_a_request_once_and_drops_what_is_no_targeted_change(p, 
 # ---- the reward ------------------------------------------------------------------------------------------------------
 
 
-@NEEDS
 def test_grpo_paints_inside_the_step(p, tmp_path):
     p = replace(p, grpo_steps=2, grpo_images=6, group_size=2, grpo_checkpoints=1, train_images=12, replay_clusters=4)
     load = vlm.loader(p)

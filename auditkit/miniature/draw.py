@@ -361,8 +361,8 @@ def groups(pipe) -> list[dict]:
     """All that is trained of a pipeline, with its pace; the autoencoder stays as it is.
 
     A cell finds itself by its rotary position alone, of which one row or column more turns only one pair of numbers in
-    four noticeably; and T5 tells which colour belongs to which thing by their distance alone. So attention has to become
-    sharp, and what decides that learns ten times as fast: else so little training does not move it far enough.
+    four noticeably; and T5 tells which colour belongs to which thing by their distance alone. So attention has to
+    become sharp, and what decides that learns ten times as fast: else so little training does not move it far enough.
     """
     named = [(name, p) for part in LEARNING for name, p in getattr(pipe, part).named_parameters()]
     sharp = [p for name, p in named if painters.sharpens(name)]
