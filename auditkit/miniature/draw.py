@@ -3,8 +3,8 @@
 What makes so little training enough (measured): the autoencoder's latents of one cell say nothing of its neighbours,
 because it also learns to decode boards put together from cells of several; so the latents of any board can be looked up
 in a table of the 1,020 tiles, and only the boards to be edited need the encoder. They are close to a sum of what the
-cell shows, so that a command is little more than an addition. And the generator starts as the trained editor, which
-knows the words already.
+cell shows, so that a command is little more than an addition. And the generator starts with the editor's
+transformer, in which a cell finds its own place already.
 """
 
 from __future__ import annotations
@@ -269,23 +269,23 @@ def editor(
 
 
 def generator(start, vae: diffusers.AutoencoderKL, steps: int, seed: int, log: Path, on_part=lambda pipe: None):
-    """Train a generator on captions of up to six things, first of one, and boards that show these and nothing else.
+    """Train a generator on captions of up to six things and boards that show these and nothing else.
 
-    start: the trained editor, whose transformer and text encoders it begins with: "put a large red star at b3" has
-    taught them most of what a caption says.
+    start: the trained editor, whose transformer it begins with, but not its T5: a command speaks of one thing only, so
+    there it has learnt to look everywhere, and is slow to learn which word belongs to which thing. So are both from
+    captions of one thing at first.
     """
     torch.manual_seed(seed)
     rng, numbers = random.Random(seed), np.random.default_rng(seed)
     table = table_of_tokens(vae, numbers)
     pipe = painters.pipeline("generator", vae)
-    for part in LEARNING:
+    for part in ("transformer", "text_encoder"):
         getattr(pipe, part).load_state_dict(getattr(start, part).state_dict())
     kinds = ("empty", "object", "text", "clock", "sign")
     scores = dict.fromkeys(kinds, 0.0)
 
     def loss(step: int):
-        most = min(edits.MOST, 1 + 2 * edits.MOST * step // steps)  # which words belong together is seen best in few
-        scenes = [edits.fewer(random_scene(rng), rng, most=rng.randint(1, most)) for _ in range(BATCH)]
+        scenes = [edits.fewer(random_scene(rng), rng, most=rng.randint(1, edits.MOST)) for _ in range(BATCH)]
         backgrounds, contents = numbered(scenes)
         wanted = table[backgrounds[:, None], contents]
         there = torch.from_numpy(contents) > 0
