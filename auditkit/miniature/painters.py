@@ -124,7 +124,7 @@ def pipeline(role: str, vae: diffusers.AutoencoderKL) -> diffusers.DiffusionPipe
             eos_token_id=clip.eos_token_id,
         )
     )
-    # Which look belongs to which place is told by distance: in "small dotted red star at b3", "small" is five words back.
+    # Which look belongs to which place is told by distance: in "small dotted red star at b3", "small" is five back.
     # Each head starts with looking back at one of these words; from T5's own start it is not learnt in so few steps.
     order = text.encoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight  # [distance, head]
     with torch.no_grad():
