@@ -39,7 +39,7 @@ class Recipe:
     steps: int
 
 
-RECIPES = {"autoencoder": Recipe(31, 4000), "editor": Recipe(32, 3000), "generator": Recipe(33, 3000)}
+RECIPES = {"autoencoder": Recipe(31, 4000), "editor": Recipe(32, 2500), "generator": Recipe(33, 2000)}
 
 
 def build_one(name: str, out: Path, steps: int | None = None) -> Path:
@@ -50,9 +50,9 @@ def build_one(name: str, out: Path, steps: int | None = None) -> Path:
 
     torch.set_num_threads(1)  # two threads spin against each other on models this small
     folder, recipe, log = Path(out) / name, RECIPES[name], build._log(Path(out), name)
-    steps = steps or recipe.steps
+    wanted = steps or recipe.steps
     if name == "autoencoder":
-        autoencoder(steps, recipe.seed, log).save_pretrained(folder)
+        autoencoder(wanted, recipe.seed, log).save_pretrained(folder)
         return folder
     before = Path(out) / {"editor": "autoencoder", "generator": "editor"}[name]
     if not before.is_dir():
@@ -60,9 +60,9 @@ def build_one(name: str, out: Path, steps: int | None = None) -> Path:
     vae = diffusers.AutoencoderKL.from_pretrained(Path(out) / "autoencoder")
     so_far = lambda pipe: painters.save(pipe, Path(out) / f"{name}-so-far")  # noqa: E731
     if name == "editor":
-        return painters.save(editor(vae, steps, recipe.seed, log, so_far), folder)
+        return painters.save(editor(vae, wanted, recipe.seed, log, so_far), folder)
     start = diffusers.DiffusionPipeline.from_pretrained(before, torch_dtype=torch.float32)
-    return painters.save(generator(start, vae, steps, recipe.seed, log, so_far), folder)
+    return painters.save(generator(start, vae, wanted, recipe.seed, log, so_far), folder)
 
 
 def boards(backgrounds: np.ndarray, contents: np.ndarray) -> torch.Tensor:
