@@ -171,7 +171,7 @@ def test_a_shipped_model_is_of_its_class_and_intact(name):
 
 
 def test_the_package_stays_small():
-    assert sum(file.stat().st_size for file in build.WEIGHTS.rglob("*") if file.is_file()) < 30e6
+    assert sum(file.stat().st_size for file in build.WEIGHTS.rglob("*") if file.is_file()) < 36e6
 
 
 @pytest.fixture(scope="module")

@@ -129,6 +129,10 @@ def pipeline(role: str, vae: diffusers.AutoencoderKL) -> diffusers.DiffusionPipe
     order = text.encoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight  # [distance, head]
     with torch.no_grad():
         order[range(2, 6), range(4)] = 6.0
+    with torch.no_grad():  # a position's word starts with the angles by which its cell is turned
+        for n, position in enumerate(world.POSITIONS):
+            turns = torch.tensor([n // world.SIDE, n % world.SIDE])
+            text.shared.weight[t5.convert_tokens_to_ids(position), :4] = 2 * torch.cat([turns.cos(), turns.sin()])
     head = WIDTH // HEADS
     transformer = diffusers.FluxTransformer2DModel(
         in_channels=4 * CHANNELS,
@@ -143,6 +147,12 @@ def pipeline(role: str, vae: diffusers.AutoencoderKL) -> diffusers.DiffusionPipe
     for name, parameter in transformer.named_parameters():
         if sharpens(name):  # its norms: attention over so few channels starts too flat
             nn.init.constant_(parameter, 2.0)
+    # A place is told by rotation alone, and only the fastest pair of numbers of rows and columns turns noticeably in
+    # four steps. Queries start with that pair; so do keys in two heads of four, which so look at their own place.
+    with torch.no_grad():
+        for block in transformer.transformer_blocks:
+            for part, heads in ((block.attn.to_q, HEADS), (block.attn.to_k, 2)):
+                part.bias.view(HEADS, 3, head // 3)[:heads, 1:, :2] = 3.0  # [head, time | row | column, number]
     kind = diffusers.FluxKontextPipeline if role == "editor" else diffusers.FluxPipeline
     return kind(
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
