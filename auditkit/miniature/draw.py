@@ -4,7 +4,7 @@ What makes so little training enough (measured): the autoencoder's latents of on
 because it also learns to decode boards put together from cells of several; so the latents of any board can be looked up
 in a table of the 1,020 tiles, and only the boards to be edited need the encoder. They are close to a sum of what the
 cell shows, so that a command is little more than an addition. And the editor starts as the trained
-generator: which word means which place is learnt in 300 batches from captions of six things, and hardly in 2,000 from
+generator: which word means which place is learnt in 400 batches from captions of six things, but was not in 1,500 from
 commands, which name one place each.
 """
 

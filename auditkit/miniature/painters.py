@@ -124,15 +124,6 @@ def pipeline(role: str, vae: diffusers.AutoencoderKL) -> diffusers.DiffusionPipe
             eos_token_id=clip.eos_token_id,
         )
     )
-    # Which look belongs to which place is told by distance: in "small dotted red star at b3", "small" is five back.
-    # Each head starts with looking back at one of these words; from T5's own start it is not learnt in so few steps.
-    order = text.encoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight  # [distance, head]
-    with torch.no_grad():
-        order[range(2, 6), range(4)] = 6.0
-    with torch.no_grad():  # a position's word starts with the angles by which its cell is turned
-        for n, position in enumerate(world.POSITIONS):
-            turns = torch.tensor([n // world.SIDE, n % world.SIDE])
-            text.shared.weight[t5.convert_tokens_to_ids(position), :4] = 2 * torch.cat([turns.cos(), turns.sin()])
     head = WIDTH // HEADS
     transformer = diffusers.FluxTransformer2DModel(
         in_channels=4 * CHANNELS,
@@ -144,15 +135,7 @@ def pipeline(role: str, vae: diffusers.AutoencoderKL) -> diffusers.DiffusionPipe
         pooled_projection_dim=32,
         axes_dims_rope=(head // 3,) * 3,
     )
-    for name, parameter in transformer.named_parameters():
-        if sharpens(name):  # its norms: attention over so few channels starts too flat
-            nn.init.constant_(parameter, 2.0)
-    # A place is told by rotation alone, and only the fastest pair of numbers of rows and columns turns noticeably in
-    # four steps. Queries start with that pair; so do keys in two heads of four, which so look at their own place.
-    with torch.no_grad():
-        for block in transformer.transformer_blocks:
-            for part, heads in ((block.attn.to_q, HEADS), (block.attn.to_k, 2)):
-                part.bias.view(HEADS, 3, head // 3)[:heads, 1:, :2] = 3.0  # [head, time | row | column, number]
+    _head_start(transformer, text, t5)
     kind = diffusers.FluxKontextPipeline if role == "editor" else diffusers.FluxPipeline
     return kind(
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
@@ -163,6 +146,28 @@ def pipeline(role: str, vae: diffusers.AutoencoderKL) -> diffusers.DiffusionPipe
         tokenizer_2=t5,
         transformer=transformer,
     )
+
+
+@torch.no_grad()
+def _head_start(transformer, text, tokenizer) -> None:
+    """Begin with what so short a training does not find by itself: where a cell is, which words belong together."""
+    for name, parameter in transformer.named_parameters():
+        if sharpens(name):  # its norms: attention over so few channels starts too flat
+            nn.init.constant_(parameter, 2.0)
+    # A place is told by rotation alone, and only the fastest pair of numbers of rows and columns turns noticeably in
+    # four steps. Queries start with that pair; so do keys in two heads of four, which so look at their own place.
+    for block in transformer.transformer_blocks:
+        for part, heads in ((block.attn.to_q, HEADS), (block.attn.to_k, 2)):
+            part.bias.view(HEADS, 3, -1)[:heads, 1:, :2] = 3.0  # [head, time | row | column, number]
+    # A position's word starts with the angles by which its cell is turned.
+    for n, position in enumerate(world.POSITIONS):
+        turns = torch.tensor([n // world.SIDE, n % world.SIDE])
+        word = tokenizer.convert_tokens_to_ids(position)
+        text.shared.weight[word, :4] = 2 * torch.cat([turns.cos(), turns.sin()])
+    # Which look belongs to which place is told by distance: in "small dotted red star at b3", "small" is five back.
+    # Each head of T5 starts with looking back at one of these words.
+    order = text.encoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight  # [distance, head]
+    order[range(2, 6), range(4)] = 6.0
 
 
 def sharpens(name: str) -> bool:

@@ -50,25 +50,13 @@ def read(image: Image.Image | np.ndarray) -> Scene:
     """The board that a picture shows: the contents and the one background whose tiles fit all sixteen cells best.
 
     image: a PIL image, or uint8 [height, width, 3]; a size other than 64 x 64 is resized first. Any picture is read as
-    some board: how good the fit is, `misfit` tells.
+    some board.
 
     >>> from auditkit.miniature.world import render
     >>> board = Scene((Cell("clock", value="3"), *[Cell()] * 15), "fog")
     >>> read(render(board)) == board
     True
     """
-    return _fit(image)[0]
-
-
-def misfit(image: Image.Image | np.ndarray) -> float:
-    """How far a picture is from the board it is read as: mean absolute difference in grey levels, 0 to 255."""
-    scene, pixels = _fit(image)
-    drawn = np.stack([tile(cell, scene.background).ravel() for cell in scene.cells])
-    return float(np.abs(pixels - drawn).mean())
-
-
-def _fit(image: Image.Image | np.ndarray) -> tuple[Scene, np.ndarray]:
-    """The best fitting scene, and the picture's cells as float32 [16, 768]."""
     side = SIDE * CELL
     picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
     if picture.size != (side, side):
@@ -79,4 +67,4 @@ def _fit(image: Image.Image | np.ndarray) -> tuple[Scene, np.ndarray]:
     distance = (tiles() ** 2).sum(-1)[:, None] - 2 * cells @ tiles().swapaxes(1, 2)
     background = int(distance.min(-1).sum(-1).argmin())
     found = tuple(CONTENTS[i] for i in distance[background].argmin(-1))
-    return Scene(found, tuple(BACKGROUNDS)[background]), cells
+    return Scene(found, tuple(BACKGROUNDS)[background])
