@@ -15,10 +15,11 @@ FILES = ("params/paligemma2_3b.yaml", "params/gemma3_4b.yaml")
 DEMO = {
     "01_models": (640, 1920),
     "02_disagreement": (1000, 3000),
-    "04_auditor": (5572, 16716),
-    "05_audit": (1999, 5997),
+    "03_counterfactual": (231, 960),
+    "04_auditor": (3228, 14577),
+    "05_audit": (3470, 12930),
     "07_rectify": (12200, 0),
-    "08_benchmark": (13792, 0),
+    "08_benchmark": (13791, 0),
 }
 
 
@@ -193,7 +194,7 @@ def test_calls_are_those_of_a_real_demo():
         assert row["target"] >= target and row["references"] * 3 >= references, stage
     for stage in ("01_models", "02_disagreement"):  # nothing is malformed or asked twice there
         assert (found[stage]["target"], found[stage]["references"] * 3) == DEMO[stage]
-    assert found["04_auditor"]["trained"] == 12800 == p.grpo_steps * p.grpo_images * p.group_size
+    assert found["04_auditor"]["trained"] == 4480 == p.grpo_steps * p.grpo_images * p.group_size
     assert found["07_rectify"]["target"] == DEMO["07_rectify"][0]
     assert found["08_benchmark"]["target"] - DEMO["08_benchmark"][0] < p.baseline_images
 
