@@ -69,6 +69,10 @@ def _pooled(summary: Mapping, key: str) -> float | None:
     return sum(rate["value"] * rate["n"] for rate in rates) / n if n else None
 
 
+def _trained(summary: Mapping) -> float | None:
+    return (summary.get("search_success", {}).get("trained") or {}).get("value")
+
+
 def _mean(summary: Mapping, side: str) -> float | None:
     rates = [sides[side]["value"] for sides in summary.get("benchmarks", {}).values() if side in sides]
     return sum(rates) / len(rates) if rates else None
@@ -85,7 +89,7 @@ def _fall(summary: Mapping) -> float | None:
 
 
 MEASURES = {
-    "trained": Measure("search success, trained auditor", lambda s: _pooled(s, "trained")),
+    "trained": Measure("search success, trained auditor", _trained),
     "success": Measure("search success, all probes", lambda s: _pooled(s, "search_success")),
     "findings": Measure("findings", lambda s: s.get("findings", {}).get("total"), share=False),
     "precision": Measure("findings that are true", lambda s: s.get("precision", {}).get("value")),

@@ -30,8 +30,9 @@ def write(project):
 def summary(seed: int, better: float) -> dict:
     rates = {"before": stats.rate(70, 100), "after": stats.rate(80 + seed + round(better), 100)}
     return {"benchmarks": {"colour": rates}, "findings": {"total": 40 + seed, "by_type": {"a": {}, "b": {}}},
-            "ways": {"question": {"probes": 100, "trained": stats.rate(50, 100)},
-                     "edit": {"probes": 300, "trained": stats.rate(90, 300)}}}  # fmt: skip
+            "search_success": {"trained": stats.rate(30, 40)},
+            "ways": {"question": {"probes": 100, "search_success": stats.rate(50, 100)},
+                     "edit": {"probes": 300, "search_success": stats.rate(90, 300)}}}  # fmt: skip
 
 
 def test_the_shipped_studies_are_in_order(repository, monkeypatch):
@@ -72,7 +73,8 @@ def test_each_run_gets_its_arm_and_seed(write):
 def test_arms_are_compared_in_pairs_seed_by_seed():
     arms = {"first": [summary(seed, 0) for seed in range(3)], "second": [summary(seed, 5 + seed) for seed in range(3)]}
     table = study.compare(arms)
-    assert table["first"]["trained"]["seeds"] == [pytest.approx(0.35)] * 3, "over all ways, weighted by their probes"
+    assert table["first"]["success"]["seeds"] == [pytest.approx(0.35)] * 3, "over all ways, weighted by their probes"
+    assert table["first"]["trained"]["seeds"] == [pytest.approx(0.75)] * 3
     assert table["first"]["gain"]["mean"] == pytest.approx(0.11) and "against" not in table["first"]["gain"]
     against = table["second"]["gain"]["against"]
     assert against["mean"] == pytest.approx(0.06) and against["low"] < 0.06 < against["high"] and against["n"] == 3
