@@ -271,7 +271,7 @@ def _paint(
     """The pictures of n texts and seeds. Rows of one group may share a call, which gets `arguments(rows)` besides."""
     found: dict[int, Painting] = {}
 
-    def attempt(rows: list[int]) -> list[Painting]:
+    def tried(rows: list[int]) -> list[Painting]:
         try:
             return _painted(painter, [texts[i] for i in rows], [seeds[i] for i in rows], arguments(rows))
         except AuditError:
@@ -281,11 +281,11 @@ def _paint(
                 raise
             if len(rows) == 1:
                 return [Painting(None, f"failed: {places.short(error) or type(error).__name__}")]
-        return [painting for i in rows for painting in attempt([i])]
+        return [painting for i in rows for painting in tried([i])]
 
     for group in groups:
         batches = in_batches(
-            painter, [texts[i] for i in group], lambda rows, its=group: attempt([its[r] for r in rows]), TOO_LARGE
+            painter, [texts[i] for i in group], lambda rows, its=group: tried([its[r] for r in rows]), TOO_LARGE
         )
         for rows, paintings in batches:
             found |= {group[r]: painting for r, painting in zip(rows, paintings, strict=True)}

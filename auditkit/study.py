@@ -63,8 +63,8 @@ class Measure:
     share: bool = True  # shown in per cent; a count otherwise
 
 
-def _pooled(summary: Mapping, key: str) -> float | None:
-    rates = [way[key] for way in summary.get("ways", {}).values() if key in way]
+def _success(summary: Mapping) -> float | None:
+    rates = [way["search_success"] for way in summary.get("ways", {}).values() if "search_success" in way]
     n = sum(rate["n"] for rate in rates)
     return sum(rate["value"] * rate["n"] for rate in rates) / n if n else None
 
@@ -90,7 +90,7 @@ def _fall(summary: Mapping) -> float | None:
 
 MEASURES = {
     "trained": Measure("search success, trained auditor", _trained),
-    "success": Measure("search success, all probes", lambda s: _pooled(s, "search_success")),
+    "success": Measure("search success, all probes", _success),
     "findings": Measure("findings", lambda s: s.get("findings", {}).get("total"), share=False),
     "precision": Measure("findings that are true", lambda s: s.get("precision", {}).get("value")),
     "gaps": Measure("planted gaps found", lambda s: s.get("planted_gaps", {}).get("found"), share=False),

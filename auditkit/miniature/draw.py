@@ -94,7 +94,7 @@ def autoencoder(
     torch.manual_seed(seed)
     rng, numbers = random.Random(seed), np.random.default_rng(seed)
     small, places = painters.autoencoder(halvings=2), np.arange(16)[None]
-    hard = [i for i, c in enumerate(reading.CONTENTS) if "dotted" in c.pattern or c.size == "small" or c.kind == "text"]
+    hard = [i for i, c in enumerate(reading.CONTENTS) if c.pattern == "dotted" or c.size == "small" or c.kind == "text"]
     made_of = properties()
     parts = nn.Parameter(0.1 * torch.randn(made_of.shape[-1], 4 * painters.CHANNELS))
 
