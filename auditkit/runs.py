@@ -269,6 +269,17 @@ def why_not_resume(p: Params, stage: str) -> str:
     return ""
 
 
+def would_fit(p: Params, folder: Path) -> bool:
+    """Whether another run's stage is what this run would make: the same parameters that matter, on the very same stages.
+
+    Stages are the same where their ids are, as those that were copied from one run to the other.
+    """
+    manifest, here = _manifest(folder), run_folder(p)
+    if manifest is None or differences(manifest, p, folder.name):
+        return False
+    return all((_manifest(here / earlier) or {}).get("id") == used for earlier, used in manifest["needs"].items())
+
+
 def differences(manifest: dict, p: Params, stage: str) -> str:
     """What a stage was made with against what it would be made with now, for the parameters that matter to it."""
     before, now = manifest["parameters"], asdict(p)

@@ -14,12 +14,15 @@ A study's file names a parameter file to start from, what all runs change in it,
       edit only: {ways: [edit]}
 
 Every run is an ordinary run, in a folder outputs/study_NAME.ARM.SEED of its own, with a report of its own; what is done
-is not done again. Runs of one seed draw the same pictures, so arms are compared in pairs with the first, seed by seed.
+is not done again, and a stage that another arm has made of the same seed and the same settings is copied from there: arms
+that differ in the repair alone share one audit. Runs of one seed draw the same pictures, so arms are compared in pairs
+with the first, seed by seed.
 """
 
 import itertools
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -147,27 +150,31 @@ def run(study: Study, jobs: int, tell: Callable[[str], None] = print) -> Path:
     A run that fails does not stop the others. Raises AuditError at the end where one failed, naming its log.
     """
     study.folder.mkdir(parents=True, exist_ok=True)
-    todo = list(itertools.product(study.seeds, study.arms))
+    total, number = len(study.seeds) * len(study.arms), itertools.count(1)
     tell(f"study {study.name}: {len(study.arms)} arms x {len(study.seeds)} seeds -> {runs.shown(study.folder)}")
 
-    def one(place: tuple[int, tuple[int, str]]) -> str | None:
-        number, (seed, arm) = place
-        log = study.folder / f"{study.run_name(arm, seed)}.log"
+    def one(seed: int, arm: str) -> str | None:
+        log, p = study.folder / f"{study.run_name(arm, seed)}.log", _parameters(study, arm, seed)
+        others = [_folder(study, other, seed) for other in study.arms if other != arm]
+        code = 0
         with log.open("a", encoding="utf-8") as out:
-            codes = (
-                subprocess.run(_command(study, arm, seed, stage), cwd=params.root(), stdout=out, stderr=out).returncode
-                for stage in STAGES
-            )
-            failed = next((code for code in codes if code), 0)
-        if failed == 130:
+            for stage in STAGES:
+                if not code and not _borrowed(p, stage, others):
+                    command = _command(study, arm, seed, stage)
+                    code = subprocess.run(command, cwd=params.root(), stdout=out, stderr=out).returncode
+        if code == 130:
             raise KeyboardInterrupt
-        tell(f"  {number} of {len(todo)}: {arm}, seed {seed}: {'FAILED, see ' + runs.shown(log) if failed else 'done'}")
-        return runs.shown(log) if failed else None
+        said = "FAILED, see " + runs.shown(log) if code else "done"
+        tell(f"  {next(number)} of {total}: {arm}, seed {seed}: {said}")
+        return runs.shown(log) if code else None
 
-    with ThreadPoolExecutor(jobs) as pool:
-        failed = [log for log in pool.map(one, enumerate(todo, 1)) if log]
+    with ThreadPoolExecutor(
+        jobs
+    ) as pool:  # a seed's arms one after another, so that the later can take from the earlier
+        tried = pool.map(lambda seed: [one(seed, arm) for arm in study.arms], study.seeds)
+        failed = [log for logs in tried for log in logs if log]
     if failed:
-        raise AuditError(f"{len(failed)} of {len(todo)} runs failed; {failed[0]} says why, the same command goes on.")
+        raise AuditError(f"{len(failed)} of {total} runs failed; {failed[0]} says why, the same command goes on.")
     return write(study)
 
 
@@ -205,6 +212,22 @@ def _parameters(study: Study, arm: str, seed: int) -> params.Params:
 
 def _folder(study: Study, arm: str, seed: int) -> Path:
     return runs.run_folder(_parameters(study, arm, seed))
+
+
+def _borrowed(p: params.Params, number: str, others: Iterable[Path]) -> bool:
+    """Whether a stage could be copied from another arm's run: one made with the same settings, on the same stages."""
+    stage = next(name for name in runs.STAGES if name.startswith(number))
+    here = runs.run_folder(p) / stage
+    if here.exists():
+        return False
+    for other in others:
+        if (other / stage / "DONE").is_file() and runs.would_fit(p, other / stage):
+            beside = here.with_name(f"{stage}.copied")
+            shutil.rmtree(beside, ignore_errors=True)
+            shutil.copytree(other / stage, beside, ignore=shutil.ignore_patterns(".lock"))
+            beside.rename(here)
+            return True
+    return False
 
 
 def _command(study: Study, arm: str, seed: int, stage: str) -> list[str]:

@@ -105,3 +105,26 @@ def test_runs_are_made_side_by_side_and_one_that_fails_is_named(write, project, 
     with pytest.raises(AuditError, match=r"6 of 6 runs failed; outputs/study_two/study_two.one_all.0.log says why"):
         study.run(study.load(write()), 2, said.append)
     assert said[0].startswith("study two: 2 arms x 3 seeds") and len(said) == 7
+
+
+def finished(folder, p, stage: str, needs: dict) -> str:
+    """A stage folder as a run leaves it, and its id."""
+    (folder / stage).mkdir(parents=True)
+    manifest = {"parameters": vars(p), "id": f"{folder.name}-{stage}", "needs": needs}
+    (folder / stage / "manifest.json").write_text(json.dumps(manifest))
+    (folder / stage / "DONE").write_text("today")
+    return manifest["id"]
+
+
+def test_arms_share_the_stages_they_have_in_common(write, project):
+    one = study.load(write(arms={"first": {}, "more steps": {"rectify_steps": 7}, "other": {"temperature": 0.1}}))
+    first, more, other = (study._parameters(one, arm, 0) for arm in one.arms)
+    made = study._folder(one, "first", 0)
+    auditor = finished(made, first, "04_auditor", {})
+    audit = finished(made, first, "05_audit", {"04_auditor": auditor})
+    finished(made, first, "07_rectify", {"05_audit": audit})
+    assert not study._borrowed(more, "05", [made]), "its own auditor is not there yet, so that one was another's"
+    assert [study._borrowed(more, number, [made]) for number in ("04", "05", "07")] == [True, True, False]
+    assert (study._folder(one, "more steps", 0) / "05_audit" / "DONE").is_file()
+    assert not study._borrowed(more, "04", [made]), "what is there is not taken again"
+    assert not study._borrowed(other, "04", [made]), "made at another temperature"
