@@ -36,6 +36,7 @@ from auditkit.images import Picture
 from auditkit.memory import free
 from auditkit.vlm import AnswerBook, Writer
 
+SOURCE = "source"  # stands for an auditor where the probes are the images' own questions
 UNTRAINED, LAST = 0.4, 0.3  # shares of the first and the last checkpoint; those between share the rest
 CHUNK = 512  # probes answered by all models before the next ones
 
@@ -80,7 +81,8 @@ def run(
     target and references.
 
     Args:
-        auditors: checkpoint name -> what loads that auditor, the untrained one first, the trained one last.
+        auditors: checkpoint name -> what loads that auditor, the untrained one first, the trained one last. SOURCE, alone,
+            stands for the questions that come with the pictures: a control without any auditor.
         target, references: what loads the models that answer.
         pictures: pictures the auditors never saw, all different; with fewer than p.audit_probes there are fewer probes.
         p: uses audit_probes, seed, batch_size, temperature, max_question_tokens, max_answer_tokens, engine; under
@@ -222,6 +224,10 @@ class Proposing:
 
         Returns {"probes": rows, "pictures": rows for pictures.jsonl}.
         """
+        if batch["checkpoint"] == SOURCE:
+            asked = zip(batch["keys"], batch["pictures"], batch["own"], strict=True)
+            probes = [Probe(key, seen, own, own or "", checkpoint=SOURCE) for key, seen, own in asked]
+            return {"probes": list(map(asdict, probes)), "pictures": []}
         first = next(iter(self.auditors))
         self.untrained = self.untrained or self.auditors[first]()
         if batch["checkpoint"] != self.name:
@@ -339,7 +345,7 @@ def _batches(
                 keys = [pictures[i].key for i in some]
                 batches.append(
                     {"checkpoint": name, "way": way, "keys": [f"{name}/{i:05d}" for i in some], "pictures": keys}
-                    | {"own": [None if way == "question" else own(key) for key in keys]}
+                    | {"own": [own(key) if name == SOURCE or way != "question" else None for key in keys]}
                 )
     return batches
 

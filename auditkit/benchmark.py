@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from auditkit import stats
 from auditkit.disagreement import same_text
 from auditkit.errors import AuditError
-from auditkit.images import Example, Picture
+from auditkit.images import Example, Picture, Task
 from auditkit.vlm import VLM, AnswerBook
 
 MEAN = "mean"  # the row of the mean over all skills
@@ -55,6 +55,16 @@ def run(vlm: VLM, benchmarks: Mapping[str, list[Example]], book: AnswerBook, max
     for (skill, example), said in zip(examples, answers, strict=True):
         right[skill].append(same_text(said, example.answer))
     return Scores(right)
+
+
+def task(vlm: VLM, given: Task, book: AnswerBook) -> dict:
+    """The share of the pieces of a task that a model gets right; pieces of one picture are counted one by one."""
+    pictures = [Picture(example.key, example.held) for example in given.examples]
+    said = book.ask(vlm, pictures, [example.question for example in given.examples], given.max_answer_tokens)
+    pieces = [
+        right for text, example in zip(said, given.examples, strict=True) for right in given.right(text, example.answer)
+    ]
+    return stats.rate(sum(pieces), len(pieces))
 
 
 def compare(before: Scores, after: Scores, peer: Scores | None = None) -> list[dict]:

@@ -52,6 +52,16 @@ class Example:
     image = Picture.image
 
 
+@dataclass(frozen=True)
+class Task:
+    """Something a target can besides answering questions, to see whether a repair makes it forget that."""
+
+    name: str
+    examples: list[Example]
+    max_answer_tokens: int
+    right: Callable[[str, str], list[bool]]  # what it said, what is true -> piece by piece, whether it is right
+
+
 class Source(Protocol):
     """What the pipeline knows of its images.
 
@@ -66,6 +76,7 @@ class Source(Protocol):
     def pictures(self, split: str, n: int, seed: int) -> list[Picture]: ...
     def examples(self, n: int, seed: int) -> list[Example]: ...
     def benchmarks(self, n: int) -> dict[str, list[Example]]: ...
+    def tasks(self, n: int) -> list[Task]: ...  # that an audit never touches
     def picture(self, key: str) -> Picture: ...
     def question(self, key: str) -> str | None: ...  # its own about a picture, where it has one
     def read(self, image: Image.Image) -> str | None: ...  # the key of what an image made by others shows, if it can
@@ -75,15 +86,15 @@ class Source(Protocol):
 
 
 def load(spec: str) -> Source:
-    """Open a source: "miniature" for the board world, "hub:ID?..." for a Hugging Face data set (hub.py), else a folder.
+    """Open a source: "miniature" or "miniature:SHIFT" (boards), "hub:ID?..." (a Hugging Face data set), or a folder.
 
     A relative path counts from the working folder, then from the project's.
     Raises AuditError when there is no such folder or data set, or nothing in it that can be used.
     """
-    if spec == "miniature":
+    if spec == "miniature" or spec.startswith("miniature:"):
         from auditkit.miniature.boards import Boards
 
-        return Boards()
+        return Boards(spec.partition(":")[2])
     if spec.startswith("hub:"):
         from auditkit.hub import Hub
 
@@ -226,6 +237,9 @@ class Collection:
         for name, rows in skills.items():
             random.Random(f"benchmark/{name}").shuffle(rows)
         return {name: self._examples(skills[name], n) for name in sorted(skills)}
+
+    def tasks(self, n: int) -> list[Task]:
+        return []
 
     def picture(self, key: str) -> Picture:
         """The picture of a key, which reads it again. Raises AuditError when there is none."""

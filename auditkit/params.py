@@ -85,7 +85,11 @@ class Params:
     grpo_checkpoints: int  # kept, evenly spaced; the last is the trained auditor
 
     # --- 05 and 06, the audit and its findings
+    asks: str = "auditor"  # (its checkpoints), untrained (it alone), or as a control source (the images' own questions)
     audit_probes: int  # probes of one audit, over all checkpoints
+    gates: list[str] = dataclasses.field(default_factory=list)  # beyond the consensus: reproduces, sound, visual
+    repeats: int = 4  # times a finding is put to the models again, with chance, for the gates reproduces and sound
+    paraphraser: str = ""  # a model that says a finding's question in other words, which is put again too; "" for none
     blind_candidates: int  # fixed questions tried to find the best one that needs no look at the picture
     blind_images: int  # pictures each of them is asked about
     failure_types: int  # most failure types the findings are grouped into
@@ -96,11 +100,13 @@ class Params:
     rectify_micro_batch: int = 0  # examples in one forward and backward pass, for memory; 0 for all of a step
     rectify_learning_rate: float
     rectify_lora_rank: int  # rank of the adapter
-    rectify_pairs: int = 0  # findings learnt from, drawn evenly; 0: all
+    rectify_on: str = "findings"  # or as controls consensus (whatever references agree on), labels (labelled examples)
+    rectify_pairs: int = 0  # of these, drawn evenly; 0: all findings, and beside them the probes all agreed on
     rectify_original: int  # labelled original examples, those the target knows are mixed in against forgetting; 0: none
 
     # --- 08, before and after
     benchmark_examples: int  # held-out examples for each skill
+    benchmark_images: str = ""  # other images to take them from, as in `images`; "" for the run's own
 
 
 FIELDS = {field.name: field for field in dataclasses.fields(Params)}
@@ -113,12 +119,15 @@ CHOICES = {
     "dtype": ("auto", "float32", "bfloat16", "float16"),
     "memory": ("together", "turns"),
     "engine": ("local", "ray"),
+    "asks": ("auditor", "untrained", "source"),
+    "rectify_on": ("findings", "consensus", "labels"),
     "grpo_rollouts": ("transformers", "vllm_colocate", "vllm_server"),
 }
+GATES = ("reproduces", "sound", "visual")
 WAYS = {"question": "", "regenerate": "generator", "edit": "editor"}  # way -> the key of the pipeline it needs
 AT_LEAST = {  # the smallest sensible value, and whose it is
     0: "seed temperature min_token_probability grpo_beta replay_weight coverage_weight rectify_original grpo_warmup "
-    "grpo_last_learning_rate grpo_micro_batch rectify_micro_batch rectify_pairs",
+    "grpo_last_learning_rate grpo_micro_batch rectify_micro_batch rectify_pairs repeats",
     1: "workers train_images batch_size max_answer_tokens baseline_images blind_candidates blind_images grpo_steps "
     "grpo_images grpo_lora_rank replay_clusters grpo_checkpoints audit_probes failure_types rectify_steps "
     "rectify_batch rectify_lora_rank benchmark_examples",
@@ -281,7 +290,7 @@ def _typed(name: str, value):
 
 def _refuse_impossible(p: Params) -> None:
     """Raise for the first setting, or pair of settings, that could not do what it says."""
-    for spec in (p.auditor, p.target, *p.references, *filter(None, [p.peer]), p.same):
+    for spec in (p.auditor, p.target, *p.references, *filter(None, [p.peer, p.paraphraser]), p.same):
         specs.parse(spec)
     if p.same not in ("text", "embedding") and not re.search("[/:]", p.same):
         raise AuditError(f'same: "{p.same}" is none of text, embedding, or a model (a folder, a hub id, a server).')
@@ -296,6 +305,13 @@ def _refuse_impossible(p: Params) -> None:
             raise AuditError(f"ways: {way!r} is not one of {', '.join(WAYS)}.")
         if WAYS[way] and not getattr(p, WAYS[way]):
             raise AuditError(f'{WAYS[way]}: name a pipeline to {way} pictures with, or take "{way}" out of ways.')
+    for gate in p.gates:
+        if gate not in GATES:
+            raise AuditError(f"gates: {gate!r} is not one of {', '.join(GATES)}.")
+        if gate != "visual" and not (p.repeats or p.paraphraser):
+            raise AuditError(
+                f"repeats: 0 leaves the gate {gate} nothing to go by; raise it, or take {gate} out of gates."
+            )
     for name in filter(None, WAYS.values()):
         if getattr(p, name):
             specs.parse_painter(getattr(p, name))
@@ -333,6 +349,10 @@ def _refuse_impossible(p: Params) -> None:
         (
             specs.parse(p.peer).name != specs.parse(p.target).name,
             f"peer: {p.peer} has the target's name, by which records tell them apart; rename a folder.",
+        ),
+        (
+            p.asks != "source" or p.ways == ["question"],
+            "asks: the images' own questions are no wishes for pictures; write ways: [question] with asks: source.",
         ),
         (p.ways, "ways: the list is empty; write question, regenerate, edit, or some of them."),
         (0 < p.edit_region <= 1, f"edit_region: {p.edit_region} is not in (0, 1], a share of the picture."),

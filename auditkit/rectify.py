@@ -70,35 +70,60 @@ def known(target: vlm.VLM, originals: Sequence[Example], book: vlm.AnswerBook, p
     return [e for e, answer in zip(originals, said, strict=True) if alike(answer, e.answer, e.question)]
 
 
-def training_set(
-    scored: Sequence[dict], originals: Sequence[Example], p, picture: Callable[[str], Picture]
-) -> list[Example]:
-    """What the audit asked, labelled with the consensus, among labelled original examples, in a fixed random order.
+def pairs(scored: Sequence[dict], labelled: Sequence[Example], p, picture: Callable[[str], Picture]) -> list[Example]:
+    """What is to be learnt: the findings, with the consensus for their answer, or one of two controls in their place.
 
     Args:
-        scored: records of an audit (audit.score). Those with gate "ok" are the findings; "agrees" is learnt once.
-        originals: labelled examples the target knows (`known`); the first `p.rectify_original` are used.
-        p: uses rectify_original, rectify_pairs and seed.
+        scored: records of an audit (audit.score).
+        labelled: original examples, whether the target knows them or not; the control "labels" draws from these.
+        p: uses rectify_on, rectify_pairs and seed.
         picture: a picture's key -> the picture, such as a source's `picture`.
+    """
+    if p.rectify_on == "labels":
+        found = list(labelled)
+    else:
+        found = _labelled(scored, ("ok",) if p.rectify_on == "findings" else ("ok", "agrees"), picture)
+    if p.rectify_pairs:
+        found = random.Random(f"{p.seed}/pairs").sample(found, min(p.rectify_pairs, len(found)))
+    return found
+
+
+def training_set(
+    scored: Sequence[dict],
+    originals: Sequence[Example],
+    p,
+    picture: Callable[[str], Picture],
+    labelled: Sequence[Example] = (),
+) -> list[Example]:
+    """What is to be learnt (`pairs`), among what the target knows, in a fixed random order.
+
+    Args:
+        scored: records of an audit (audit.score). Unless the pairs are counted (rectify_pairs), those with gate
+            "agrees" are learnt once beside the findings.
+        originals: labelled examples the target knows (`known`); the first `p.rectify_original` are used.
+        p: uses rectify_on, rectify_original, rectify_pairs and seed.
+        picture: a picture's key -> the picture, such as a source's `picture`.
+        labelled: as for `pairs`.
 
     Raises AuditError when there is nothing to learn.
     """
     seen = functools.cache(picture)
-
-    def labelled(gate: str) -> list[Example]:
-        rows = [r for r in scored if r["gate"] == gate]
-        return [Example(r["key"], seen(r["picture"]).held, r["question"], r["consensus"]) for r in rows]
-
-    failures = labelled("ok")
-    if not failures:
+    learnt = pairs(scored, labelled, p, seen)
+    if not learnt:
         raise AuditError("there are no findings to repair the target with; audit it with more probes (notebook 05).")
-    if p.rectify_pairs:
-        failures = random.Random(f"{p.seed}/pairs").sample(failures, min(p.rectify_pairs, len(failures)))
-    rest = [*labelled("agrees"), *originals[: p.rectify_original]]
-    times = max(1, round(FINDINGS_SHARE / (1 - FINDINGS_SHARE) * len(rest) / len(failures)))
-    examples = failures * times + rest
+    keys = {example.key for example in learnt}
+    counted = p.rectify_pairs or p.rectify_on != "findings"
+    agreed = [] if counted else _labelled(scored, ["agrees"], seen)
+    rest = [*agreed, *(example for example in originals[: p.rectify_original] if example.key not in keys)]
+    times = max(1, round(FINDINGS_SHARE / (1 - FINDINGS_SHARE) * len(rest) / len(learnt)))
+    examples = learnt * times + rest
     random.Random(p.seed).shuffle(examples)
     return examples
+
+
+def _labelled(scored: Sequence[dict], gates: Sequence[str], picture: Callable[[str], Picture]) -> list[Example]:
+    rows = [row for row in scored if row["gate"] in gates]
+    return [Example(row["key"], picture(row["picture"]).held, row["question"], row["consensus"]) for row in rows]
 
 
 def train(

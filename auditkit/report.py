@@ -13,7 +13,8 @@ images/<slug(record["picture"])>.png in 06_findings, then in 05_audit. More keys
                                       "kinds"?}
     05_audit          metrics        {"trained"?: rate, "trained_by_consensus"?: rate, "precision"?: rate,
                                       "best_blind_question"?: as from findings.best_blind_question (or in 02),
-                                      "ways"?, "pairings"?: as from findings.by, and what findings.painted gives}
+                                      "ways"?, "pairings"?: as from findings.by, "gates"?: as from gates.effect, and
+                                      what findings.painted gives}
                       scored.jsonl   one object a probe, as from audit.score; "gate" is one of GATES
     06_findings       types.json     [{"name", "size", "share" (of all findings, 0 to 1), "rate" (of the probes of this
                                       type), "rate_when"?: rate, "confusion"?: [{"target", "consensus", "count"}],
@@ -27,6 +28,7 @@ images/<slug(record["picture"])>.png in 06_findings, then in 05_audit. More keys
     07_rectify        metrics        {"pairs", "steps"?, "seconds"?, "learnt"?: rate}; 0 pairs: nothing to repair
     08_benchmark      metrics        {"benchmarks": {skill: {"before"?: rate, "after"?: rate, "peer"?: rate}},
                                       "found_gaps"?: {"before": rate, "after": rate} (right inside the found gaps),
+                                      "outside_gaps"?: the same outside of all, "untouched"?: {task: the same},
                                       "disagreement_before"?, "disagreement_after"?: rate (of 02's probes)}
 """
 
@@ -58,6 +60,9 @@ GATES = {  # in the order in which a probe meets them
     "duplicate": "asked before, of the same picture",
     "no consensus": "the references did not agree",
     "agrees": "the target said what the references say",
+    "not reproduced": "a departure that the target does not repeat",
+    "ill-posed": "on which the references do not stay with their consensus",
+    "not visual": "answered alike on pictures that have nothing to do with it",
     "ok": "findings: the target departs from the consensus",
 }
 
@@ -153,7 +158,7 @@ def summarise(run_name: str, stages: Mapping[str, Stage]) -> dict:
             "untrained": untrained.get("untrained_by_consensus"),
             "trained": audit.get("trained_by_consensus"),
         },
-        **{name: audit.get(name) for name in ("ways", "pairings", "images", "editor", "generator")},
+        **{name: audit.get(name) for name in ("ways", "pairings", "images", "editor", "generator", "gates")},
         "probes": {gate: gates[gate] for gate in GATES if gates[gate]},
         "findings": findings,
         "precision": audit.get("precision") or planted.get("precision"),
@@ -162,7 +167,7 @@ def summarise(run_name: str, stages: Mapping[str, Stage]) -> dict:
         else None,
         "rectification": at["07_rectify"].metrics,
         "benchmarks": benchmark.get("benchmarks"),
-        "found_gaps": benchmark.get("found_gaps"),
+        **{name: benchmark.get(name) for name in ("found_gaps", "outside_gaps", "untouched")},
         "held_out_disagreement": {side: benchmark.get(f"disagreement_{side}") for side in ("before", "after")},
         "counts": {name: stage.manifest.get("counts") for name, stage in stages.items()},
         "hosted": spending.total(manifest.get("hosted", {}) for manifest in manifests),
@@ -188,13 +193,18 @@ def validate(summary: Mapping) -> None:
 
 def _rates(summary: Mapping) -> Iterator[tuple[str, object]]:
     """Every place where the contract has a rate: (key, what stands there)."""
-    for group in ("search_success", "search_success_by_consensus", "found_gaps", "held_out_disagreement"):
+    for group in (
+        "search_success",
+        "search_success_by_consensus",
+        "found_gaps",
+        "outside_gaps",
+        "held_out_disagreement",
+    ):
         yield from ((f"{group}.{name}", rate) for name, rate in summary.get(group, {}).items())
-    for group in ("ways", "pairings"):
+    for group in ("ways", "pairings", "gates", "untouched"):
         for name, part in summary.get(group, {}).items():
-            yield from (
-                (f"{group}.{name}.{key}", rate) for key, rate in part.items() if key not in ("probes", "findings")
-            )
+            counts = ("probes", "findings", "kept", "dropped")
+            yield from ((f"{group}.{name}.{key}", rate) for key, rate in part.items() if key not in counts)
     for group in ("editor", "generator"):
         yield from ((f"{group}.{name}", rate) for name, rate in summary.get(group, {}).items())
     if "precision" in summary:

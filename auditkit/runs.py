@@ -47,11 +47,11 @@ STAGES = {  # the stages in order, each with the parameters that its own records
     "04_auditor": f"{ASKING} {PAINTING} train_images grpo_steps grpo_images group_size grpo_learning_rate grpo_beta "
     "grpo_warmup grpo_last_learning_rate "
     "grpo_temperature grpo_quorum grpo_lora_rank replay_weight replay_clusters coverage_weight grpo_checkpoints",
-    "05_audit": f"{ASKING} {PAINTING} audit_probes blind_candidates blind_images",
+    "05_audit": f"{ASKING} {PAINTING} asks audit_probes gates repeats paraphraser blind_candidates blind_images",
     "06_findings": f"{ASKING} failure_types",
     "07_rectify": f"{ASKING} rectify_steps rectify_batch rectify_learning_rate rectify_lora_rank rectify_original "
-    "rectify_pairs",
-    "08_benchmark": f"{ASKING} peer benchmark_examples",
+    "rectify_on rectify_pairs",
+    "08_benchmark": f"{ASKING} peer benchmark_examples benchmark_images",
 }
 NEVER_MATTER = (  # where and how fast; see Params on batch_size
     "run_name params_file device memory engine workers batch_size grpo_micro_batch grpo_rollouts rectify_micro_batch"
@@ -270,7 +270,7 @@ def why_not_resume(p: Params, stage: str) -> str:
 
 
 def would_fit(p: Params, folder: Path) -> bool:
-    """Whether another run's stage is what this run would make: the same parameters that matter, on the very same stages.
+    """Whether another run's stage is what this run would make: with the same parameters, on the very same stages.
 
     Stages are the same where their ids are, as those that were copied from one run to the other.
     """

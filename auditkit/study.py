@@ -14,9 +14,9 @@ A study's file names a parameter file to start from, what all runs change in it,
       edit only: {ways: [edit]}
 
 Every run is an ordinary run, in a folder outputs/study_NAME.ARM.SEED of its own, with a report of its own; what is done
-is not done again, and a stage that another arm has made of the same seed and the same settings is copied from there: arms
-that differ in the repair alone share one audit. Runs of one seed draw the same pictures, so arms are compared in pairs
-with the first, seed by seed.
+is not done again, and a stage that another arm has made of the same seed and settings is copied from there: arms that
+differ in the repair alone share one audit. Runs of one seed draw the same pictures, so arms are compared in pairs with
+the first, seed by seed.
 """
 
 import itertools

@@ -1,4 +1,4 @@
-"""The board world as a source of images: `images: miniature` in a parameter file.
+"""The board world as a source of images: `images: miniature` in a parameter file, or `miniature:SHIFT` (shifts.py).
 
 A board is drawn from its key alone, so records store keys and never pictures. The oracle (`truth`, `gap`) only grades.
 """
@@ -11,10 +11,11 @@ from pathlib import Path
 
 from PIL import Image
 
-from auditkit.images import Example, Picture
-from auditkit.miniature import edits, gaps, grammar
+from auditkit.errors import AuditError
+from auditkit.images import Example, Picture, Task
+from auditkit.miniature import edits, gaps, grammar, shifts
 from auditkit.miniature.reading import CONTENTS, read
-from auditkit.miniature.world import Scene, random_scene, render
+from auditkit.miniature.world import POSITIONS, Scene, random_scene, render
 
 
 @lru_cache(maxsize=20_000)
@@ -23,7 +24,10 @@ def scene_of(key: str) -> Scene:
     "seen:..." one that Boards.read made out in a picture.
     """
     base, *commands = key.split("/")[0].split(" + ")
-    scene = _seen(base) if base.startswith("seen:") else random_scene(random.Random(base))
+    if base.startswith("seen:"):
+        scene = _seen(base)
+    else:
+        scene = shifts.scene(base) if "~" in base else random_scene(random.Random(base))
     for command in commands:
         scene = edits.apply(scene, command) or scene
     return scene
@@ -38,27 +42,44 @@ def _seen(base: str) -> Scene:
 class Boards:
     """Images, labelled examples, benchmarks and oracle of the board world, as images.Source describes them."""
 
-    name = "miniature"
     complete = True  # a question without a truth is ill-posed, not merely unlabelled
     unreadable: list[str] = []  # a board is drawn, so there is always one
 
+    def __init__(self, shift: str = ""):
+        if shift and shift not in shifts.SHIFTS:
+            raise AuditError(
+                f'images: "miniature:{shift}" is not one of miniature, miniature:{", miniature:".join(shifts.SHIFTS)}.'
+            )
+        self.name, self.shift = f"miniature:{shift}" if shift else "miniature", shift
+        self.prefix = f"{shift}~" if shift else ""
+
     def pictures(self, split: str, n: int, seed: int) -> list[Picture]:
-        return [self.picture(f"{split}-{seed}-{i}") for i in range(n)]
+        return [self.picture(f"{self.prefix}{split}-{seed}-{i}") for i in range(n)]
 
     def picture(self, key: str) -> Picture:
         return Picture(key, Image.fromarray(render(scene_of(key))))
 
     def examples(self, n: int, seed: int) -> list[Example]:
         """The target's own kind of training data: every skill alike, with true answers."""
-        return [self._example(f"original-{seed}-{i}/q") for i in range(n)]
+        return [self._example(f"{self.prefix}original-{seed}-{i}/q") for i in range(n)]
 
     def benchmarks(self, n: int) -> dict[str, list[Example]]:
         """One held-out benchmark a skill, `n` examples each, the same ones in every run."""
-        return {skill: [self._example(f"benchmark-{skill}-{i}/q", skill) for i in range(n)] for skill in grammar.SKILLS}
+        skills = [skill for skill in grammar.SKILLS if (self.shift, skill) != ("backgrounds", "background")]
+        return {
+            skill: [self._example(f"{self.prefix}benchmark-{skill}-{i}/q", skill) for i in range(n)] for skill in skills
+        }
+
+    def tasks(self, n: int) -> list[Task]:
+        """Describing a board, cell by cell: what the target was taught besides answering, and no audit asks about."""
+        pictures = self.pictures("task", n, 0)
+        examples = [Example(q.key, q.held, "describe the board", description(scene_of(q.key))) for q in pictures]
+        return [Task("describe the board", examples, 120, cells_right)]
 
     def _example(self, key: str, skill: str | None = None) -> Example:
         question = grammar.ask(scene_of(key), random.Random(key), skill)
-        return Example(key, self.picture(key.split("/")[0]).held, question, grammar.answer(scene_of(key), question))
+        said = shifts.reworded(question) if self.shift == "reworded" else question
+        return Example(key, self.picture(key.split("/")[0]).held, said, grammar.answer(scene_of(key), question))
 
     def edits(self, key: str, n: int, seed: int) -> list[tuple[str, str]]:
         """Exact counterfactuals: up to n (edit command, key of the edited picture), each one change away from the
@@ -93,3 +114,37 @@ class Boards:
     def gap(self, key: str, question: str, planted: list[gaps.Gap]) -> str | None:
         found = gaps.find(planted, scene_of(key), question)
         return found[0].name if found else None
+
+
+def description(scene: Scene) -> str:
+    """Every place and what it holds, as lessons.describe teaches it, in the order of the places.
+
+    >>> from auditkit.miniature.world import Cell
+    >>> description(Scene((Cell("text", value="A"), *[Cell()] * 15), "fog"))[:20]
+    'a1 A b1 none c1 none'
+    """
+    parts = []
+    for place, cell in zip(POSITIONS, scene.cells, strict=True):
+        looks = [cell.colour, cell.shape, cell.size, cell.pattern, cell.value]
+        parts.append(" ".join([place, *([look for look in looks if look] or ["none"])]))
+    return " ".join(parts)
+
+
+def cells_right(said: str, truth: str) -> list[bool]:
+    """Cell by cell, whether a description says what is there; the order of the cells does not matter.
+
+    >>> cells_right("b1 none a1 red star", "a1 red star b1 A")
+    [True, False]
+    """
+
+    def told(text: str) -> dict[str, list[str]]:
+        cells: dict[str, list[str]] = {}
+        place = ""
+        for word in text.split():
+            place = word if word in POSITIONS else place
+            cells.setdefault(place, [])
+            cells[place] += [word] if word != place else []
+        return cells
+
+    heard = told(said)
+    return [heard.get(place) == looks for place, looks in told(truth).items()]

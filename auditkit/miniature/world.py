@@ -28,6 +28,7 @@ COLOURS = {
 SIZES = {"small": 3.6, "large": 6.8}  # radius in pixels
 PATTERNS = ("plain", "striped", "dotted")
 BACKGROUNDS = {"day": (226, 240, 252), "dusk": (246, 214, 196), "fog": (200, 203, 206), "night": (42, 46, 72)}
+UNSEEN_BACKGROUNDS = {"moss": (176, 196, 150), "sand": (222, 206, 150), "lilac": (206, 190, 224)}  # see shifts.py
 LETTERS = "ABCEFHKLNPTX"
 DIGITS = "0123456789"
 HOURS = tuple(range(1, 13))
@@ -150,7 +151,7 @@ def polygon(shape: str, radius: float) -> list[tuple[float, float]]:
 def tile(cell: Cell, background: str) -> np.ndarray:
     """Draw one cell as uint8 [16, 16, 3], eight times enlarged and then averaged, so that edges are smooth."""
     k = 8
-    ground = BACKGROUNDS[background]
+    ground = (BACKGROUNDS | UNSEEN_BACKGROUNDS)[background]
     ink = (240, 240, 245) if background == "night" else (25, 25, 30)
     picture = Image.new("RGB", (CELL * k, CELL * k), ground)
     draw = ImageDraw.Draw(picture)

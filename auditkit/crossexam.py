@@ -1,0 +1,195 @@
+"""Is a finding one?  Gates beyond the consensus: findings are put to target and references again.
+
+The paper takes whatever departs from the consensus. Here a finding may be asked to show more, as `gates` in the
+parameter file says:
+
+reproduces: the target, asked again with chance (`repeats` times, at `temperature`) and, where a `paraphraser` is named,
+    in other words, departs again; what it gets wrong once in a while is noise, not a gap
+sound: the references, asked again likewise, keep their consensus; what they agree on by accident may be no question
+visual: the references do not give the same answer on pictures that have nothing to do with it, an empty one among them;
+    what can be answered without looking is no failure to see
+
+How strong the consensus must be is `quorum`. `effect` says of each gate by itself what it keeps, and, where the source
+of the images knows the truth, how much of that is true. Every answer is kept in crossed.jsonl before it is judged.
+"""
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from auditkit import findings, lines, vlm
+from auditkit.album import seed_of
+from auditkit.audit import Loader
+from auditkit.auditor import parse
+from auditkit.disagreement import Same, judge, same
+from auditkit.images import Picture
+from auditkit.vlm import AnswerBook
+
+REASONS = {
+    "reproduces": "not reproduced",
+    "sound": "ill-posed",
+    "visual": "not visual",
+}  # gate -> what falls through it
+FILE = "crossed.jsonl"
+HOLDS = 0.75  # share of the repeats in which target, or references, must stay with what they said (our choice)
+ELSEWHERE = 5  # pictures on which a question is asked that was written about another one, besides an empty one
+CHUNK = 512  # findings put to all models before the next ones
+PROMPT = Path(__file__).parent / "prompts" / "paraphrase.txt"
+
+
+def cross_examine(
+    scored: Sequence[dict],
+    target: Loader,
+    references: Sequence[Loader],
+    p,
+    picture: Callable[[str], Picture],
+    out: Path,
+) -> dict[str, dict]:
+    """Put the findings among scored records to the models again, as far as p.gates want it; what is on file is not.
+
+    Args:
+        scored: records of audit.score.
+        target, references: what loads the models, as for audit.run.
+        p: uses gates, repeats, paraphraser, temperature, seed, max_question_tokens and max_answer_tokens.
+        picture: a key -> the picture, those that were made among them.
+        out: the audit's folder.
+
+    Returns by key {"key", "target": [answers], "references": {name: [answers]}, "elsewhere": {name: [answers]},
+    "paraphrase": text or None}: `repeats` answers each, one more to the paraphrase; elsewhere the empty picture first.
+    """
+    kept = findings.only_findings(scored)
+    known = {row["key"]: row for row in lines.read(out / FILE)}
+    chunks = [kept[start : start + CHUNK] for start in range(0, len(kept), CHUNK)]
+    todo = [chunk for chunk in chunks if any(row["key"] not in known for row in chunk)] if p.gates else []
+    if todo:
+        book = AnswerBook(out / "answers.jsonl")
+        others = _elsewhere(scored, picture, p.seed)
+        paraphrases = _paraphrases(kept, picture, p)
+        models = [load() for load in (target, *references)]
+        for chunk in todo:
+            rows = _answers(chunk, models, paraphrases, others, picture, book, p)
+            lines.append(out / FILE, [row for row in rows if row["key"] not in known])
+            known |= {row["key"]: row for row in rows}
+    return {row["key"]: known[row["key"]] for row in kept if row["key"] in known}
+
+
+def held(scored: Sequence[dict], crossed: Mapping[str, dict], p, folder: Path | None = None) -> list[dict]:
+    """The scored records with the findings that do not hold under p.gates given the gate they fall through."""
+    alike = same(p, folder)
+    rows = []
+    for row in scored:
+        why = [
+            gate for gate in p.gates if row["key"] in crossed and not holds(gate, row, crossed[row["key"]], alike, p)
+        ]
+        rows.append(row | {"gate": REASONS[why[0]], "irrelevant_edit": False} if why and row["gate"] == "ok" else row)
+    return rows
+
+
+def holds(gate: str, row: Mapping, again: Mapping, alike: Same, p) -> bool:
+    """Whether one finding passes one gate, by what was said to it again (a row of `cross_examine`)."""
+    question, consensus = row["question"], row["consensus"]
+    if gate == "reproduces":
+        departs = [not alike(said, consensus, question) for said in again["target"]]
+        return sum(departs) >= HOLDS * len(departs)
+    if gate == "sound":
+        together = zip(*again["references"].values(), strict=True)
+        said = [judge("", answers, alike, p.quorum, question).consensus for answers in together]
+        stays = [one is not None and alike(one, consensus, question) for one in said]
+        return sum(stays) >= HOLDS * len(stays)
+    together = zip(*again["elsewhere"].values(), strict=True)
+    said = [judge("", answers, alike, p.quorum, question).consensus for answers in together]
+    return not all(one is not None and alike(one, consensus, question) for one in said)
+
+
+def effect(scored: Sequence[dict], crossed: Mapping[str, dict], p, source, folder: Path | None = None) -> dict:
+    """What each gate alone does to the findings, and all that are switched on together.
+
+    Args:
+        scored: records of audit.score, before `held`.
+        source: grades, where it can.
+
+    Returns {gate: {"kept": findings, "dropped": findings, "precision"?: rate, "dropped_true"?: rate}}: precision is the
+    share of those kept that are true, dropped_true that of those dropped; the gates are "none", "consensus" (all
+    references agree), those of p.gates, and "all" of p.gates together.
+    """
+    alike, kept = same(p, folder), findings.only_findings(scored)
+    passes = {"none": [True] * len(kept), "consensus": [row["agreement"] > 1 - 1e-9 for row in kept]}
+    for gate in p.gates:
+        passes[gate] = [holds(gate, row, crossed[row["key"]], alike, p) for row in kept]
+    if p.gates:
+        passes["all"] = [all(of) for of in zip(*(passes[gate] for gate in p.gates), strict=True)]
+    return {gate: _effect(kept, passed, source) for gate, passed in passes.items()}
+
+
+def _effect(kept: Sequence[dict], passed: Sequence[bool], source) -> dict:
+    stays = [row for row, ok in zip(kept, passed, strict=True) if ok]
+    falls = [row for row, ok in zip(kept, passed, strict=True) if not ok]
+    found = {"kept": len(stays), "dropped": len(falls)}
+    for name, rows in (("precision", stays), ("dropped_true", falls)):
+        if (share := findings.planted(rows, source, []).get("precision")) is not None:
+            found[name] = share
+    return found
+
+
+def _answers(
+    chunk: Sequence[dict],
+    models: Sequence,
+    paraphrases: Mapping[str, str | None],
+    others: Sequence[Picture],
+    picture: Callable[[str], Picture],
+    book: AnswerBook,
+    p,
+) -> list[dict]:
+    """The rows of a chunk of findings; a model at a time, with all that it is to answer."""
+    images = [picture(row["picture"]).image for row in chunk]
+    questions = [row["question"] for row in chunk]
+    worded = [i for i, row in enumerate(chunk) if paraphrases.get(row["key"])]
+    rows = [
+        {"key": row["key"], "target": [], "references": {}, "elsewhere": {}, "paraphrase": paraphrases.get(row["key"])}
+        for row in chunk
+    ]
+    for model in models:
+        is_target = model is models[0]
+        again: list[list[str]] = [[] for _ in chunk]
+        if p.repeats and {"reproduces" if is_target else "sound"} & set(p.gates):
+            seed = seed_of(p.seed, model.name, chunk[0]["key"])
+            all_of = [i for _ in range(p.repeats) for i in range(len(chunk))]
+            shown, asked = [images[i] for i in all_of], [questions[i] for i in all_of]
+            said = vlm.generate(model, shown, asked, p.max_answer_tokens, p.temperature, seed)
+            for i, one in zip(all_of, said, strict=True):
+                again[i].append(one)
+            shown = [picture(chunk[i]["picture"]) for i in worded]
+            asked = [paraphrases[chunk[i]["key"]] for i in worded]
+            for i, one in zip(worded, book.ask(model, shown, asked, p.max_answer_tokens), strict=True):
+                again[i].append(one)
+        elsewhere: list[list[str]] = [[] for _ in chunk]
+        if not is_target and "visual" in p.gates:
+            pairs = [(other, question) for question in questions for other in others]
+            said = book.ask(model, [o for o, _ in pairs], [q for _, q in pairs], p.max_answer_tokens)
+            elsewhere = [said[i * len(others) : (i + 1) * len(others)] for i in range(len(chunk))]
+        for row, of, far in zip(rows, again, elsewhere, strict=True):
+            if is_target:
+                row["target"] = of
+            else:
+                row["references"][model.name], row["elsewhere"][model.name] = of, far
+    return rows
+
+
+def _elsewhere(scored: Sequence[dict], picture: Callable[[str], Picture], seed: int) -> list[Picture]:
+    """An empty picture and a few of the audit's."""
+    keys = sorted({row["base"] or row["picture"] for row in scored})
+    some = [picture(key) for key in random.Random(f"{seed}/elsewhere").sample(keys, min(ELSEWHERE, len(keys)))]
+    return [Picture("empty", Image.new("RGB", some[0].image.size, (128, 128, 128))), *some]
+
+
+def _paraphrases(kept: Sequence[dict], picture: Callable[[str], Picture], p) -> dict[str, str | None]:
+    """By key, each finding's question in other words, None where none came; nothing without a paraphraser."""
+    if not p.paraphraser:
+        return {}
+    model, template = vlm.loader(p)(p.paraphraser), PROMPT.read_text(encoding="utf-8")
+    prompts = [template.replace("{question}", row["question"]).strip() for row in kept]
+    images = [picture(row["picture"]).image for row in kept]
+    texts = vlm.generate(model, images, prompts, p.max_question_tokens)
+    return {row["key"]: parse(text) for row, text in zip(kept, texts, strict=True)}
