@@ -81,8 +81,8 @@ def run(
     target and references.
 
     Args:
-        auditors: checkpoint name -> what loads that auditor, the untrained one first, the trained one last. SOURCE, alone,
-            stands for the questions that come with the pictures: a control without any auditor.
+        auditors: checkpoint name -> what loads that auditor, the untrained one first, the trained one last. SOURCE
+            alone stands for the questions that come with the pictures: a control without any auditor.
         target, references: what loads the models that answer.
         pictures: pictures the auditors never saw, all different; with fewer than p.audit_probes there are fewer probes.
         p: uses audit_probes, seed, batch_size, temperature, max_question_tokens, max_answer_tokens, engine; under
