@@ -93,12 +93,22 @@ def render(
 def render_study(study, table: Mapping, measures: Mapping) -> str:
     """The page of a study (study.compare): a table of arms and measures, and a figure for each share among them."""
     shares = [name for name, measure in measures.items() if measure.share and name in table[next(iter(table))]]
+    curve = []
+    if study.curve:
+        lines: dict[str, list] = {}
+        for arm, found in table.items():
+            x, y = study.arms[arm].get(study.curve["x"]), found.get(study.curve["y"])
+            if x is not None and y:
+                lines.setdefault(arm.split(",")[0], []).append((x, y))
+        label = measures[study.curve["y"]].label
+        curve = [_drawn("curve", label, plots.curve, lines, study.curve["x"], label)]
     html = _template("study.html.j2").render(
         study=study,
         table=table,
         measures=measures,
         first=next(iter(table)),
-        figures=[
+        figures=curve
+        + [
             _drawn(name, measures[name].label, plots.arms, {arm: found[name] for arm, found in table.items()}, label)
             for name in shares
             for label in [measures[name].label]

@@ -19,13 +19,14 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator, PercentFormatter
 from PIL import Image
 
 from .disagreement import same_text
 
 INK, MUTED, GRID, PAPER = "#1f2933", "#66707c", "#dde2e8", "#fffffe"
 BEFORE, AFTER, PEER, WRONG = "#858c96", "#0072b2", "#009e73", "#d55e00"
+LINES = ((AFTER, "o"), (WRONG, "s"), (PEER, "^"), (BEFORE, "D"), (INK, "v"))  # of a figure with one line a group
 
 # history.jsonl key -> (panel, what it is called, colour); keys a run did not write are not drawn
 CURVES = {
@@ -258,6 +259,38 @@ def arms(found: Mapping[str, Mapping], label: str, width: float = 7.2) -> Figure
     axis.xaxis.set_major_locator(MaxNLocator(5))
     axis.xaxis.set_major_formatter(PercentFormatter(1, None, " %"))
     axis.set_title(label, fontsize=9.5, color=INK, loc="left")
+    return figure
+
+
+def curve(lines: Mapping[str, Sequence[tuple[float, Mapping]]], x: str, label: str, width: float = 7.2) -> Figure:
+    """A study's measure against one of its parameters, on a logarithmic axis, one line a group of arms.
+
+    Args:
+        lines: group -> [(the parameter's value, {"mean", "low"?, "high"?: of a 95 % interval})].
+        x: the parameter's name.
+        label: what is measured, shares from 0 to 1.
+    """
+    figure = Plot(width, 3.4)
+    axis = figure.subplots()
+    for number, (name, points) in enumerate(lines.items()):
+        points = sorted(points, key=lambda point: point[0])
+        values = [place for place, _ in points]
+        means = [found["mean"] for _, found in points]
+        ends = [[found.get(end, found["mean"]) for _, found in points] for end in ("low", "high")]
+        colour, marker = LINES[number % len(LINES)]
+        axis.plot(
+            values, means, f"{marker}-", color=colour, markersize=5, linewidth=1.8, label=_plain(name, 30), zorder=3
+        )
+        axis.fill_between(values, *ends, color=colour, alpha=0.12, linewidth=0, zorder=1)
+    _quiet(axis, grid="y")
+    axis.set_xscale("log")
+    places = sorted({place for points in lines.values() for place, _ in points})
+    axis.set_xticks(places, [f"{place:,}" for place in places])
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.set_xlabel(x)
+    axis.yaxis.set_major_formatter(PercentFormatter(1, None, " %"))
+    axis.set_title(label, fontsize=9.5, color=INK, loc="left")
+    axis.legend(fontsize=8.5, labelcolor=INK)
     return figure
 
 

@@ -12,9 +12,11 @@ A study's file names a parameter file to start from, what all runs change in it,
     arms:
       question only: {ways: [question]}
       edit only: {ways: [edit]}
+    measures: [trained, gain]        # of MEASURES; all where this is left out
+    curve: {x: audit_probes, y: gain}  # one line for all arms whose names are alike up to a comma; may be left out
 
-Every run is an ordinary run, in a folder outputs/study_NAME.ARM.SEED of its own, with a report of its own; what is done
-is not done again, and a stage that another arm has made of the same seed and settings is copied from there: arms that
+Every run is an ordinary run, in a folder outputs/study_NAME.ARM.SEED of its own, with a report of its own. What is done
+is not done again, and a stage that any study has made of the same seed and settings is copied from there: arms that
 differ in the repair alone share one audit. Runs of one seed draw the same pictures, so arms are compared in pairs with
 the first, seed by seed.
 """
@@ -27,15 +29,16 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
 
-from auditkit import params, report, runs, stats
+from auditkit import naming, params, report, runs, stats
 from auditkit.errors import AuditError
 
 KEYS = {"study": str, "question": str, "base": str, "seeds": list, "settings": dict, "arms": dict}
+OPTIONAL = {"measures": list, "curve": dict}
 STAGES = ("02", "04", "05", "06", "07", "08")  # what a study measures needs no more
 
 
@@ -48,6 +51,8 @@ class Study:
     base: str
     seeds: list[int]
     arms: dict[str, dict]  # label -> what its runs change, the settings of all among them
+    measures: list[str]  # names of MEASURES
+    curve: dict[str, str] = field(default_factory=dict)  # x: a parameter, y: a measure
 
     def run_name(self, arm: str, seed: int) -> str:
         return f"study_{self.name}.{re.sub(r'[^A-Za-z0-9]+', '_', arm)}.{seed}"
@@ -81,9 +86,23 @@ def _mean(summary: Mapping, side: str) -> float | None:
     return sum(rates) / len(rates) if rates else None
 
 
-def _gain(summary: Mapping) -> float | None:
-    before, after = _mean(summary, "before"), _mean(summary, "after")
-    return None if before is None or after is None else after - before
+def _ahead(summary: Mapping, side: str) -> float | None:
+    """How far the repaired target is ahead of itself before, or of its peer, in the mean over the skills."""
+    other, after = _mean(summary, side), _mean(summary, "after")
+    return None if other is None or after is None else after - other
+
+
+def _lost(sides: Mapping) -> float | None:
+    return sides["before"]["value"] - sides["after"]["value"] if {"before", "after"} <= sides.keys() else None
+
+
+def _recall(summary: Mapping) -> float | None:
+    return (summary.get("planted_gaps", {}).get("recall") or {}).get("value")
+
+
+def _types(summary: Mapping) -> set[str]:
+    """What is asked in its failure types; what is answered differs too easily from audit to audit."""
+    return {name.split(f" {naming.DASH} ")[0] for name in summary.get("findings", {}).get("by_type", {})}
 
 
 def _fall(summary: Mapping) -> float | None:
@@ -100,9 +119,15 @@ MEASURES = {
     "types": Measure("failure types named", lambda s: len(s.get("findings", {}).get("by_type", {})) or None, False),
     "pairs": Measure("pairs trained on", lambda s: s.get("rectification", {}).get("trained_on"), share=False),
     "after": Measure("mean skill after the repair", lambda s: _mean(s, "after")),
-    "gain": Measure("gain", _gain),
+    "gain": Measure("gain", lambda s: _ahead(s, "before")),
+    "beats": Measure("ahead of the larger peer", lambda s: _ahead(s, "peer")),
     "fall": Measure("largest fall of a skill", _fall),
-}
+    "recall": Measure("share of the planted gaps found", _recall),
+    "outside": Measure("lost outside the gaps", lambda s: _lost(s.get("outside_gaps", {}))),
+    "untouched": Measure("lost in a task no audit asks for", lambda s: max(
+        (_lost(sides) for sides in s.get("untouched", {}).values() if "after" in sides), default=None)),
+    "again": Measure("failure types it shares with the other seeds' audits", lambda s: None),  # see `compare`
+}  # fmt: skip
 
 
 def is_study(path: str | Path) -> bool:
@@ -121,18 +146,22 @@ def load(path: str | Path) -> Study:
     file = params.find(path)
     values = yaml.safe_load(file.read_text(encoding="utf-8"))
     for name in values:
-        if name not in KEYS:
-            raise AuditError(f"{file.name}: unknown key {name}; a study has {', '.join(KEYS)}.")
-    for name, kind in KEYS.items():
-        if not isinstance(values.setdefault(name, {} if name == "settings" else None), kind):
+        if name not in KEYS | OPTIONAL:
+            raise AuditError(f"{file.name}: unknown key {name}; a study has {', '.join(KEYS | OPTIONAL)}.")
+    values = {"settings": {}, "measures": list(MEASURES), "curve": {}} | values
+    for name, kind in (KEYS | OPTIONAL).items():
+        if not isinstance(values.get(name), kind):
             raise AuditError(f"{file.name}: {name} must be there, as a {kind.__name__}.")
+    _refuse_unmeasured(file.name, values["measures"], values["curve"])
     seeds, settings = values["seeds"], values["settings"]
     if not seeds or len(set(seeds)) < len(seeds) or not all(type(seed) is int and seed >= 0 for seed in seeds):
         raise AuditError(f"{file.name}: seeds must be different whole numbers, as in [0, 1, 2].")
     if len(values["arms"]) < 2:
         raise AuditError(f"{file.name}: arms: a study compares at least two.")
     arms = {arm: settings | (own or {}) for arm, own in values["arms"].items()}
-    study = Study(values["study"], values["question"], values["base"], seeds, arms)
+    study = Study(
+        *(values[name] for name in ("study", "question", "base")), seeds, arms, values["measures"], values["curve"]
+    )
     names = [study.run_name(arm, 0) for arm in arms]
     if len(set(names)) < len(names):
         raise AuditError(f"{file.name}: arms: two names differ in punctuation alone, and would share a folder.")
@@ -142,6 +171,13 @@ def load(path: str | Path) -> Study:
         except AuditError as error:
             raise AuditError(f"{file.name}, arm {arm!r}: {error}") from error
     return study
+
+
+def _refuse_unmeasured(file: str, measures: list, curve: Mapping) -> None:
+    if unknown := [name for name in measures if name not in MEASURES]:
+        raise AuditError(f"{file}: measures: {unknown[0]!r} is not one of {', '.join(MEASURES)}.")
+    if curve and (curve.keys() != {"x", "y"} or curve["x"] not in params.FIELDS or curve["y"] not in measures):
+        raise AuditError(f"{file}: curve: write {{x: a parameter, y: one of the measures}}, not {dict(curve)}.")
 
 
 def run(study: Study, jobs: int, tell: Callable[[str], None] = print) -> Path:
@@ -155,11 +191,10 @@ def run(study: Study, jobs: int, tell: Callable[[str], None] = print) -> Path:
 
     def one(seed: int, arm: str) -> str | None:
         log, p = study.folder / f"{study.run_name(arm, seed)}.log", _parameters(study, arm, seed)
-        others = [_folder(study, other, seed) for other in study.arms if other != arm]
         code = 0
         with log.open("a", encoding="utf-8") as out:
             for stage in STAGES:
-                if not code and not _borrowed(p, stage, others):
+                if not code and not _borrowed(p, stage):
                     command = _command(study, arm, seed, stage)
                     code = subprocess.run(command, cwd=params.root(), stdout=out, stderr=out).returncode
         if code == 130:
@@ -184,7 +219,7 @@ def write(study: Study) -> Path:
         arm: [json.loads((_folder(study, arm, seed) / "summary.json").read_text()) for seed in study.seeds]
         for arm in study.arms
     }
-    return report.write_study(study, compare(summaries), MEASURES)
+    return report.write_study(study, compare(summaries), {name: MEASURES[name] for name in study.measures})
 
 
 def compare(summaries: Mapping[str, list[Mapping]]) -> dict[str, dict[str, dict]]:
@@ -196,14 +231,30 @@ def compare(summaries: Mapping[str, list[Mapping]]) -> dict[str, dict[str, dict]
     for arm, found in summaries.items():
         table[arm] = {}
         for name, measure in MEASURES.items():
-            values = [measure.of(summary) for summary in found]
-            if None in values:
+            values = _shared(found) if name == "again" else [measure.of(summary) for summary in found]
+            if not values or None in values:
                 continue
             table[arm][name] = stats.over_seeds(values) | {"seeds": values}
             if arm != first and name in table[first]:
                 base = table[first][name]["seeds"]
                 table[arm][name]["against"] = stats.over_seeds([a - b for a, b in zip(values, base, strict=True)])
     return table
+
+
+def _shared(found: list[Mapping]) -> list[float]:
+    """For each seed, how much its failure types are those of the others: their mean overlap (Jaccard's).
+
+    The values of the seeds hang together, each pair being in two of them; nothing where there is one seed, or no type.
+    """
+    types = [_types(summary) for summary in found]
+    if len(types) < 2 or not all(types):
+        return []
+
+    def alike(i: int) -> float:
+        others = [other for j, other in enumerate(types) if j != i]
+        return sum(len(types[i] & other) / len(types[i] | other) for other in others) / len(others)
+
+    return [alike(i) for i in range(len(types))]
 
 
 def _parameters(study: Study, arm: str, seed: int) -> params.Params:
@@ -214,13 +265,13 @@ def _folder(study: Study, arm: str, seed: int) -> Path:
     return runs.run_folder(_parameters(study, arm, seed))
 
 
-def _borrowed(p: params.Params, number: str, others: Iterable[Path]) -> bool:
-    """Whether a stage could be copied from another arm's run: one made with the same settings, on the same stages."""
+def _borrowed(p: params.Params, number: str) -> bool:
+    """Whether a stage could be copied from another run of a study, made with the same settings, on the same stages."""
     stage = next(name for name in runs.STAGES if name.startswith(number))
     here = runs.run_folder(p) / stage
     if here.exists():
         return False
-    for other in others:
+    for other in sorted((params.root() / "outputs").glob("study_*")):
         if (other / stage / "DONE").is_file() and runs.would_fit(p, other / stage):
             beside = here.with_name(f"{stage}.copied")
             shutil.rmtree(beside, ignore_errors=True)

@@ -52,7 +52,9 @@ def test_the_shipped_studies_are_in_order(repository, monkeypatch):
         ({"arms": {"a b": {}, "a-b": {}}}, "two names differ in punctuation alone"),
         ({"arms": {"one": {}, "two": {"grpo_step": 3}}}, "two.yaml, arm 'two': .*unknown key grpo_step; did you mean"),
         ({"seeds": [1, 1]}, "seeds must be different whole numbers"),
-        ({"seed": 3}, "unknown key seed; a study has study, question, base, seeds"),
+        ({"seed": 3}, "unknown key seed; a study has study, question, base, seeds, settings, arms, measures, curve"),
+        ({"measures": ["gains"]}, "measures: 'gains' is not one of trained, success"),
+        ({"curve": {"x": "grpo_steps", "y": "luck"}}, "curve: write {x: a parameter, y: one of the measures}"),
         ({"base": "params/gone.yaml"}, "No parameter file params/gone.yaml"),
     ],
 )  # fmt: skip
@@ -123,8 +125,27 @@ def test_arms_share_the_stages_they_have_in_common(write, project):
     auditor = finished(made, first, "04_auditor", {})
     audit = finished(made, first, "05_audit", {"04_auditor": auditor})
     finished(made, first, "07_rectify", {"05_audit": audit})
-    assert not study._borrowed(more, "05", [made]), "its own auditor is not there yet, so that one was another's"
-    assert [study._borrowed(more, number, [made]) for number in ("04", "05", "07")] == [True, True, False]
+    assert not study._borrowed(more, "05"), "its own auditor is not there yet, so that one was another's"
+    assert [study._borrowed(more, number) for number in ("04", "05", "07")] == [True, True, False]
     assert (study._folder(one, "more steps", 0) / "05_audit" / "DONE").is_file()
-    assert not study._borrowed(more, "04", [made]), "what is there is not taken again"
-    assert not study._borrowed(other, "04", [made]), "made at another temperature"
+    assert not study._borrowed(more, "04"), "what is there is not taken again"
+    assert not study._borrowed(other, "04"), "made at another temperature"
+
+
+def test_many_arms_are_rows_and_a_curve_joins_those_alike_up_to_a_comma(write, project):
+    arms = {f"{who}, {n}": {"audit_probes": n} for who in ("audit", "random") for n in (24, 48, 96, 192)}
+    one = study.load(write(arms=arms, measures=["gain", "findings"], curve={"x": "audit_probes", "y": "gain"}))
+    summaries = {arm: [summary(seed, i) for seed in one.seeds] for i, arm in enumerate(arms)}
+    one.folder.mkdir(parents=True)
+    table = study.compare(summaries)
+    page = report.write_study(one, table, {name: study.MEASURES[name] for name in one.measures}).read_text()
+    assert '<th scope="row">random, 192</th>' in page and '<th scope="col">gain</th>' in page
+    figure = page[page.index('id="curve-') :][:20000]
+    assert ">audit</text>" in figure and ">random</text>" in figure and ">192</text>" in figure
+
+
+def test_how_much_the_audits_of_several_seeds_find_alike():
+    kinds = [{"what colour? — says red": {}, "what shape? — says star": {}}, {"what colour? — says blue": {}}]
+    found = [summary(seed, 0) | {"findings": {"total": 3, "by_type": kinds[seed % 2]}} for seed in range(3)]
+    again = study.compare({"one": found, "two": found})["one"]["again"]
+    assert again["seeds"] == [pytest.approx(0.75), pytest.approx(0.5), pytest.approx(0.75)]
