@@ -1,0 +1,72 @@
+"""How many findings are false?  An estimate for those who have no truth to ask.
+
+A finding is false where the consensus is: the references share a blind spot, or agree on nonsense, and the target was
+right to depart. Nothing in their own votes can show it, so somebody who did not vote has to be asked. Two ways:
+
+leave one out: wherever one reference sides with the target against the others, the finding is contested. It needs no
+    further model, and sees only what not all references are blind to.
+held out: a model that is no reference answers all probes too; where it says what the target says, it contests.
+
+Both divide the contested share by how often the one who is asked knows an answer that nobody doubts (those on which
+target and references agree), for who errs cannot contest: Rogan and Gladen's correction of a prevalence, with a
+specificity of 1. So a contesting model that shares a fault of the target counts a true finding as false, and one that
+shares the references' blind spot overlooks a false one. Where the truth is known, `findings.planted` says what it is.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from auditkit.disagreement import Same
+from auditkit.errors import AuditError
+from auditkit.findings import only_findings
+from auditkit.stats import rate
+
+
+def leave_one_out(scored: Sequence[dict], alike: Same) -> dict:
+    """The estimated share of false findings, by the references themselves.
+
+    Args:
+        scored: records of audit.score; "agrees" says how well references know what nobody doubts.
+        alike: when two answers mean the same.
+
+    Returns {"value", "low", "high", "n": findings, "contested": findings, "knows": rate}.
+
+    Raises AuditError where it cannot be assessed: without findings, and where a consensus is of all references, so that
+    none can side with the target.
+    """
+    found, agreed = only_findings(scored), [row for row in scored if row["gate"] == "agrees"]
+    if found and all(row["agreement"] > 1 - 1e-9 for row in [*found, *agreed]):
+        raise AuditError("false findings cannot be estimated by leaving one reference out: all of them always agree.")
+    contested = [any(_says(said, row, "target", alike) for said in row["references"].values()) for row in found]
+    knows = [_says(said, row, "consensus", alike) for row in agreed for said in row["references"].values()]
+    return _estimate(contested, knows)
+
+
+def held_out(scored: Sequence[dict], said: Mapping[str, str], alike: Same) -> dict:
+    """The estimated share of false findings, by a model that is no reference; arguments and result as above.
+
+    Args:
+        said: what that model answers to the probes with gate "ok" and "agrees", by their keys.
+    """
+    found, agreed = only_findings(scored), [row for row in scored if row["gate"] == "agrees"]
+    contested = [_says(said[row["key"]], row, "target", alike) for row in found]
+    return _estimate(contested, [_says(said[row["key"]], row, "consensus", alike) for row in agreed])
+
+
+def _says(said: str, row: Mapping, side: str, alike: Same) -> bool:
+    return alike(said, row[side], row["question"])
+
+
+def _estimate(contested: Sequence[bool], knows: Sequence[bool]) -> dict:
+    """Contested share over how often the one asked knows the answer; the interval's ends take the other's ends."""
+    if not contested or not any(knows):
+        raise AuditError(
+            f"false findings cannot be estimated from {len(contested)} findings and {sum(knows)} answers nobody doubts."
+        )
+    share, known = rate(sum(contested), len(contested)), rate(sum(knows), len(knows))
+    ends = {
+        "value": share["value"] / known["value"],
+        "low": share["low"] / known["high"],
+        "high": share["high"] / known["low"],
+    }
+    bounded = {end: round(min(1.0, value), 4) for end, value in ends.items()}
+    return bounded | {"n": share["n"], "contested": sum(contested), "knows": known}
