@@ -281,7 +281,7 @@ def _config(p: Params, out: Path, device: str, dtype: torch.dtype, processes: in
         **schedule,
         beta=p.grpo_beta,
         scale_rewards="batch",  # one deviation for all groups, so that a group with a single success is not blown up
-        reward_weights=[1.0, 1.0, p.coverage_weight],
+        reward_weights=[p.disagreement_weight, p.format_weight, p.coverage_weight],
         logging_steps=1,
         save_strategy="steps",
         save_steps=max(1, p.grpo_steps // p.grpo_checkpoints),

@@ -81,6 +81,8 @@ class Params:
     grpo_lora_rank: int  # rank of the adapter
     replay_weight: float  # of the supervised replay of its own successes, which keeps coverage; 0 for none
     replay_clusters: int  # text clusters the replay is balanced over
+    disagreement_weight: float = 1.0  # of the reward for a failure of the target; 0 leaves replay alone to teach
+    format_weight: float = 1.0  # of the reward for one well-formed question or wish
     coverage_weight: float  # of the novelty reward; 0 for none
     grpo_checkpoints: int  # kept, evenly spaced; the last is the trained auditor
 
@@ -126,8 +128,8 @@ CHOICES = {
 GATES = ("reproduces", "sound", "visual")
 WAYS = {"question": "", "regenerate": "generator", "edit": "editor"}  # way -> the key of the pipeline it needs
 AT_LEAST = {  # the smallest sensible value, and whose it is
-    0: "seed temperature min_token_probability grpo_beta replay_weight coverage_weight rectify_original grpo_warmup "
-    "grpo_last_learning_rate grpo_micro_batch rectify_micro_batch rectify_pairs repeats",
+    0: "seed temperature min_token_probability grpo_beta replay_weight disagreement_weight format_weight coverage_weight "
+    "rectify_original grpo_warmup grpo_last_learning_rate grpo_micro_batch rectify_micro_batch rectify_pairs repeats",
     1: "workers train_images batch_size max_answer_tokens baseline_images blind_candidates blind_images grpo_steps "
     "grpo_images grpo_lora_rank replay_clusters grpo_checkpoints audit_probes failure_types rectify_steps "
     "rectify_batch rectify_lora_rank benchmark_examples",

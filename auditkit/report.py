@@ -165,6 +165,7 @@ def summarise(run_name: str, stages: Mapping[str, Stage]) -> dict:
         "planted_gaps": {key: planted.get(key) for key in ("planted", "found", "recall", "precision", "missed")}
         if "planted" in planted
         else None,
+        "training": at["04_auditor"].metrics,
         "rectification": at["07_rectify"].metrics,
         "benchmarks": benchmark.get("benchmarks"),
         **{name: benchmark.get(name) for name in ("found_gaps", "outside_gaps", "untouched")},

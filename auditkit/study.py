@@ -100,6 +100,11 @@ def _recall(summary: Mapping) -> float | None:
     return (summary.get("planted_gaps", {}).get("recall") or {}).get("value")
 
 
+def _asked(summary: Mapping, stage: str) -> int | None:
+    counts = summary.get("counts", {}).get(stage)
+    return counts and counts.get("target_called", 0) + counts.get("references_called", 0)
+
+
 def _types(summary: Mapping) -> set[str]:
     """What is asked in its failure types; what is answered differs too easily from audit to audit."""
     return {name.split(f" {naming.DASH} ")[0] for name in summary.get("findings", {}).get("by_type", {})}
@@ -118,6 +123,7 @@ MEASURES = {
     "gaps": Measure("planted gaps found", lambda s: s.get("planted_gaps", {}).get("found"), share=False),
     "types": Measure("failure types named", lambda s: len(s.get("findings", {}).get("by_type", {})) or None, False),
     "pairs": Measure("pairs trained on", lambda s: s.get("rectification", {}).get("trained_on"), share=False),
+    "before": Measure("mean skill before", lambda s: _mean(s, "before")),
     "after": Measure("mean skill after the repair", lambda s: _mean(s, "after")),
     "gain": Measure("gain", lambda s: _ahead(s, "before")),
     "beats": Measure("ahead of the larger peer", lambda s: _ahead(s, "peer")),
@@ -126,6 +132,8 @@ MEASURES = {
     "outside": Measure("lost outside the gaps", lambda s: _lost(s.get("outside_gaps", {}))),
     "untouched": Measure("lost in a task no audit asks for", lambda s: max(
         (_lost(sides) for sides in s.get("untouched", {}).values() if "after" in sides), default=None)),
+    "distinct": Measure("distinct texts, last steps", lambda s: s.get("training", {}).get("distinct_last")),
+    "asked": Measure("questions put to models in training", lambda s: _asked(s, "04_auditor"), share=False),
     "again": Measure("failure types it shares with the other seeds' audits", lambda s: None),  # see `compare`
 }  # fmt: skip
 
