@@ -128,8 +128,9 @@ CHOICES = {
 GATES = ("reproduces", "sound", "visual")
 WAYS = {"question": "", "regenerate": "generator", "edit": "editor"}  # way -> the key of the pipeline it needs
 AT_LEAST = {  # the smallest sensible value, and whose it is
-    0: "seed temperature min_token_probability grpo_beta replay_weight disagreement_weight format_weight coverage_weight "
-    "rectify_original grpo_warmup grpo_last_learning_rate grpo_micro_batch rectify_micro_batch rectify_pairs repeats",
+    0: "seed temperature min_token_probability grpo_beta replay_weight disagreement_weight format_weight "
+    "coverage_weight rectify_original grpo_warmup grpo_last_learning_rate grpo_micro_batch rectify_micro_batch "
+    "rectify_pairs repeats",
     1: "workers train_images batch_size max_answer_tokens baseline_images blind_candidates blind_images grpo_steps "
     "grpo_images grpo_lora_rank replay_clusters grpo_checkpoints audit_probes failure_types rectify_steps "
     "rectify_batch rectify_lora_rank benchmark_examples",
