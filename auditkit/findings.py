@@ -323,8 +323,7 @@ def type_gaps(types: Sequence[FailureType], records: Sequence[dict], source, gap
     for kind in types if gaps else ():
         hit = Counter()
         for key in kind.keys:
-            gap = source.gap(rows[key]["picture"], rows[key]["question"], gaps)
-            hit[gap.name if gap else OUTSIDE] += 1
+            hit[source.gap(rows[key]["picture"], rows[key]["question"], gaps) or OUTSIDE] += 1
         name, n = hit.most_common(1)[0]
         found[kind.name] = {"name": name, "share": round(n / kind.size, 4)}
     return found
@@ -339,7 +338,7 @@ def agreement_with_gaps(types: Sequence[FailureType], records: Sequence[dict], s
     rows, of_type, of_gap, pure, own = {row["key"]: row for row in records}, [], [], 0, set()
     for place, kind in enumerate(types if gaps else ()):
         found = [source.gap(rows[key]["picture"], rows[key]["question"], gaps) for key in kind.keys]
-        names = [gap.name for gap in found if gap]
+        names = [gap for gap in found if gap]
         of_type, of_gap = of_type + [place] * len(names), of_gap + names
         for name, n in Counter(names).most_common(1):
             pure, own = pure + n, own | {name}
