@@ -174,13 +174,19 @@ def versus(types: Sequence[Mapping], width: float = 7.2) -> Figure:
             shown.append((kind["target"]["value"] / both, kind))
     shown.sort(key=lambda pair: -pair[0])
     wide = width > 5
-    labels = [_plain(kind["name"], int(width * (11 if wide else 8))) for _, kind in shown]
+    labels = [_plain(kind["name"], int(width * (11 if wide else 10))) for _, kind in shown]
     figure = Plot(width, 0.8 + sum(0.52 + 0.17 * label.count("\n") for label in labels))
     left, right = figure.subplots(1, 2, sharey=True, gridspec_kw={"width_ratios": (1, 1.25)})
+    figure.get_layout_engine().set(wspace=0.07)
+    left.set_zorder(1)  # its names run over both panels
+    left.patch.set_visible(False)
     height, ticks = 0.0, []
     for label, (share, kind) in zip(labels, shown, strict=True):
         height += 0.32 * label.count("\n")
-        left.text(0, height - 0.22, label, va="bottom", fontsize=9.5 if wide else 8.5, color=INK, linespacing=1.15)
+        named = left.text(
+            0, height - 0.22, label, va="bottom", fontsize=9.5 if wide else 8.5, color=INK, linespacing=1.15
+        )
+        named.set_in_layout(False)  # so that the panels keep their widths
         left.barh(height, share, 0.3, color=WRONG, zorder=2)
         left.barh(height, 1 - share, 0.3, left=share, color=PEER, zorder=2, hatch="////", edgecolor=PAPER, linewidth=0)
         for x, value, side in ((0.015, share, "left"), (0.985, 1 - share, "right")):
@@ -191,7 +197,7 @@ def versus(types: Sequence[Mapping], width: float = 7.2) -> Figure:
         for side, colour, marker, shift in (("target", WRONG, "o", -0.07), ("peer", PEER, "D", 0.09)):
             one = kind[side]
             right.hlines(height + shift, one["low"], one["high"], color=colour, linewidth=2.2, alpha=0.55, zorder=2)
-            right.plot(one["value"], height + shift, marker, color=colour, markersize=5, zorder=3, label=side)
+            right.plot(one["value"], height + shift, marker, color=colour, markersize=5, zorder=3, clip_on=False)
         ticks.append(height)
         height += 1
     for axis, title in ((left, "share of the failures"), (right, "rate of failure")):
@@ -202,10 +208,10 @@ def versus(types: Sequence[Mapping], width: float = 7.2) -> Figure:
         axis.xaxis.set_major_formatter(PercentFormatter(1, 0, " %"))
         axis.set_xlabel(title, color=MUTED, fontsize=9)
     left.set_ylim((ticks[-1] if ticks else 0) + 0.35, -0.75)
-    handles, names = right.get_legend_handles_labels()
-    if handles:
-        names = ["target", "larger peer"]
-        figure.legend(handles[:2], names, loc="outside upper left", ncols=2, frameon=False, fontsize=9, labelcolor=INK)
+    if shown:
+        drawn = right.lines[:2]  # of the first type
+        how = {"ncols": 2, "frameon": False, "fontsize": 9, "labelcolor": INK}
+        figure.legend(drawn, ["target", "larger peer"], loc="outside upper left", **how)
     return figure
 
 
