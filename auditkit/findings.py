@@ -1,10 +1,11 @@
 """Name and count what the target gets wrong, from the words of the findings alone.
 
 A finding is a scored record with gate "ok" (audit.score). Failure types are groups of findings that ask alike and
-are answered alike, named by their own words (naming.py). Nothing in `failure_types` and `explain` knows what a picture
-shows or what the truth is.
+are answered alike, named by their own words (naming.py) or by a model (namer.py). Nothing in `failure_types` and
+`explain` knows what a picture shows or what the truth is.
 
-`search_success`, `planted` and `best_blind_question` are different: they ask the oracle, and only grade for the report.
+`search_success`, `planted`, `type_gaps`, `agreement_with_gaps` and `best_blind_question` are different: they ask the
+oracle, and only grade for the report.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from sklearn.metrics import completeness_score, homogeneity_score
+
 from auditkit import naming
 from auditkit.disagreement import normalise, same_text
 from auditkit.errors import AuditError
@@ -20,6 +23,7 @@ from auditkit.stats import rate
 
 ASKED = ("ok", "agrees")  # gates of the probes that could have become findings; the others were dropped
 FOUND = 3  # true findings in its condition make a planted gap found
+OUTSIDE = "outside all gaps"
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,7 @@ class FailureType:
     questions: list[str]  # distinct, most frequent first
     examples: list[dict] = field(repr=False)  # up to 6 records, on different pictures
     keys: list[str] = field(repr=False)  # the keys of its findings
+    asked: list[str] = field(repr=False)  # the keys of the probes that `rate_when` counts
 
 
 def only_findings(records: Sequence[dict]) -> list[dict]:
@@ -52,10 +57,10 @@ def failure_types(records: Sequence[dict], p) -> list[FailureType]:
 
     Args:
         records: all scored records of an audit (audit.score), not only the findings: the rest are the denominators.
-        p: uses `failure_types`, the largest number of groups.
+        p: uses `failure_types`, the largest number of groups, and `types_by`, what makes findings alike.
     """
     findings, asked = only_findings(records), [r for r in records if r.get("gate") in ASKED]
-    types = [_type(members, asked, len(findings)) for members in naming.groups(findings, p.failure_types)]
+    types = [_type(members, asked, len(findings)) for members in naming.groups(findings, p.failure_types, p.types_by)]
     return sorted(types, key=lambda t: (-t.size, t.name))
 
 
@@ -107,6 +112,7 @@ def _type(members: list[dict], asked: list[dict], total: int) -> FailureType:
         questions=[q for q, _ in Counter(questions).most_common(12)],
         examples=_telling(members),
         keys=sorted(keys),
+        asked=sorted(r["key"] for r in when),
     )
 
 
@@ -306,6 +312,46 @@ def planted(records: Sequence[dict], source, gaps: list) -> dict:
         result["false_alarms"] = alarms
         result["false_alarm_groups"] = sorted(groups, key=lambda group: (-group["size"], group["name"]))
     return result
+
+
+def type_gaps(types: Sequence[FailureType], records: Sequence[dict], source, gaps: list) -> dict[str, dict]:
+    """Which planted gap most of a type's findings lie in: {type's name: {"name", "share"}}; {} where none is planted.
+
+    A finding in no gap's condition counts as "outside all gaps".
+    """
+    rows, found = {row["key"]: row for row in records}, {}
+    for kind in types if gaps else ():
+        hit = Counter()
+        for key in kind.keys:
+            hit[source.gap(rows[key]["picture"], rows[key]["question"], gaps) or OUTSIDE] += 1
+        name, n = hit.most_common(1)[0]
+        found[kind.name] = {"name": name, "share": round(n / kind.size, 4)}
+    return found
+
+
+def agreement_with_gaps(types: Sequence[FailureType], records: Sequence[dict], source, gaps: list) -> dict:
+    """How well types match planted gaps, over the findings that lie in one; {} where no finding does.
+
+    Returns {"types", "purity": rate of the findings in their type's dominant gap, "gaps": how many have findings,
+    "gaps_with_a_type": how many dominate a type, "homogeneity", "completeness": of 1 (sklearn)}.
+    """
+    rows, of_type, of_gap, pure, own = {row["key"]: row for row in records}, [], [], 0, set()
+    for place, kind in enumerate(types if gaps else ()):
+        found = [source.gap(rows[key]["picture"], rows[key]["question"], gaps) for key in kind.keys]
+        names = [gap for gap in found if gap]
+        of_type, of_gap = of_type + [place] * len(names), of_gap + names
+        for name, n in Counter(names).most_common(1):
+            pure, own = pure + n, own | {name}
+    if not of_gap:
+        return {}
+    return {
+        "types": len(types),
+        "purity": rate(pure, len(of_gap)),
+        "gaps": len(set(of_gap)),
+        "gaps_with_a_type": len(own),
+        "homogeneity": round(float(homogeneity_score(of_gap, of_type)), 4),
+        "completeness": round(float(completeness_score(of_gap, of_type)), 4),
+    }
 
 
 def _described(gap) -> dict:

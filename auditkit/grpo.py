@@ -47,7 +47,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from auditkit import auditor as writing
 from auditkit import images as sources
-from auditkit import lines, params, processors, runs, vllm_engine, vlm
+from auditkit import lines, params, processors, runs, vllm_engine, vlm, watch
 from auditkit.album import Album, painters
 from auditkit.auditor import Probe
 from auditkit.errors import AuditError
@@ -83,6 +83,8 @@ class AuditorTrainer(GRPOTrainer):
             self.drawn = self.scorer.replay(own // 2 * self.accelerator.num_processes, random.Random(seed))
             self._metrics["train"]["distinct"].append(len({r.text for r in rollouts}) / len(rollouts))
             self._metrics["train"]["kinds"].append(len({r.cluster for r in rollouts if r.success}))
+            for name, value in watch.measured(rollouts, list(self.scorer.recent)[-watch.LATELY :]).items():
+                self._metrics["train"][name].append(value)
             if wished := [rollout for rollout in rollouts if rollout.made]:
                 self._metrics["train"]["granted"].append(sum(not r.why for r in wished) / len(wished))
                 self._metrics["train"]["painting_seconds"].append(self.scorer.painting_seconds)
@@ -132,13 +134,17 @@ class AuditorTrainer(GRPOTrainer):
 
 
 class History(TrainerCallback):
-    """One row a step, to a file and to whoever watches."""
+    """One row a step, to a file and to whoever watches; where the rows tell of a collapse, no step comes after it.
 
-    def __init__(self, path: Path, on_step: Callable[[dict], None] | None):
-        self.path, self.on_step, self.started = path, on_step, time.time()
+    Every process has all rows, made of what was gathered, so all of them stop at the same step; one writes them.
+    """
+
+    def __init__(self, path: Path, p: Params, on_step: Callable[[dict], None] | None):
+        self.path, self.p, self.on_step, self.started = path, p, on_step, time.time()
+        self.rows = lines.read(path)
 
     def on_log(self, args, state, control, logs=None, **_):
-        if not logs or "reward" not in logs or not state.is_world_process_zero:
+        if not logs or "reward" not in logs:
             return
         row = {"step": state.global_step, "seconds": round(time.time() - self.started, 2)}
         row |= {f"reward/{name}": logs[f"rewards/{name}/mean"] for name in ("disagreement", "format", "coverage")}
@@ -152,15 +158,25 @@ class History(TrainerCallback):
                 "replay_loss",
                 "distinct",
                 "kinds",
+                "kinds_lately",
+                "group_spread",
+                "flat_groups",
+                "alike_groups",
+                "repeats",
+                "commonest",
                 "granted",
                 "painting_seconds",
                 "completions/mean_length",
             )
             if k in logs
         }
-        lines.append(self.path, [row])
-        if self.on_step:
-            self.on_step(row)
+        self.rows.append(row)
+        if state.is_world_process_zero:
+            lines.append(self.path, [row])
+            if self.on_step:
+                self.on_step(row)
+        if watch.collapsed(self.rows, self.p):
+            control.should_save = control.should_training_stop = True
 
 
 def train(
@@ -177,9 +193,10 @@ def train(
     Writes to `out`: checkpoint-N (LoRA adapters, `grpo_checkpoints` of them, the last one trained to the end),
     rollouts.jsonl (every completion with all answers), answers.jsonl, history.jsonl. A run that was killed goes on
     from its last checkpoint and asks no model a question it has answered. A training that is complete is not repeated.
+    One that has collapsed (watch.py) is stopped, with a last checkpoint, and not gone on with.
 
     Raises AuditError when there are too few pictures for one step, when a step cannot be dealt out evenly, when the
-    untrained auditor writes no questions, or when the references never agree.
+    untrained auditor writes no questions, when the references never agree, or when the auditor has collapsed.
     """
     if p.grpo_rollouts != "transformers" and not importlib.util.find_spec("vllm"):
         raise AuditError(f"grpo_rollouts: {p.grpo_rollouts} {vllm_engine.MISSING}, or write transformers.")
@@ -191,6 +208,9 @@ def train(
     here = PartialState(cpu=auditor.model.device.type == "cpu")
     _refuse_uneven(p, here.num_processes)
     out.mkdir(parents=True, exist_ok=True)
+    if why := watch.collapsed(lines.read(out / "history.jsonl"), p):
+        raise AuditError(why)
+    here.wait_for_everyone()  # all have read it before the first forgets what a kill has left
     with here.main_process_first():  # which tidies up what a kill has left; the others find it done
         last = runs.last_checkpoint(out)
         done = int(last.rsplit("-", 1)[1]) if last else 0
@@ -219,7 +239,7 @@ def train(
             peft_config=LoraConfig(
                 r=p.grpo_lora_rank, lora_alpha=2 * p.grpo_lora_rank, target_modules=TEXT_PART, task_type="CAUSAL_LM"
             ),
-            callbacks=[History(out / "history.jsonl", on_step)],
+            callbacks=[History(out / "history.jsonl", p, on_step)],
             scorer=scorer,
             replay_weight=p.replay_weight,
         )
@@ -238,7 +258,10 @@ def train(
     here.wait_for_everyone()
     if here.is_main_process:
         _collect(out)
-    return lines.read(out / "history.jsonl")
+    history = lines.read(out / "history.jsonl")
+    if why := watch.collapsed(history, p):
+        raise AuditError(why)
+    return history
 
 
 def checkpoints(out: Path) -> dict[str, Path]:

@@ -154,8 +154,9 @@ class TextModel:
         return [text.strip() for text in self.tokenizer.batch_decode(new, skip_special_tokens=True)]
 
 
-def load(p) -> vlm.Writer:
-    """The model that `p.same` names: as an image-text model where it is one, else as a language model.
+def load(p, key: str = "same") -> vlm.Writer:
+    """The model that a parameter, `same` or `namer`, names: as an image-text model where it is one, else as a language
+    model.
 
     Raises AuditError for a model that cannot be had, for weights that are no safetensors, and for no chat template.
     """
@@ -163,11 +164,12 @@ def load(p) -> vlm.Writer:
 
     from auditkit import memory
 
-    spec = specs.parse(p.same)
+    text = getattr(p, key)
+    spec = specs.parse(text)
     if spec.engine != "transformers":
-        return vlm.loader(p)(p.same)
+        return vlm.loader(p)(text)
     own = spec.options
-    place, source = places.source(vlm.resolve(p.same), p.same, own)
+    place, source = places.source(vlm.resolve(text), text, own)
     device = vlm._device(own.get("device", p.device))
     turns = p.memory == "turns" and device != "cpu" and "bits" not in own
     how = {"dtype": vlm._dtype(own.get("dtype", p.dtype), device), "attn_implementation": own.get("attention")}
@@ -179,18 +181,18 @@ def load(p) -> vlm.Writer:
         config = AutoConfig.from_pretrained(place, **source)
         own_code = getattr(config, "auto_map", {})
         if type(config) in AutoModelForImageTextToText._model_mapping or "AutoModelForImageTextToText" in own_code:
-            return vlm.loader(p)(p.same)
+            return vlm.loader(p)(text)
         with vlm.quiet():
             tokenizer = AutoTokenizer.from_pretrained(place, padding_side="left", **source)
     except (OSError, ValueError, KeyError) as error:
-        raise AuditError(f'same: "{p.same}" is no language model here ({places.short(error)}).') from error
+        raise AuditError(f'{key}: "{text}" is no language model here ({places.short(error)}).') from error
     try:
         with vlm.quiet():
             model = AutoModelForCausalLM.from_pretrained(place, use_safetensors=True, **source, **how).eval()
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        places.refuse_weights(error, place, p.same, source)
+        places.refuse_weights(error, place, text, source)
     if not tokenizer.chat_template:
-        raise AuditError(f'same: "{p.same}" has no chat template, so it cannot be asked; name an instruct model.')
+        raise AuditError(f'{key}: "{text}" has no chat template, so it cannot be asked; name an instruct model.')
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     parked = memory.Parked(model, device) if turns else None

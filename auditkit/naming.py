@@ -25,13 +25,22 @@ ELLIPSIS, DASH = "…", "—"
 NO_TEMPLATE = "questions with no words in common"
 
 
-def groups(findings: Sequence[dict], most: int) -> list[list[dict]]:
+def groups(findings: Sequence[dict], most: int, by: str = "text") -> list[list[dict]]:
     """Records in at most `most` groups, by their question, the target's answer and the consensus.
+
+    Args:
+        by: text, their words, or embedding, their meaning (meaning.py).
 
     Clusters that share a template and one dominant answer are one group to a reader.
     """
     alike = defaultdict(list)
-    for cluster in clusters([_vector_text(r) for r in findings], most):
+    if by == "embedding":
+        from auditkit import meaning
+
+        found = meaning.clusters(findings, most)
+    else:
+        found = clusters([_vector_text(r) for r in findings], most)
+    for cluster in found:
         members = [findings[i] for i in cluster]
         said, n = Counter(normalise(r["target"]) for r in members).most_common(1)[0]
         answer = said if n >= DOMINANT * len(members) else says(members)

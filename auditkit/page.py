@@ -201,9 +201,14 @@ def figures(summary: Mapping, types: Sequence[Mapping], history: Sequence[Mappin
     benchmarks = summary.get("benchmarks", {})
     before, after, peer = ({s: rates[side] for s, rates in benchmarks.items() if side in rates} for side in SIDES)
     shown = [success.get(name) for name in ("untrained", "trained", "best_blind_question")]
+    compared = [kind for kind in types if "peer" in kind]
+    alone = [{"name": kind["name"], **kind["untrained"]} for kind in types if "untrained" in kind]
     drawn = {
         "search": success and _drawn("search", "Search success", plots.search_success, *shown),
         "types": types and _drawn("types", "Failure rate of each failure type", plots.types_bar, types),
+        "versus": compared and _drawn("versus", "Target against peer on each failure type", plots.versus, compared),
+        "versus_untrained": alone
+        and _drawn("versus_untrained", "The same over the untrained auditor's probes", plots.versus, alone),
         "history": history and _drawn("history", "Rewards step by step", plots.training_curve, history),
         "skills": before and _drawn("skills", "Accuracy on each skill", plots.skills, before, after, peer),
     }

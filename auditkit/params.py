@@ -85,6 +85,7 @@ class Params:
     format_weight: float = 1.0  # of the reward for one well-formed question or wish
     coverage_weight: float  # of the novelty reward; 0 for none
     grpo_checkpoints: int  # kept, evenly spaced; the last is the trained auditor
+    grpo_patience: int = 10  # steps in a row that must show a collapse before training is stopped (watch.py); 0: never
 
     # --- 05 and 06, the audit and its findings
     asks: str = "auditor"  # (its checkpoints), untrained (it alone), or as a control source (the images' own questions)
@@ -95,6 +96,8 @@ class Params:
     blind_candidates: int  # fixed questions tried to find the best one that needs no look at the picture
     blind_images: int  # pictures each of them is asked about
     failure_types: int  # most failure types the findings are grouped into
+    types_by: str = "text"  # what makes findings alike: text (their words), or embedding (extra `embed`)
+    namer: str = ""  # a model's spec, asked for a short name of each failure type; "": the words its questions share
 
     # --- 07, repairing the target
     rectify_steps: int  # optimiser steps
@@ -120,6 +123,7 @@ REQUIRED = [
 CHOICES = {
     "dtype": ("auto", "float32", "bfloat16", "float16"),
     "memory": ("together", "turns"),
+    "types_by": ("text", "embedding"),
     "engine": ("local", "ray"),
     "asks": ("auditor", "untrained", "source"),
     "rectify_on": ("findings", "consensus", "labels"),
@@ -129,8 +133,8 @@ GATES = ("reproduces", "sound", "visual")
 WAYS = {"question": "", "regenerate": "generator", "edit": "editor"}  # way -> the key of the pipeline it needs
 AT_LEAST = {  # the smallest sensible value, and whose it is
     0: "seed temperature min_token_probability grpo_beta replay_weight disagreement_weight format_weight "
-    "coverage_weight rectify_original grpo_warmup grpo_last_learning_rate grpo_micro_batch rectify_micro_batch "
-    "rectify_pairs repeats",
+    "coverage_weight rectify_original grpo_warmup grpo_last_learning_rate grpo_micro_batch grpo_patience "
+    "rectify_micro_batch rectify_pairs repeats",
     1: "workers train_images batch_size max_answer_tokens baseline_images blind_candidates blind_images grpo_steps "
     "grpo_images grpo_lora_rank replay_clusters grpo_checkpoints audit_probes failure_types rectify_steps "
     "rectify_batch rectify_lora_rank benchmark_examples",
@@ -293,7 +297,7 @@ def _typed(name: str, value):
 
 def _refuse_impossible(p: Params) -> None:
     """Raise for the first setting, or pair of settings, that could not do what it says."""
-    for spec in (p.auditor, p.target, *p.references, *filter(None, [p.peer, p.paraphraser]), p.same):
+    for spec in (p.auditor, p.target, *p.references, *filter(None, [p.peer, p.paraphraser, p.namer]), p.same):
         specs.parse(spec)
     if p.same not in ("text", "embedding") and not re.search("[/:]", p.same):
         raise AuditError(f'same: "{p.same}" is none of text, embedding, or a model (a folder, a hub id, a server).')

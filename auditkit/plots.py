@@ -34,7 +34,12 @@ CURVES = {
     "reward/format": (0, "well-formed question", BEFORE),
     "distinct": (1, "distinct texts among those of a step", PEER),
     "granted": (1, "pictures that came out as wished", AFTER),
+    "flat_groups": (1, "groups that earn all the same", WRONG),
+    "commonest": (1, "share of the most frequent text", BEFORE),
     "kinds": (2, "kinds of text that find a failure", WRONG),
+    "kinds_lately": (2, "the same, among the last 200 finds", PEER),
+    "group_spread": (3, "spread of reward within a group", AFTER),
+    "entropy": (3, "entropy of a token, in nats", BEFORE),
 }
 
 
@@ -153,6 +158,62 @@ def types_bar(types: Sequence[Mapping], width: float = 7.2) -> Figure:
     """
     ordered = sorted(types, key=lambda kind: -kind["rate"]["value"])
     return _bars([(kind["name"], kind["rate"], WRONG, _size(kind)) for kind in ordered], width)
+
+
+def versus(types: Sequence[Mapping], width: float = 7.2) -> Figure:
+    """Target against peer on each failure type: which of the two fails there, and how often either does.
+
+    Left their shares of the failures, target / (target + peer), as the paper has them; right the rates themselves, with
+    intervals. A type on whose probes neither fails is not drawn.
+
+    Args:
+        types: {"name", "target": rate, "peer": rate} on the same probes, any order; without both a type is left out.
+    """
+    shown = []
+    for kind in types:
+        if "target" in kind and "peer" in kind and (both := kind["target"]["value"] + kind["peer"]["value"]):
+            shown.append((kind["target"]["value"] / both, kind))
+    shown.sort(key=lambda pair: -pair[0])
+    wide = width > 5
+    labels = [_plain(kind["name"], int(width * (11 if wide else 10))) for _, kind in shown]
+    figure = Plot(width, 0.8 + sum(0.52 + 0.17 * label.count("\n") for label in labels))
+    left, right = figure.subplots(1, 2, sharey=True, gridspec_kw={"width_ratios": (1, 1.25)})
+    figure.get_layout_engine().set(wspace=0.07)
+    left.set_zorder(1)  # its names run over both panels
+    left.patch.set_visible(False)
+    height, ticks = 0.0, []
+    for label, (share, kind) in zip(labels, shown, strict=True):
+        height += 0.32 * label.count("\n")
+        named = left.text(
+            0, height - 0.22, label, va="bottom", fontsize=9.5 if wide else 8.5, color=INK, linespacing=1.15
+        )
+        named.set_in_layout(False)  # so that the panels keep their widths
+        left.barh(height, share, 0.3, color=WRONG, zorder=2)
+        left.barh(height, 1 - share, 0.3, left=share, color=PEER, zorder=2, hatch="////", edgecolor=PAPER, linewidth=0)
+        for x, value, side in ((0.015, share, "left"), (0.985, 1 - share, "right")):
+            if value > 0.14 and wide:
+                text = f"{100 * value:.0f}"
+                box = {"facecolor": PAPER, "edgecolor": "none", "pad": 0.8}
+                left.text(x, height + 0.01, text, ha=side, va="center", fontsize=8, color=INK, bbox=box, zorder=4)
+        for side, colour, marker, shift in (("target", WRONG, "o", -0.07), ("peer", PEER, "D", 0.09)):
+            one = kind[side]
+            right.hlines(height + shift, one["low"], one["high"], color=colour, linewidth=2.2, alpha=0.55, zorder=2)
+            right.plot(one["value"], height + shift, marker, color=colour, markersize=5, zorder=3, clip_on=False)
+        ticks.append(height)
+        height += 1
+    for axis, title in ((left, "share of the failures"), (right, "rate of failure")):
+        _quiet(axis, grid="x")
+        axis.set_yticks([])
+        axis.set_xlim(-0.01, 1.01)
+        axis.set_xticks([0, 0.5, 1] if axis is left or not wide else [0, 0.25, 0.5, 0.75, 1])
+        axis.xaxis.set_major_formatter(PercentFormatter(1, 0, " %"))
+        axis.set_xlabel(title, color=MUTED, fontsize=9)
+    left.set_ylim((ticks[-1] if ticks else 0) + 0.35, -0.75)
+    if shown:
+        drawn = right.lines[:2]  # of the first type
+        how = {"ncols": 2, "frameon": False, "fontsize": 9, "labelcolor": INK}
+        figure.legend(drawn, ["target", "larger peer"], loc="outside upper left", **how)
+    return figure
 
 
 def training_curve(history: Sequence[Mapping], width: float = 7.2) -> Figure:

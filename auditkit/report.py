@@ -17,7 +17,9 @@ images/<slug(record["picture"])>.png in 06_findings, then in 05_audit. More keys
                                       what findings.painted gives}
                       scored.jsonl   one object a probe, as from audit.score; "gate" is one of GATES
     06_findings       types.json     [{"name", "size", "share" (of all findings, 0 to 1), "rate" (of the probes of this
-                                      type), "rate_when"?: rate, "confusion"?: [{"target", "consensus", "count"}],
+                                      type), "rate_when"?: rate, "target"?, "peer"?: rates on the same probes,
+                                      "untrained"?: {"target", "peer"} on those of the untrained auditor alone,
+                                      "gap"?: {"name", "share"} (the planted gap most findings are in), "confusion"?: [{"target", "consensus", "count"}],
                                       "examples": [{"picture", "image"?, "question", "target", "consensus",
                                       "references": {name: answer}, "truth"?}]}]
                       planted.json?  as from findings.planted: {"planted"?, "found"?, "recall"?: rate, "precision"?:
@@ -143,7 +145,7 @@ def summarise(run_name: str, stages: Mapping[str, Stage]) -> dict:
     findings = {"total": gates["ok"]} if gates else {}
     if types is not None:
         findings.setdefault("total", sum(kind["size"] for kind in types))
-        parts = ("size", "share", "rate", "rate_when")
+        parts = ("size", "share", "rate", "rate_when", "target", "peer", "gap")
         findings["by_type"] = {kind["name"]: {part: kind.get(part) for part in parts} for kind in types}
     measured = {
         "run_name": run_name,
@@ -216,6 +218,7 @@ def _rates(summary: Mapping) -> Iterator[tuple[str, object]]:
         yield from ((f"benchmarks.{skill}.{side}", rate) for side, rate in sides.items())
     for name, kind in summary.get("findings", {}).get("by_type", {}).items():
         yield f"findings.by_type.{name}.rate", kind.get("rate")
+        yield from ((f"findings.by_type.{name}.{side}", kind[side]) for side in ("target", "peer") if side in kind)
 
 
 def _flat(blind: Mapping | None) -> dict | None:

