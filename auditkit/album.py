@@ -18,7 +18,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from auditkit import counterfactual, lines
+from auditkit import counterfactual, likeness, lines
 from auditkit.auditor import Wish, parse_wish
 from auditkit.errors import AuditError
 from auditkit.images import Picture, Source
@@ -50,13 +50,14 @@ class Album:
 
     Args:
         painters: way -> what loads its pipeline (`painters`); each is loaded when it is first needed.
-        p: uses generator, editor, seed, edit_region and edit_rest.
+        p: uses generator, editor, seed, edit_region, edit_rest and what `likeness.load` does.
         folder: where pictures are kept, beside the pictures.jsonl to which whoever calls appends `unfiled`; None: in
             memory alone, until told to `forget`.
     """
 
     def __init__(self, painters: Mapping[str, Callable], p, folder: Path | None = None):
         self.painters, self.p, self.folder, self._loaded = dict(painters), p, folder, {}
+        self._judge: likeness.PictureJudge | None = None
         self.made: dict[str, Made] = {}
         self._images: dict[str, Image.Image] = {}
         for row in lines.read(folder / FILE) if folder else ():
@@ -117,6 +118,21 @@ class Album:
             raise AuditError(f"pictures: there is no picture {key!r} in {self.folder or 'memory'}.")
         return kept(self.folder, key)
 
+    def gains(self, pictures: Sequence[Picture], made: Sequence[Made], wishes: Sequence[Wish]) -> list[float | None]:
+        """How far each of n pictures moved from the one it departs from towards its wish (likeness.gains); None for
+        all that are not to be used anyway, and without a picture_judge.
+        """
+        found: list[float | None] = [None] * len(made)
+        rows = [i for i, one in enumerate(made) if not one.why] if self.p.picture_judge else []
+        if rows:
+            self._judge = self._judge or likeness.load(self.p)
+            before, after = [pictures[i].image for i in rows], [self.picture(made[i].key).image for i in rows]
+            for i, gain in zip(
+                rows, likeness.gains(self._judge, before, after, [wishes[i] for i in rows]), strict=True
+            ):
+                found[i] = gain
+        return found
+
     def _key(self, way: str, base: str, text: str, seed: int) -> str:
         if way not in self.painters:
             raise AuditError(f'{WAYS[way]}: name a pipeline to {way} pictures with, or take "{way}" out of ways.')
@@ -156,15 +172,19 @@ class Album:
 
 def granted(
     album: Album, pictures: Sequence[Picture], ways: Sequence[str], texts: Sequence[str]
-) -> dict[int, tuple[Wish, Made]]:
-    """The wishes among n texts, painted, by their place: a batch a way. A way of "" is passed over."""
+) -> dict[int, tuple[Wish, Made, float | None]]:
+    """The wishes among n texts, painted, with the gain of each picture, by their place: a batch a way.
+
+    A way of "" is passed over.
+    """
     wishes = {i: parse_wish(text) for i, text in enumerate(texts) if ways[i] not in ("", "question")}
     wishes = {i: wish for i, wish in wishes.items() if wish}
     found = {}
     for way in sorted({ways[i] for i in wishes}):
         of = [i for i in wishes if ways[i] == way]
         made = album.make(way, [pictures[i] for i in of], [wishes[i].text for i in of])
-        found |= {i: (wishes[i], one) for i, one in zip(of, made, strict=True)}
+        gains = album.gains([pictures[i] for i in of], made, [wishes[i] for i in of])
+        found |= {i: (wishes[i], one, gain) for i, one, gain in zip(of, made, gains, strict=True)}
     return found
 
 

@@ -33,6 +33,7 @@ from auditkit.auditor import Probe
 from auditkit.disagreement import Same, Verdict, normalise, same, unfulfilled, verdicts
 from auditkit.errors import AuditError
 from auditkit.images import Picture
+from auditkit.likeness import unlike
 from auditkit.memory import free
 from auditkit.vlm import AnswerBook, Writer
 
@@ -124,7 +125,8 @@ def score(records: Sequence[dict], p, folder: Path | None = None) -> list[dict]:
     "agrees"; "ok" is a finding. A finding with `irrelevant_edit` is one where only the target moved: see the module.
 
     Args:
-        p: uses min_token_probability, quorum and same, and device, dtype, batch_size and memory where a model judges.
+        p: uses min_token_probability, quorum, picture_gain and same, and device, dtype, batch_size and memory where a
+            model judges what means the same.
         folder: where the verdicts of such a model are kept; those on file need no model.
 
     Raises AuditError when the target was never asked, and when the references never agree.
@@ -166,11 +168,12 @@ def score(records: Sequence[dict], p, folder: Path | None = None) -> list[dict]:
 
 
 def _unfulfilled(records: Sequence[dict], alike: Same, p) -> dict[str, dict]:
-    """By key, why the references take a picture that was made for something else than was wished for, if they do."""
+    """By key, why a picture that was made is not what was wished for: the references' word, then the judge's."""
     checked = [record for record in records if record.get("checked")]
     rows = [(record["check"], record["expected"], list(record["checked"].values())) for record in checked]
     found = zip(checked, unfulfilled(rows, alike, p.quorum), strict=True)
-    return {record["key"]: {"why": why} for record, why in found if why}
+    why = {record["key"]: why or unlike(record.get("gain"), p) for record, why in found}
+    return {key: {"why": reason} for key, reason in why.items() if reason}
 
 
 def _before(records: Sequence[dict], alike: Same, p) -> dict[str, Verdict]:
@@ -259,15 +262,15 @@ class Proposing:
         texts = auditing.written(self.auditor, shown, ways, p.temperature, p.max_question_tokens, seed)
         rarest = auditing.rarest(self.untrained, shown, texts, ways)
         made = granted(self.album, shown, ways, texts)
-        used = [i for i, (_, one) in made.items() if not one.why]
+        used = [i for i, (_, one, _) in made.items() if not one.why]
         pictures = [self.album.picture(made[i][1].key) for i in used]
         asked = dict(zip(used, self._questions([batch["keys"][i] for i in used], pictures, seed), strict=True))
         probes = []
         for i, (key, picture, text, least) in enumerate(zip(batch["keys"], shown, texts, rarest, strict=True)):
             probe = Probe(key, picture.key, None, text, way, "(Q*, I*)", rarest=least, base=picture.key, wish=text)
             if i in made:
-                wish, one = made[i]
-                probe = replace(probe, made=wish.text, check=wish.check, expected=wish.expected, why=one.why)
+                wish, one, gain = made[i]
+                probe = replace(probe, made=wish.text, check=wish.check, expected=wish.expected, why=one.why, gain=gain)
             if i not in asked:
                 probes.append(probe)
                 continue

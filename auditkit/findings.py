@@ -167,7 +167,8 @@ def painted(scored: Sequence[dict], pictures: Sequence[dict], p) -> dict:
 
     Returns {"images": {"asked", "made", "dropped": {reason: count}, "cut", "seconds_each"}, "editor":
     {"command_applied": rate, "rest_unchanged": rate}, "generator": {"objects_present": rate}}. `cut` counts texts whose
-    end was not read. By the references' word on each wish's check; keys without a single picture are absent.
+    end was not read. By the references' word on each wish's check; with a picture judge both also have
+    "towards_the_wish": rate, by its word alone. Keys without a single picture are absent.
     """
     wishes = [row for row in scored if row["way"] != "question" and row["pairing"] == "(Q*, I*)" and row["made"]]
     if not wishes:
@@ -184,6 +185,9 @@ def painted(scored: Sequence[dict], pictures: Sequence[dict], p) -> dict:
         if checked:
             right = sum(row.get("why") != "not applied" for row in checked)
             result.setdefault(model, {})[name] = rate(right, len(checked))
+        if gains := [row["gain"] for row in wishes if row["way"] == way and row.get("gain") is not None]:
+            above = sum(gain > p.picture_gain for gain in gains)
+            result.setdefault(model, {})["towards_the_wish"] = rate(above, len(gains))
     edits = [row for row in pictures if row["way"] == "edit" and row["share"] is not None]
     if edits:
         same = sum((row["rest"] or 0) >= p.edit_rest and row["share"] <= p.edit_region for row in edits)

@@ -3,15 +3,16 @@
 Each notebook is a process of its own, so memory is counted stage by stage: the weights of the models it loads, twice
 where it loads two copies, and the largest piece of work that any of them does (footprint.py). With `memory: together`
 all weights lie on the device at once; with `memory: turns` only those of the model at work, of quantized ones and of
-one in training.
+one in training. Pipelines that paint take no turns: they stay, unless they are told to ?offload.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from auditkit import auditor, footprint, sizes, specs
+from auditkit import auditor, footprint, sizes, specs, weighing
 from auditkit.params import Params
+from auditkit.weighing import Weight
 
 TEMPLATE = 24  # tokens of a chat around prompt and picture
 
@@ -85,12 +86,13 @@ def models(p: Params, on_gpu: bool) -> list[Model]:
     return found
 
 
-def needs(p: Params, cast: Sequence[Model], processes: int = 1) -> list[Need]:
+def needs(p: Params, cast: Sequence[Model], processes: int = 1, beside: Sequence[Weight] = ()) -> list[Need]:
     """What each stage takes of each device its models are on.
 
     Args:
         cast: the models of `models`; one of unknown size takes nothing here.
         processes: over which a training step is shared out (accelerate launch), each with models of its own.
+        beside: pipelines and picture judge, of `weighing.weights`.
     """
     by_role = {role: replace(model, roles=(role,)) for model in cast for role in model.roles}  # each loaded for itself
     aud, target = by_role["auditor"], by_role["target"]
@@ -121,9 +123,10 @@ def needs(p: Params, cast: Sequence[Model], processes: int = 1) -> list[Need]:
     trained = {"04_auditor": (aud, held), "07_rectify": (target, kept)}
     found = []
     for stage, (loaded, work) in stages.items():
-        for device in sorted({m.device for m in loaded}):
-            here = [m for m in loaded if m.device == device]
-            found.append(_need(stage, device, here, work, *trained.get(stage, (None, 0.0))))
+        others = [w for w in beside if stage in w.stages]
+        for device in sorted({m.device for m in (*loaded, *others)}):
+            here, its = [m for m in loaded if m.device == device], [w for w in others if w.device == device]
+            found.append(_need(stage, device, here, its, work, *trained.get(stage, (None, 0.0))))
     return found
 
 
@@ -132,25 +135,39 @@ def on_device(found: Sequence[Need], on_gpu: bool) -> list[Need]:
     return [need for need in found if not (on_gpu and need.device == "cpu")]
 
 
-def _need(stage: str, device: str, loaded: list[Model], work: list, trained: Model | None, held: float) -> Need:
-    """What the models `loaded` take with their work, [(model, what, bytes)]; `held` is there throughout a training."""
+def _need(
+    stage: str,
+    device: str,
+    loaded: list[Model],
+    beside: list[Weight],
+    work: list,
+    trained: Model | None,
+    held: float,
+) -> Need:
+    """What the models `loaded` take with their work, [(model, what, bytes)], and what stands `beside` them; `held` is
+    there throughout a training.
+    """
     work = [(m, what, size) for m, what, size in work if m in loaded]
     held = held if trained in loaded else 0.0
 
     def comes(m: Model) -> float:  # what has to be brought when it is its turn
         return 0.0 if m.stays or m is trained else m.weights
 
+    def largest(in_turns: bool) -> tuple[float, str]:
+        pieces = [(size + (comes(m) if in_turns else 0.0), f"{m.spec.name} {what}") for m, what, size in work]
+        pieces += [(w.at_work - w.stays(in_turns), f"{w.spec.name} {w.work}") for w in beside]
+        return max(pieces, key=lambda piece: piece[0])
+
     one_each = {m.roles: m for m in loaded}.values()
-    model, what, most = max(work, key=lambda w: w[2])
-    its, that, largest = max(work, key=lambda w: w[2] + comes(w[0]))
+    (together, what), (turns, that) = largest(False), largest(True)
     return Need(
         stage,
         device,
-        together=sum(m.weights for m in loaded) + held + most,
-        turns=sum(m.weights - comes(m) for m in one_each) + held + largest + comes(its),
-        parked=sum(comes(m) for m in loaded),
-        largest=f"{model.spec.name} {what}",
-        largest_in_turns=f"{its.spec.name} {that}",
+        together=sum(m.weights for m in loaded) + sum(w.stays(False) for w in beside) + held + together,
+        turns=sum(m.weights - comes(m) for m in one_each) + sum(w.stays(True) for w in beside) + held + turns,
+        parked=sum(comes(m) for m in loaded) + sum(w.weights - w.stays(True) for w in beside),
+        largest=what,
+        largest_in_turns=that,
     )
 
 
@@ -200,14 +217,16 @@ def rectify(target: Model, p: Params) -> tuple[list, float]:
 def advice(p: Params, on_gpu: bool, limit: float, processes: int = 1) -> dict[str, object] | None:
     """The least change of the file with which every stage fits into `limit` bytes: key -> value; None if there is none.
 
-    What costs only time is tried first: turns, smaller pieces of a step, smaller batches. Then four bits for the peer
+    What costs only time is tried first: turns, parts of a pipeline in CPU memory, smaller pieces of a step, smaller
+    batches. Then four bits for the peer
     and the references, the largest first, and at last fewer pictures a step, which changes what is learnt.
     """
 
     def fits(changes: Mapping) -> bool:
         q = replace(p, **changes)
         turns = on_gpu and q.memory == "turns"
-        return all(need.bytes(turns) <= limit for need in on_device(needs(q, models(q, on_gpu), processes), on_gpu))
+        found = needs(q, models(q, on_gpu), processes, weighing.weights(q, on_gpu))
+        return all(need.bytes(turns) <= limit for need in on_device(found, on_gpu))
 
     def parts(whole: int, now: int, least: int) -> list[int]:
         return [n for n in (64, 32, 16, 8, 4, 2, 1) if least <= n < now and whole % n == 0]
@@ -215,6 +234,8 @@ def advice(p: Params, on_gpu: bool, limit: float, processes: int = 1) -> dict[st
     rows = p.grpo_images * p.group_size
     options: dict[str, list] = {
         "memory": ["turns"] if on_gpu and p.memory == "together" else [],  # on a CPU nothing waits elsewhere
+        "generator": _offloaded(p.generator) if on_gpu else [],
+        "editor": _offloaded(p.editor) if on_gpu else [],
         "grpo_micro_batch": parts(rows, p.grpo_micro_batch or rows, 1),
         "rectify_micro_batch": parts(p.rectify_batch, p.rectify_micro_batch or p.rectify_batch, 1),
         "batch_size": [n for n in (64, 32, 16, 8, 4) if n < p.batch_size],
@@ -250,6 +271,15 @@ def _quantized(p: Params, on_gpu: bool) -> list[list[str]]:
             now = [four if other == text else other for other in now]
             found.append(now)
     return found
+
+
+def _offloaded(text: str) -> list[str]:
+    """A pipeline with less of it on the device at a time: one part, then a layer or two; none that it has already."""
+    place, _, query = text.partition("?")
+    rest = [option for option in query.split("&") if option and not option.startswith("offload=")]
+    now = specs.parse_painter(text).options.get("offload", "none")
+    less = {"none": ["model", "group"], "model": ["group"]}.get(now, []) if text else []
+    return [f"{place}?{'&'.join([*rest, f'offload={how}'])}" for how in less]
 
 
 def _in_four_bits(text: str) -> str:

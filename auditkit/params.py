@@ -54,6 +54,8 @@ class Params:
     editor: str = ""  # the pipeline that changes a picture by a command, for edit
     edit_region: float = 0.5  # largest share of a picture that an edit may change
     edit_rest: float = 0.9  # least structural similarity (SSIM) of the rest, 1 being untouched
+    picture_judge: str = ""  # a CLIP or SigLIP model that must also find what was wished for; "" for none (likeness.py)
+    picture_gain: float = 0.2  # cosine that it must find above this, between the pictures' change and the wish's
 
     # --- asking and comparing
     quorum: float = 0.6  # share of the references that must agree before there is a consensus, in (0, 1]
@@ -364,6 +366,12 @@ def _refuse_impossible(p: Params) -> None:
         (p.ways, "ways: the list is empty; write question, regenerate, edit, or some of them."),
         (0 < p.edit_region <= 1, f"edit_region: {p.edit_region} is not in (0, 1], a share of the picture."),
         (0 <= p.edit_rest <= 1, f"edit_rest: {p.edit_rest} is not in [0, 1], a similarity."),
+        (0 <= p.picture_gain < 1, f"picture_gain: {p.picture_gain} is not in [0, 1), the cosine to be above."),
+        (
+            specs.parse(p.picture_judge).engine == "transformers"
+            and "bits" not in specs.parse(p.picture_judge).options,
+            f'picture_judge: "{p.picture_judge}" is to be a folder or a hub id, without ?bits.',
+        ),
         (0 < p.quorum <= 1, f"quorum: {p.quorum} is not in (0, 1], the share of the references that must agree."),
         (0 < p.grpo_quorum <= 1, f"grpo_quorum: {p.grpo_quorum} is not in (0, 1], as for quorum."),
         (

@@ -12,10 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from auditkit import fitting, forecast
+from auditkit import fitting, forecast, weighing
 from auditkit.errors import AuditError
 from auditkit.fitting import Model
 from auditkit.params import Params
+from auditkit.weighing import Weight
 
 RESERVE = 0.06  # share of the device's memory that is not planned with
 GB = 1e9
@@ -73,21 +74,22 @@ def tell(p: Params, here: Machine) -> str:
     Raises AuditError as `models` does.
     """
     cast, many = fitting.models(p, here.on_gpu), forecast.skills(p)
+    beside = weighing.weights(p, here.on_gpu)
     lines = [f"{p.run_name}: {p.params_file}, for {here.devices} x {here.name}, {_bytes(here.size)}"]
-    lines += ["", *_models_table(p, cast), *_pictures(p), ""]
-    lines += [*_memory_table(p, cast, here), "", *_calls_table(p, cast, many, here)]
+    lines += ["", *_models_table(p, cast, beside), *_pictures(p), ""]
+    lines += [*_memory_table(p, cast, beside, here), "", *_calls_table(p, cast, many, here)]
     return "\n".join(lines)
 
 
 def refuse(p: Params, here: Machine) -> None:
     """Raise AuditError, naming the keys to change, if the run cannot fit."""
-    cast = fitting.models(p, here.on_gpu)
-    for model in cast:
+    cast, beside = fitting.models(p, here.on_gpu), weighing.weights(p, here.on_gpu)
+    for model in (*cast, *beside):
         if here.on_gpu and model.device.startswith("cuda:") and int(model.device[5:]) >= here.devices:
             raise AuditError(f'"{model.text}": there is no {model.device} among {here.devices} GPU(s); see --gpus.')
     processes = _processes(cast, here)
     turns = p.memory == "turns" and here.on_gpu
-    found = fitting.on_device(fitting.needs(p, cast, processes), here.on_gpu)
+    found = fitting.on_device(fitting.needs(p, cast, processes, beside), here.on_gpu)
     worst = max(found, key=lambda need: need.bytes(turns))
     most = worst.bytes(turns)
     if most > here.limit:
@@ -117,11 +119,11 @@ def _processes(cast: Sequence[Model], here: Machine) -> int:
     return 1 if any(m.device for m in cast) else here.devices
 
 
-def _models_table(p: Params, cast: Sequence[Model]) -> list[str]:
-    lines = [f"{'model':<34}{'as':<24}{'parameters':>11}{'in':>10}{'weights':>10}{'a batch':>10}{'download':>10}"]
+def _models_table(p: Params, cast: Sequence[Model], beside: Sequence[Weight]) -> list[str]:
+    lines = [f"{'model':<38}{'as':<24}{'parameters':>11}{'in':>10}{'weights':>10}{'a batch':>10}{'download':>10}"]
     sources: dict[str, list[str]] = {}
     for m in cast:
-        line = f"{m.spec.place if m.spec.engine != 'endpoint' else m.spec.name:<34}{', '.join(m.roles):<24}"
+        line = f"{m.spec.place if m.spec.engine != 'endpoint' else m.spec.name:<38}{', '.join(m.roles):<24}"
         if m.spec.engine == "endpoint":
             lines.append(f"{line}behind an address: takes nothing here")
             continue
@@ -137,11 +139,13 @@ def _models_table(p: Params, cast: Sequence[Model]) -> list[str]:
         lines.append(line.rstrip())
         source = f"{m.size.note}, assuming {m.size.assumed}" if m.size.assumed else m.size.note
         sources.setdefault(source, []).append(m.spec.name)
+    lines += [_weighed(p, weight) for weight in beside]
     lines.append("A batch: keys, values and activations of the answers to as many questions as are put at once.")
-    total = sum(m.size.on_disk or 0 for m in cast if m.size)
+    total = sum(m.size.on_disk or 0 for m in cast if m.size) + sum(weight.on_disk for weight in beside)
     lines.append(f"To download: {_bytes(total) if total else 'nothing'}.")
     lines += [f"By {note}: {', '.join(names)}." for note, names in sources.items() if note != "its files"]
-    if unknown := [m.spec.place for m in cast if m.size is None and m.spec.engine != "endpoint"]:
+    unknown = [m.spec.place for m in cast if m.size is None and m.spec.engine != "endpoint"]
+    if unknown := unknown + [weight.spec.place for weight in beside if weight.parts is None]:
         lines.append(
             f"Nothing is known here of {', '.join(unknown)}, and the hub does not answer: counted as nothing below. "
             "Ask again with a network, or name a folder that holds it."
@@ -149,6 +153,20 @@ def _models_table(p: Params, cast: Sequence[Model]) -> list[str]:
     if any(m.spec.engine == "vllm" for m in cast):
         lines.append("vLLM takes a share of the GPU for itself (?memory=), which is not counted below.")
     return lines
+
+
+def _weighed(p: Params, weight: Weight) -> str:
+    """A pipeline's line, or the picture judge's, in the table of models."""
+    roles = [
+        name.replace("_", " ") for name in ("generator", "editor", "picture_judge") if getattr(p, name) == weight.text
+    ]
+    line = f"{weight.spec.place:<38}{', '.join(roles):<24}"
+    if weight.parts is None:
+        return f"{line}{'unknown':>11}"
+    load = _bytes(weight.on_disk) if weight.on_disk else "none"
+    line += f"{_number(sum(n for n, _ in weight.parts.values())):>11}{NAMES[weight.e]:>10}{_bytes(weight.weights):>10}"
+    options = ", ".join(f"{name}={value}" for name, value in weight.spec.options.items())
+    return f"{line}{'':>10}{load:>10}   {options}".rstrip()
 
 
 def _pictures(p: Params) -> list[str]:
@@ -178,8 +196,8 @@ def _pictures(p: Params) -> list[str]:
     return [f"Pictures to download: at most {_bytes(total)} of {place.path}; &limit=ROWS takes less."] if total else []
 
 
-def _memory_table(p: Params, cast: Sequence[Model], here: Machine) -> list[str]:
-    found, turned = fitting.needs(p, cast, _processes(cast, here)), p.memory == "turns" and here.on_gpu
+def _memory_table(p: Params, cast: Sequence[Model], beside: Sequence[Weight], here: Machine) -> list[str]:
+    found, turned = fitting.needs(p, cast, _processes(cast, here), beside), p.memory == "turns" and here.on_gpu
     place = "GPU" if here.on_gpu else "machine"
     lines = [f"{'memory of one ' + place:<24}{'together':>11}{'in turns':>11}   largest piece of work"]
     for need in found:
@@ -203,6 +221,11 @@ def _memory_table(p: Params, cast: Sequence[Model], here: Machine) -> list[str]:
     lines.append(f"{limit} {fit} The file says memory: {p.memory}.")
     if turned:
         lines.append(f"In turns, up to {_bytes(max(n.parked for n in found))} of weights wait in CPU memory.")
+    if beside:
+        lines.append(
+            "Of the pipelines the weights are counted, with ?offload=model their largest part while they paint; what a "
+            "picture takes while it is painted, its activations, is not."
+        )
     if p.grpo_rollouts == "vllm_colocate":
         lines.append("What vLLM takes beside the auditor for its rollouts is not counted.")
     quantized = [f"{m.spec.name} ({m.spec.options['bits']} bits)" for m in cast if m.stays]
@@ -225,10 +248,6 @@ def _calls_table(p: Params, cast: Sequence[Model], many: int | None, here: Machi
             line += f"{'unmeasured' if time is None else _clock(time / at_once.get(row['stage'], 1)):>12}"
         lines.append(line)
     lines.append(f"Each of the {len(p.references)} references is asked so often; a peer's calls are with the target's.")
-    if p.generator or p.editor:
-        lines.append(
-            "The pipelines that paint are not in the memory above: ?offload=model holds one of their parts at a time."
-        )
     if many is None:
         lines.append("The benchmarks of a hub data set are not counted: how many there are shows once it is loaded.")
     if processes > 1:

@@ -24,6 +24,7 @@ from auditkit import disagreement, lines
 from auditkit.album import Album, granted, seed_of
 from auditkit.errors import AuditError
 from auditkit.images import Picture
+from auditkit.likeness import unlike
 from auditkit.params import Params
 from auditkit.vlm import VLM, AnswerBook
 
@@ -52,6 +53,7 @@ class Rollout:
     way: str = "question"
     made: str | None = None  # key of the picture that was painted and asked about
     why: str = ""  # why that picture is not used
+    gain: float | None = None  # how far it moved towards the wish, by the picture judge
 
 
 class Scorer:
@@ -105,7 +107,7 @@ class Scorer:
         questions = {i: wrote[i] for i in range(len(texts)) if ways[i] == "question" and wrote[i]}
         began = time.perf_counter()
         made = granted(self.album, shown, [way if ok else "" for way, ok in zip(ways, sound, strict=True)], texts)
-        seen = {i: self.album.picture(one.key) for i, (_, one) in made.items() if not one.why}
+        seen = {i: self.album.picture(one.key) for i, (_, one, _) in made.items() if not one.why}
         self.painting_seconds = time.perf_counter() - began
         questions |= self._about(seen, seed_of(self.p.seed, step, here.process_index))
         asked = sorted(questions)
@@ -115,7 +117,7 @@ class Scorer:
         said = dict(zip(asked, zip(*answers, strict=True), strict=True))
         rows = [(questions[i], said[i][0], said[i][1:]) for i in asked]
         verdicts = dict(zip(asked, disagreement.verdicts(rows, self.same, self.p.grpo_quorum), strict=True))
-        why = {i: one.why for i, (_, one) in made.items()} | self._unfulfilled(made, seen)
+        why = {i: one.why for i, (_, one, _) in made.items()} | self._unfulfilled(made, seen)
         written = [i for i, text in enumerate(wrote) if text]
         clusters = dict(zip(written, self.kinds.of([wrote[i] for i in written]), strict=True))
         self.own = []
@@ -128,7 +130,7 @@ class Scorer:
                     verdict.consensus if verdict else None,
                     bool(verdict and verdict.disagrees and not why.get(i)),
                     clusters.get(i, -1), list(map(int, tokens[i])),
-                    ways[i], made[i][1].key if i in made else None, why.get(i, ""),
+                    ways[i], made[i][1].key if i in made else None, why.get(i, ""), made[i][2] if i in made else None,
                 )
             )  # fmt: skip
         self.rollouts = gather_object(self.own)
@@ -159,7 +161,9 @@ class Scorer:
         return {i: writing.parse(text) for i, text, ok in zip(painted, texts, sound, strict=True) if ok}
 
     def _unfulfilled(self, made: dict, seen: dict[int, Picture]) -> dict[int, str]:
-        """Why painted pictures are not what was wished for, by what the references say to the check."""
+        """Why painted pictures are not what was wished for: the references' word on the check, then the picture
+        judge's.
+        """
         rows = list(seen)
         checks = [made[i][0].check for i in rows]
         pictures = [seen[i] for i in rows]
@@ -167,7 +171,8 @@ class Scorer:
         expected = [
             (made[i][0].check, made[i][0].expected, of) for i, of in zip(rows, zip(*said, strict=True), strict=True)
         ]
-        return dict(zip(rows, disagreement.unfulfilled(expected, self.same, self.p.quorum), strict=True))
+        found = zip(rows, disagreement.unfulfilled(expected, self.same, self.p.quorum), strict=True)
+        return {i: why or unlike(made[i][2], self.p) for i, why in found}
 
     def count(self, rollouts: Sequence[Rollout]) -> None:
         """Keep count of how often the references agree."""

@@ -38,7 +38,7 @@ from auditkit.params import Params, root
 
 MODELS = "images seed auditor target references dtype"
 ASKING = f"{MODELS} temperature min_token_probability max_question_tokens max_answer_tokens quorum same"
-PAINTING = "ways generator editor edit_region edit_rest"
+PAINTING = "ways generator editor edit_region edit_rest picture_judge picture_gain"
 STAGES = {  # the stages in order, each with the parameters that its own records depend on
     "00_setup": f"{MODELS} peer train_images",
     "01_models": f"{MODELS} peer max_question_tokens max_answer_tokens temperature benchmark_examples",
@@ -295,7 +295,8 @@ def differences(manifest: dict, p: Params, stage: str) -> str:
 
 def _same_models(name: str, before, now) -> bool:
     """Whether only where models run, how fast or at what price has changed, and so no answer."""
-    if name not in ("auditor", "target", "peer", "references", "same", "namer"):
+    models = ("auditor", "target", "peer", "references", "same", "namer", "paraphraser", "picture_judge")
+    if name not in models:
         return False
     before, now = ([texts] if isinstance(texts, str) else texts for texts in (before, now))
     return len(before) == len(now) and all(map(specs.same, before, now))

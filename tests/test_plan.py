@@ -66,7 +66,7 @@ def test_the_papers_files_fit_one_gpu_of_80_gb_and_not_less(file, capsys, bench)
     code, out, err = told(capsys, file, "--gpu", "80")
     assert code == 0, err
     assert "They must take turns (memory: turns)" in out
-    assert "To download: 8" in out and "No time is estimated" in out
+    assert "To download: 15" in out and "No time is estimated" in out
     assert "writing 256 questions at once" in out and "learning, 8 questions at once" in out
     code, out, err = told(capsys, file, "--gpu", "8")
     assert code == 2 and "largest piece of work" in out  # the table comes first, then why it is refused

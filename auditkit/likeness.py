@@ -1,0 +1,128 @@
+"""Has a picture moved towards the wish?  A second opinion on made pictures, by a model of CLIP's kind.
+
+(paper, Sec. 3.2, which takes the pictures as they come.) The references are asked the wish's check question, and may be
+blind to the same thing. `picture_judge` names a model of another kind, CLIP or SigLIP. It compares the pictures before
+and after with two texts, the check alone and the check with its expected answer. The gain is the cosine between the two
+changes, from picture to picture and from text to text: directional similarity (StyleGAN-NADA, Gal et al. 2021,
+https://arxiv.org/abs/2108.00946), by which InstructPix2Pix chose its pairs (Brooks et al. 2023, Sec. 3.1.2,
+https://arxiv.org/abs/2211.09800). A picture is used only where the gain is above `picture_gain`; 0.2 is the default of
+their script, for ViT-L/14.
+
+What the texts are is ours. They had a caption of either picture; here an edit has a command alone. The step from a check
+to its answer is there for edits and for pictures made from a caption, which are compared with the one they depart from,
+and what the check itself names falls out of it: "is there a dog? no" as a whole is nearer to a dog than to none.
+
+Gains are numbers in the records, and `score` decides: another bound needs no model.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch.nn import functional as F
+
+from auditkit import places, specs, vlm
+from auditkit.auditor import Wish
+from auditkit.batches import in_batches
+from auditkit.errors import AuditError
+from auditkit.memory import Parked, at_work
+
+UNLIKE = "unlike the wish"  # why a picture is not used
+SAME = 1e-3  # a change shorter than this, of vectors of length 1, is rounding: it points nowhere
+
+
+@dataclass
+class PictureJudge:
+    """A loaded model of CLIP's kind."""
+
+    name: str
+    model: Any
+    processor: Any
+    batch_size: int  # pairs of pictures at once
+    parked: Parked | None = None
+
+
+def load(p) -> PictureJudge:
+    """The model that `picture_judge` names.
+
+    Args:
+        p: uses picture_judge, device, dtype, batch_size and memory.
+
+    Raises AuditError for a model that does not exist, or does not put pictures and texts into one space.
+    """
+    import transformers as hf
+
+    spec, own = p.picture_judge, specs.parse(p.picture_judge).options
+    place = vlm.resolve(spec, like="openai/clip-vit-base-patch32")
+    device = vlm._device(own.get("device", p.device))
+    dtype = vlm._dtype(own.get("dtype", p.dtype), device)
+    turns = p.memory == "turns" and device != "cpu"
+    with vlm.quiet():
+        place, how = places.source(place, spec, own)
+        try:
+            config = hf.AutoConfig.from_pretrained(place, **how)
+            kind = hf.AutoModel._model_mapping[type(config)]
+            if not (hasattr(kind, "get_image_features") and hasattr(kind, "get_text_features")):
+                raise KeyError(config.model_type)
+            processor = hf.AutoProcessor.from_pretrained(place, **how)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise AuditError(
+                f'picture_judge: "{spec}" is no model that compares pictures with texts ({places.short(error)}); name '
+                "one of CLIP's or SigLIP's kind, such as openai/clip-vit-base-patch32."
+            ) from error
+        try:
+            model = kind.from_pretrained(place, use_safetensors=True, dtype=dtype, **how)
+        except (OSError, ValueError, RuntimeError) as error:
+            places.refuse_weights(error, place, spec, how)
+    model = model.eval().to("cpu" if turns else device)
+    return PictureJudge(
+        specs.parse(spec).name,
+        model,
+        processor,
+        own.get("batch_size", p.batch_size),
+        Parked(model, device) if turns else None,
+    )
+
+
+@torch.inference_mode()
+def gains(
+    judge: PictureJudge, before: Sequence[Image.Image], after: Sequence[Image.Image], wishes: Sequence[Wish]
+) -> list[float]:
+    """How far each of n changes of a picture points where its wish does: cosines, 0 for no change at all."""
+    longest = judge.model.config.text_config.max_position_embeddings
+    found = [0.0] * len(wishes)
+
+    def compare(rows: list[int]) -> list[float]:
+        images = [picture.convert("RGB") for some in (before, after) for picture in (some[i] for i in rows)]
+        texts = [wishes[i].check for i in rows] + [f"{wishes[i].check} {wishes[i].expected}" for i in rows]
+        inputs = judge.processor(
+            text=texts, images=images, padding="max_length", truncation=True, max_length=longest, return_tensors="pt"
+        ).to(judge.model.device)
+        pixels = inputs.pop("pixel_values").to(judge.model.dtype)
+        seen = _changes(judge.model.get_image_features(pixel_values=pixels))
+        said = _changes(judge.model.get_text_features(**inputs))
+        short = torch.minimum(seen.norm(dim=-1), said.norm(dim=-1)) < SAME
+        return F.cosine_similarity(seen, said).masked_fill(short, 0.0).tolist()
+
+    with at_work(judge):
+        for rows, cosines in in_batches(judge, [wish.check for wish in wishes], compare):
+            for i, cosine in zip(rows, cosines, strict=True):
+                found[i] = round(cosine, 4)
+    return found
+
+
+def unlike(gain: float | None, p) -> str:
+    """Why a picture is not used, "" where its gain says nothing against it, or where there is none.
+
+    p: uses picture_gain.
+    """
+    return UNLIKE if gain is not None and gain <= p.picture_gain else ""
+
+
+def _changes(features) -> torch.Tensor:
+    """From the first half of the vectors to the second, each brought to length 1."""
+    vectors = getattr(features, "pooler_output", features)
+    first, second = F.normalize(vectors.float(), dim=-1).chunk(2)
+    return second - first
