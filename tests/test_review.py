@@ -2,12 +2,14 @@
 
 import json
 import math
+import re
 from collections import Counter
 from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 from sklearn.metrics import cohen_kappa_score
+from test_report import browse
 
 from auditkit import desk, lines, params, rectify, report, review, runs
 from auditkit.errors import AuditError
@@ -87,6 +89,47 @@ def test_a_made_picture_comes_with_the_original(scored, tmp_path):
     card = sit(scored, tmp_path).card
     assert card["made"] == "paint it red" and card["before"] != card["picture"]
     assert all(src.startswith("data:image/png") and tiny for src, tiny in (card["before"], card["picture"]))
+
+
+PAGE = """<!doctype html><meta charset="utf-8"><body><script type="module">
+SOURCE
+const told = [], heard = [];
+const model = {get: () => (CARD), send: (one) => told.push(one), on: (_, f) => heard.push(f), off: () => {}};
+document.body.addEventListener("keydown", () => told.push("the notebook heard it"));
+render({model, el: document.body});
+const desk = document.querySelector(".auditkit-desk"), answer = document.querySelector("input.answer");
+const key = (node, name, more) => node.dispatchEvent(new KeyboardEvent("keydown", {key: name, bubbles: true, ...more}));
+key(desk, "a"); key(desk, "R"); key(desk, "u"); key(desk, "ArrowLeft"); key(desk, "j");
+key(desk, "a", {repeat: true}); key(desk, "r", {ctrlKey: true}); key(desk, "r", {metaKey: true}); key(desk, "x");
+key(desk, "l"); told.push(document.activeElement.className);
+answer.value = "teal"; key(answer, "a"); key(answer, "r"); key(answer, "Enter");
+answer.value = ""; document.querySelectorAll("button")[2].click(); told.push(document.activeElement.className);
+document.body.dataset.told = JSON.stringify(told);
+</script>"""
+
+
+def test_the_page_sends_what_is_pressed_and_shows_text_as_text(tmp_path):
+    """desk.js in Chromium, before a model that only listens: what is typed is no key, the browser keeps its own."""
+    hostile = "<img src=x onerror=document.body.dataset.told=1>"
+    card = {"at": 3, "of": 9, "decided": 2, "undo": True, "n": 1, "said": {"decision": "", "answer": "", "note": ""}}
+    card |= dict.fromkeys(("message", "question", "made", "target"), hostile)
+    card |= {
+        "references": {hostile: hostile},
+        "consensus": None,
+        "picture": ["data:,", True],
+        "before": ["data:,", True],
+    }
+    source = (desk.TEMPLATES / "desk.js").read_text().replace("export default", "const page =")
+    page = tmp_path / "desk.html"
+    page.write_text(PAGE.replace("SOURCE", source).replace("CARD", json.dumps(card).replace("<", "\\u003c")))
+    dom, console, _ = browse(page, tmp_path)
+    told = json.loads(re.search(r'data-told="([^"]*)"', dom)[1].replace("&quot;", '"'))
+    sent = {"at": 3, "answer": "", "note": ""}
+    wanted = [sent | {"do": do} for do in ("accept", "reject", "undo")]
+    wanted += [sent | {"do": "move", "step": step} for step in (-1, 1)]
+    assert told == [*wanted, "answer", sent | {"answer": "teal", "do": "relabel"}, "answer"]
+    assert "card 4 of 9 · 2 decided" in dom and not console
+    assert 'data-lm-suppress-shortcuts="true"' in dom and dom.split("</script>")[1].count("<img") == 2
 
 
 # ---- what is kept --------------------------------------------------------------------------------------------------
