@@ -7,6 +7,7 @@
     auditkit check google/gemma-3-4b-it             does a model do what an audit takes for granted?
     auditkit plan params/paligemma2_3b.yaml --gpu 80   what it takes, before any download
     auditkit bench                                  how fast this GPU is, with no weights needed
+    auditkit export demo --out DIR                  the findings as a data set, the adapter as a model, with their cards
     auditkit miniature table                        what each shipped model can do, measured
     auditkit miniature writes                       how much of what the auditor writes is true, by way
     auditkit benchmarks google/gemma-3-4b-it --adapter ADAPTER --limit 500
@@ -140,6 +141,17 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--debug", action="store_true", help="show tracebacks")
     bench.set_defaults(command=_benchmarks)
 
+    about = (
+        "Write a run's findings as a Hugging Face image folder and its adapter as a model, each with a card. Nothing "
+        "leaves this machine without --push."
+    )
+    export = commands.add_parser("export", help="the findings as a data set, the adapter as a model", description=about)
+    export.add_argument("run_name", metavar="RUN_NAME", help="a folder of outputs/, with notebook 06 done")
+    export.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
+    export.add_argument("--push", metavar="OWNER/NAME", help="also to this private data set, and to OWNER/NAME-adapter")
+    export.add_argument("--debug", action="store_true", help="show tracebacks")
+    export.set_defaults(command=_export)
+
     miniature = commands.add_parser("miniature", help="the shipped tiny models: build, measure, plant gaps of your own")
     tasks = miniature.add_subparsers(required=True, metavar="TASK")
     build = tasks.add_parser("build", help="train models again from their seeds")
@@ -215,6 +227,22 @@ def _benchmarks(options) -> None:
             f"{failed} of {len(rows)} benchmarks could not be done, as said below the table; the others are kept, and "
             "the same command goes on."
         )
+
+
+def _export(options) -> None:
+    from auditkit import export
+
+    if options.push:
+        export.refuse_name(options.push)
+    told = export.write(params.root() / "outputs" / options.run_name, options.out, options.push or "")
+    print(f"{told['findings']} findings: {options.out / 'findings'}")
+    if told["rejected"] or told["relabelled"]:
+        print(
+            f"  {told['rejected']} that a person rejected are left out, {told['relabelled']} have the person's answer"
+        )
+    print(f"the adapter: {options.out / 'adapter'}" if told["adapter"] else "no adapter: notebook 07 made none")
+    if options.push:
+        print("\n".join(f"pushed, private: {address}" for address in export.push(options.out, options.push)))
 
 
 def _build(options) -> None:

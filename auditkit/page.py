@@ -248,15 +248,20 @@ def _svg(figure: Figure, name: str, alt: str) -> str:
 
 
 def _picture(path: Path, box: Sequence[int] | None = None) -> tuple[str, bool] | None:
-    """A picture as (data address, is it tiny); large ones are made smaller, so that the page stays light to send.
-
-    Around `box` a frame is drawn; a tiny picture is enlarged first, so that the frame hides nothing.
-    """
+    """A picture's file as `encoded` gives it; None where it cannot be read."""
     try:
         with Image.open(path) as opened:
             image = opened.convert("RGB")
     except (OSError, ValueError):
         return None
+    return encoded(image, box)
+
+
+def encoded(image: Image.Image, box: Sequence[int] | None = None) -> tuple[str, bool]:
+    """A picture as (data address, is it tiny); large ones are made smaller, so that the page stays light to send.
+
+    Around `box` a frame is drawn; a tiny picture is enlarged first, so that the frame hides nothing.
+    """
     small = max(image.size) <= 128
     if box:
         k = 4 if small else 1
@@ -264,6 +269,7 @@ def _picture(path: Path, box: Sequence[int] | None = None) -> tuple[str, bool] |
         x0, y0, x1, y1 = (k * edge for edge in box)
         width = max(2, max(image.size) // 120)
         ImageDraw.Draw(image).rectangle((x0, y0, x1 - 1, y1 - 1), outline=plots.WRONG, width=width)
+    image = image.copy()
     image.thumbnail((480, 480))
     data = io.BytesIO()
     image.save(data, "PNG" if small else "JPEG", quality=85)

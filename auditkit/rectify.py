@@ -146,8 +146,8 @@ def train(
     out = Path(out)
     adapter, purpose = out / "adapter", _purpose(target, examples, p)
     begun = out / "training.json"
-    if begun.is_file() and json.loads(begun.read_text()) != purpose:
-        raise AuditError(f"{out} holds a training on other examples or settings; delete it or choose another folder.")
+    if begun.is_file() and (before := json.loads(begun.read_text())) != purpose:
+        raise AuditError(_another(out, before, purpose))
     if adapter.is_dir():
         return adapter
     out.mkdir(parents=True, exist_ok=True)
@@ -263,6 +263,20 @@ def collate(target: vlm.VLM, examples: Sequence[Example]) -> dict[str, torch.Ten
     answers = [processors.ending(target, example.question, example.answer) for example in examples]
     ids = target.processor.tokenizer(answers, add_special_tokens=False)["input_ids"]
     return processors.continued(target, [example.image for example in examples], texts, list(map(torch.tensor, ids)))
+
+
+def _another(out: Path, before: dict, now: dict) -> str:
+    """One sentence on a folder that holds another training: what differs, and what to do."""
+    settings = [
+        f"{name} {before.get(name)!r} then, {value!r} now"
+        for name, value in now.items()
+        if before.get(name) != value and name not in ("content", "examples")
+    ]
+    why = ", ".join(settings) or "the findings, or what a person said of them in notebook 06, have changed since"
+    return (
+        f"{out} holds a training on other examples or settings ({why}): start notebook 07 over with resume=False "
+        "(on the command line: --from 07 --start-over), or choose another folder."
+    )
 
 
 def _purpose(target: vlm.VLM, examples: Sequence[Example], p) -> dict:

@@ -27,7 +27,9 @@ images/<slug(record["picture"])>.png in 06_findings, then in 05_audit. More keys
                                       "false_alarms"?: [record + "truth" (null: the question has no answer), "reason"]}
                       edits.json?    the irrelevant edits: [record + "box", "target_before"], their pictures kept
                       explain.txt?   the plain words; an empty line between two paragraphs
-    07_rectify        metrics        {"pairs", "steps"?, "seconds"?, "learnt"?: rate}; 0 pairs: nothing to repair
+                      reviews.jsonl? a person's decisions (review.py), read anew each time
+    07_rectify        metrics        {"pairs", "steps"?, "seconds"?, "learnt"?: rate, "review"?: as from review.told};
+                                      0 pairs: nothing to repair
     08_benchmark      metrics        {"benchmarks": {skill: {"before"?: rate, "after"?: rate, "peer"?: rate}},
                                       "found_gaps"?: {"before": rate, "after": rate} (right inside the found gaps),
                                       "outside_gaps"?: the same outside of all, "untouched"?: {task: the same},
@@ -40,7 +42,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import lines, page, spending
+from . import lines, page, review, spending
 from .errors import AuditError
 from .page import slug  # noqa: F401  (notebooks name the pictures they keep with it)
 
@@ -141,7 +143,8 @@ def summarise(run_name: str, stages: Mapping[str, Stage]) -> dict:
     untrained, audit, benchmark = (at[name].metrics for name in ("02_disagreement", "05_audit", "08_benchmark"))
     manifests = [stage.manifest for stage in stages.values()]
     types, planted = at["06_findings"].json("types.json"), at["06_findings"].json("planted.json") or {}
-    gates = Counter(row["gate"] for row in at["05_audit"].records("scored.jsonl"))
+    scored = at["05_audit"].records("scored.jsonl")
+    gates = Counter(row["gate"] for row in scored)
     findings = {"total": gates["ok"]} if gates else {}
     if types is not None:
         findings.setdefault("total", sum(kind["size"] for kind in types))
@@ -168,6 +171,7 @@ def summarise(run_name: str, stages: Mapping[str, Stage]) -> dict:
         if "planted" in planted
         else None,
         "training": at["04_auditor"].metrics,
+        "review": _reviewed(scored, at["06_findings"], at["07_rectify"]),
         "rectification": at["07_rectify"].metrics,
         "benchmarks": benchmark.get("benchmarks"),
         **{name: benchmark.get(name) for name in ("found_gaps", "outside_gaps", "untouched")},
@@ -178,6 +182,16 @@ def summarise(run_name: str, stages: Mapping[str, Stage]) -> dict:
         "versions": {name: text for manifest in manifests for name, text in (manifest.get("versions") or {}).items()},
     }
     return _present(measured)
+
+
+def _reviewed(scored: list[dict], findings: Stage, repair: Stage) -> dict:
+    """What a person's review measures, and whether the repair has learnt from it as it stands; {} without one."""
+    decided = review.decisions(findings.folder, scored) if findings.manifest else {}
+    measured = review.measured(scored, decided, (findings.manifest.get("parameters") or {}).get("seed", 0))
+    if measured and repair.metrics.get("pairs") is not None:
+        told = review.told(review.changes(scored, decided))
+        measured["in_the_repair"] = told == repair.metrics.get("review", {})
+    return measured
 
 
 def validate(summary: Mapping) -> None:
@@ -212,6 +226,9 @@ def _rates(summary: Mapping) -> Iterator[tuple[str, object]]:
         yield from ((f"{group}.{name}", rate) for name, rate in summary.get(group, {}).items())
     if "precision" in summary:
         yield "precision", summary["precision"]
+    said = summary.get("review", {})
+    yield from ((f"review.{name}", said[name]) for name in ("precision_by_human", "agreement") if name in said)
+    yield from ((f"review.by_gate.{gate}", rate) for gate, rate in said.get("by_gate", {}).items())
     for name in {"recall", "precision"} & set(summary.get("planted_gaps", {})):
         yield f"planted_gaps.{name}", summary["planted_gaps"][name]
     for skill, sides in summary.get("benchmarks", {}).items():

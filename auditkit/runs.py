@@ -60,6 +60,7 @@ NEVER_MATTER = (  # where, how fast, and when to give up; see Params on batch_si
 )
 CALLS_THE_TARGET = ("02_disagreement", "04_auditor", "05_audit")  # none is an error, as 0 is anywhere
 PACKAGES = "auditkit torch transformers trl peft diffusers accelerate datasets tokenizers numpy pillow papermill"
+KEPT = "reviews.jsonl"  # what a person said (review.py): starting over keeps it, for no run would bring it back
 LOCK_SECONDS = 10  # a killed run's kernel needs a moment to notice and let go of its stage
 
 _locks: dict[Path, filelock.FileLock] = {}  # held by this process: opening a stage again in a notebook is no conflict
@@ -186,7 +187,7 @@ def open(p: Params, stage: str, resume: bool = True) -> Stage:
     Args:
         p: the run's parameters.
         stage: its folder's name, as in `STAGES`.
-        resume: False empties the folder first.
+        resume: False empties the folder first, but for a person's word on the findings (KEPT).
 
     Raises:
         AuditError: the folder was made with other parameters that matter (the difference is shown), another process is
@@ -374,7 +375,7 @@ def _manifest(folder: Path) -> dict | None:
 
 def _bare(folder: Path) -> bool:
     """Whether a stage was opened, perhaps failed, and made nothing yet that other parameters could contradict."""
-    return {entry.name for entry in folder.iterdir()} <= {".lock", "manifest.json", "notebook.ipynb"}
+    return {entry.name for entry in folder.iterdir()} <= {".lock", "manifest.json", "notebook.ipynb", KEPT}
 
 
 def _write(path: Path, text: str) -> None:
@@ -385,7 +386,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def _empty(folder: Path) -> None:
-    """Remove a stage's content; its lock and the notebook that papermill is just writing there stay.
+    """Remove a stage's content; its lock, the notebook that papermill is just writing there and a person's word stay.
 
     DONE goes first and the manifest last, so a kill in between leaves no records that other parameters could take over.
     """
@@ -393,7 +394,7 @@ def _empty(folder: Path) -> None:
     for entry in folder.iterdir():
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)
-        elif entry.name not in (".lock", "notebook.ipynb", "manifest.json"):
+        elif entry.name not in (".lock", "notebook.ipynb", "manifest.json", KEPT):
             entry.unlink()
     (folder / "manifest.json").unlink(missing_ok=True)
 

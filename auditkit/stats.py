@@ -31,20 +31,24 @@ def rate(successes: int, n: int) -> dict:
     return _rounded(successes / n, low, high, n)
 
 
-def mean(rates: Iterable[dict]) -> dict:
-    """The unweighted mean of independent rates, as over skills; n adds up.
+def mean(rates: Iterable[dict], weights: Sequence[float] | None = None) -> dict:
+    """The mean of independent rates, as over skills, or over strata of the given sizes; n adds up.
 
     Its interval combines the rates' own (MOVER, Zou & Donner 2008), so it stays honest near 0 and 1.
 
     >>> mean([rate(45, 50), rate(25, 50)])
     {'value': 0.7, 'low': 0.6123, 'high': 0.7725, 'n': 100}
+    >>> mean([rate(45, 50), rate(25, 50)], [300, 100])
+    {'value': 0.8, 'low': 0.7085, 'high': 0.854, 'n': 100}
     """
     rates = list(rates)
     if not rates:
         raise AuditError("a mean cannot be assessed: there are no rates.")
-    value = sum(r["value"] for r in rates) / len(rates)
-    below = math.sqrt(sum((r["value"] - r["low"]) ** 2 for r in rates)) / len(rates)
-    above = math.sqrt(sum((r["high"] - r["value"]) ** 2 for r in rates)) / len(rates)
+    weights = [1.0] * len(rates) if weights is None else weights
+    whole = sum(weights)
+    value = sum(w * r["value"] for w, r in zip(weights, rates, strict=True)) / whole
+    below = math.sqrt(sum((w * (r["value"] - r["low"])) ** 2 for w, r in zip(weights, rates, strict=True))) / whole
+    above = math.sqrt(sum((w * (r["high"] - r["value"])) ** 2 for w, r in zip(weights, rates, strict=True))) / whole
     return _rounded(value, value - below, value + above, sum(r["n"] for r in rates))
 
 
