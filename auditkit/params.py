@@ -95,7 +95,7 @@ class Params:
     rectify_batch: int  # examples a step
     rectify_micro_batch: int = 0  # examples in one forward and backward pass, for memory; 0 for all of a step
     rectify_learning_rate: float
-    rectify_lora_rank: int  # rank of the adapter
+    rectify_lora_rank: int  # rank of the adapter; 0: all weights of the text part are trained instead
     rectify_pairs: int = 0  # findings learnt from, drawn evenly; 0: all
     rectify_original: int  # labelled original examples, those the target knows are mixed in against forgetting; 0: none
 
@@ -118,10 +118,10 @@ CHOICES = {
 WAYS = {"question": "", "regenerate": "generator", "edit": "editor"}  # way -> the key of the pipeline it needs
 AT_LEAST = {  # the smallest sensible value, and whose it is
     0: "seed temperature min_token_probability grpo_beta replay_weight coverage_weight rectify_original grpo_warmup "
-    "grpo_last_learning_rate grpo_micro_batch rectify_micro_batch rectify_pairs",
+    "grpo_last_learning_rate grpo_micro_batch rectify_micro_batch rectify_pairs rectify_lora_rank",
     1: "workers train_images batch_size max_answer_tokens baseline_images blind_candidates blind_images grpo_steps "
     "grpo_images grpo_lora_rank replay_clusters grpo_checkpoints audit_probes failure_types rectify_steps "
-    "rectify_batch rectify_lora_rank benchmark_examples",
+    "rectify_batch benchmark_examples",
     2: "group_size",
     4: "max_question_tokens",
 }
