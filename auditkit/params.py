@@ -91,6 +91,8 @@ class Params:
     failure_types: int  # most failure types the findings are grouped into
 
     # --- 07, repairing the target
+    route: str = "unlabeled"  # or labeled: 05 probes the source's labelled examples, 07 adds the samples to all of them
+    earlier: list[str] = dataclasses.field(default_factory=list)  # runs, of rounds before, whose findings it learns too
     rectify_steps: int  # optimiser steps
     rectify_batch: int  # examples a step
     rectify_micro_batch: int = 0  # examples in one forward and backward pass, for memory; 0 for all of a step
@@ -113,6 +115,7 @@ CHOICES = {
     "dtype": ("auto", "float32", "bfloat16", "float16"),
     "memory": ("together", "turns"),
     "engine": ("local", "ray"),
+    "route": ("unlabeled", "labeled"),
     "grpo_rollouts": ("transformers", "vllm_colocate", "vllm_server"),
 }
 WAYS = {"question": "", "regenerate": "generator", "edit": "editor"}  # way -> the key of the pipeline it needs
@@ -357,6 +360,14 @@ def _refuse_impossible(p: Params) -> None:
         (
             not p.rectify_micro_batch or p.rectify_batch % p.rectify_micro_batch == 0,
             f"rectify_micro_batch: {p.rectify_micro_batch} does not divide rectify_batch ({p.rectify_batch}).",
+        ),
+        (
+            p.run_name not in p.earlier and len(set(p.earlier)) == len(p.earlier),
+            f"earlier: {', '.join(p.earlier)} has this run itself, or one of them twice; name other runs, each once.",
+        ),
+        (
+            p.route == "unlabeled" or not p.rectify_pairs,
+            "rectify_pairs: on the labeled route each example has its one sample; write 0, or route: unlabeled.",
         ),
         (p.grpo_learning_rate > 0, f"grpo_learning_rate: {p.grpo_learning_rate} trains nothing; write more than 0."),
         (

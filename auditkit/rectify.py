@@ -1,9 +1,10 @@
 """Repair the target: fine-tune it on what the audit asked, labelled with the references' consensus (paper, Sec. 3.3).
 
-The unlabelled route of the paper: no answer comes from a person or an oracle, but for the original examples that are
+On the unlabeled route of the paper no answer comes from a person or an oracle, but for the original examples that are
 mixed in against forgetting, and of those only what the target answers right as it is, so that they teach it nothing.
-Probes on which it agreed with its references are learnt beside the findings: they show where a failure ends, and are
-all there is against forgetting where nothing is labelled (beside the miniature's originals they changed nothing).
+On the labeled route all original examples are learnt with their labels, and one new sample beside each. Probes on
+which it agreed with its references are learnt beside the findings: they show where a failure ends, and are all there is
+against forgetting where nothing is labelled (beside the miniature's originals they changed nothing).
 
 Departs from the paper in three ways:
 1) a LoRA adapter on the text part instead of full weights, so the vision tower and the base model stay as they were;
@@ -78,10 +79,13 @@ def training_set(
 ) -> list[Example]:
     """What the audit asked, labelled with the consensus, among labelled original examples, in a fixed random order.
 
+    On the labeled route each is there once: all originals, and what the audit asked whether the target failed or not.
+
     Args:
         scored: records of an audit (audit.score). Those with gate "ok" are the findings; "agrees" is learnt once.
-        originals: labelled examples the target knows (`known`); the first `p.rectify_original` are used.
-        p: uses rectify_original, rectify_pairs and seed.
+        originals: labelled examples the target knows (`known`), of which the first `p.rectify_original` are used; on
+            the labeled route those that were probed, known or not, all of them.
+        p: uses route, rectify_original, rectify_pairs and seed.
         picture: a picture's key -> the picture, such as a source's `picture`.
 
     Raises AuditError when there is nothing to learn.
@@ -97,8 +101,9 @@ def training_set(
         raise AuditError("there are no findings to repair the target with; audit it with more probes (notebook 05).")
     if p.rectify_pairs:
         failures = random.Random(f"{p.seed}/pairs").sample(failures, min(p.rectify_pairs, len(failures)))
-    rest = [*labelled("agrees"), *originals[: p.rectify_original]]
+    rest = [*labelled("agrees"), *(originals if p.route == "labeled" else originals[: p.rectify_original])]
     times = max(1, round(FINDINGS_SHARE / (1 - FINDINGS_SHARE) * len(rest) / len(failures)))
+    times = 1 if p.route == "labeled" else times
     examples = failures * times + rest
     random.Random(p.seed).shuffle(examples)
     return examples

@@ -47,10 +47,10 @@ STAGES = {  # the stages in order, each with the parameters that its own records
     "04_auditor": f"{ASKING} {PAINTING} train_images grpo_steps grpo_images group_size grpo_learning_rate grpo_beta "
     "grpo_warmup grpo_last_learning_rate "
     "grpo_temperature grpo_quorum grpo_lora_rank replay_weight replay_clusters coverage_weight grpo_checkpoints",
-    "05_audit": f"{ASKING} {PAINTING} audit_probes blind_candidates blind_images",
+    "05_audit": f"{ASKING} {PAINTING} route audit_probes blind_candidates blind_images",
     "06_findings": f"{ASKING} failure_types",
     "07_rectify": f"{ASKING} rectify_steps rectify_batch rectify_learning_rate rectify_lora_rank rectify_original "
-    "rectify_pairs",
+    "rectify_pairs route earlier",
     "08_benchmark": f"{ASKING} peer benchmark_examples",
 }
 NEVER_MATTER = (  # where and how fast; see Params on batch_size

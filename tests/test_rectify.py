@@ -16,7 +16,7 @@ from auditkit.miniature.boards import Boards, scene_of
 
 
 def settings(**changes):
-    return SimpleNamespace(**{"rectify_pairs": 0, 
+    return SimpleNamespace(**{"rectify_pairs": 0, "route": "unlabeled",
         "seed": 0, "rectify_steps": 6, "rectify_batch": 8, "rectify_learning_rate": 5.0e-3, "rectify_lora_rank": 8,
         "rectify_micro_batch": 0, "rectify_original": 20, **changes,
     })  # fmt: skip
