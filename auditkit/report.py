@@ -24,7 +24,8 @@ images/<slug(record["picture"])>.png in 06_findings, then in 05_audit. More keys
                                       "false_alarms"?: [record + "truth" (null: the question has no answer), "reason"]}
                       edits.json?    the irrelevant edits: [record + "box", "target_before"], their pictures kept
                       explain.txt?   the plain words; an empty line between two paragraphs
-    07_rectify        metrics        {"pairs", "steps"?, "seconds"?, "learnt"?: rate}; 0 pairs: nothing to repair
+    07_rectify        training.jsonl one object a distinct training example, as from learning.trace
+                      metrics        {"pairs", "steps"?, "seconds"?, "learnt"?: rate}; 0 pairs: nothing to repair
     08_benchmark      metrics        {"benchmarks": {skill: {"before"?: rate, "after"?: rate, "peer"?: rate}},
                                       "found_gaps"?: {"before": rate, "after": rate} (right inside the found gaps),
                                       "disagreement_before"?, "disagreement_after"?: rate (of 02's probes),

@@ -54,9 +54,14 @@ def run(
         work: runs a command of ours and returns its exit code (`command`).
         tell: says how it goes.
 
-    Raises AuditError where a stage failed, and for a round that was built on one that has been made anew since.
+    Raises AuditError where the target cannot be repaired, where a stage failed, and for a round that was built on one
+    that has been made anew since.
     """
+    from auditkit import rectify
+
     base = params.load(path, **dict(map(params.setting, settings)))
+    if why := rectify.why_not(base.target):
+        raise AuditError(why)
     folder = runs.run_folder(base).with_name(f"{base.run_name}.rounds")
     folder.mkdir(parents=True, exist_ok=True)
     done: list[Round] = []

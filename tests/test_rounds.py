@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from auditkit import params, rounds, runs, specs, stats
+from auditkit import cli, params, rounds, runs, specs, stats
 from auditkit.errors import AuditError
 
 FILE = "params/smoke.yaml"
@@ -116,3 +116,21 @@ def test_a_run_that_found_nothing_ends_the_rounds(project):
     summary, page = rounds_of(machine)
     assert summary["ended"] == "ended after round 1: nothing was found to repair"
     assert summary["repaired"] == "miniature:target" and "round 1" in page.read_text()
+
+
+def test_a_target_that_cannot_be_repaired_is_refused_before_the_first_round(project):
+    machine = Machine([0.05])
+    with pytest.raises(AuditError, match="audited but not repaired"):
+        rounds_of(machine, settings=["target=vllm:org/large"])
+    assert machine.done == [] and not (project / "outputs").exists()
+
+
+def test_the_command_takes_the_settings_of_all_rounds(project, monkeypatch, capsys):
+    machine = Machine([0.05, 0.02])
+    monkeypatch.setattr(rounds, "work", machine)
+    assert cli.main(["rounds", FILE, "--set", "run_name=mine", "--set", "ways=[question]", "--most", "2"]) == 0
+    made = json.loads((project / "outputs/mine.round2/05_audit/manifest.json").read_text())["parameters"]
+    assert made["ways"] == ["question"] and made["seed"] == 1000 and made["earlier"] == ["mine"]
+    said = capsys.readouterr().out
+    assert "round 2: mine.round2, target target+mine.07_rectify.adapter" in said
+    assert "gain in agreement +2.0 points (+1.0 to +3.0)" in said and "outputs/mine.rounds/report.html" in said
