@@ -75,6 +75,7 @@ def run(
     counts: Mapping[str, int] | None = None,
     ways: Sequence[str] | None = None,
     own: Callable[[str], str | None] = lambda key: None,
+    again: bool = False,
 ) -> list[dict]:
     """Ask about each picture once, and return one record a probe.
 
@@ -92,6 +93,7 @@ def run(
         counts: pictures of each checkpoint, if not by `shares`.
         ways: that take turns, if not p.ways.
         own: the source's own question about a picture, as Source.question.
+        again: a picture may come more than once, as one with several labelled questions does on the labeled route.
 
     Returns records {"key", "picture", "question", "text", "way", "pairing", "checkpoint", "target": answer,
     "references": {name: answer}} and what else a Probe has; one without a question has target None and no references.
@@ -101,7 +103,7 @@ def run(
     Raises AuditError for models of the same name, for no references, for more counts than pictures, for auditors of
     whom none writes a question, and under "ray" for a cluster that cannot do it.
     """
-    _refuse_confusion(references, pictures, auditors)
+    _refuse_confusion(references, pictures, auditors, again)
     if counts is None:
         counts = shares(list(auditors), min(p.audit_probes, len(pictures)))
     if sum(counts.values()) > len(pictures):
@@ -417,12 +419,12 @@ def _each(todo: Iterable[dict], work: Callable, where: Mapping[str, Picture], p,
             yield work(batch, where.__getitem__, *([] if book is None else [book]))
 
 
-def _refuse_confusion(references: Sequence, pictures: Sequence[Picture], auditors: Mapping) -> None:
+def _refuse_confusion(references: Sequence, pictures: Sequence[Picture], auditors: Mapping, again: bool) -> None:
     if not auditors:
         raise AuditError("audit: there is no auditor.")
     if not references:
         raise AuditError("references: name at least one; with none there is no consensus to depart from.")
     if not pictures:
         raise AuditError("audit: there are no pictures.")
-    if len({picture.key for picture in pictures}) < len(pictures):
+    if not again and len({picture.key for picture in pictures}) < len(pictures):
         raise AuditError("audit: a picture comes twice; each probe is to have its own.")

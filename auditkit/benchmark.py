@@ -91,3 +91,25 @@ def compare(before: Scores, after: Scores, peer: Scores | None = None) -> list[d
     for row, p in zip(skills, stats.holm([row["p"] for row in skills]), strict=True):
         row["p_holm"] = p
     return rows
+
+
+def gain(scores: Mapping[str, Scores], departs: Mapping[str, list[bool]]) -> dict[str, dict]:
+    """What a repair has gained, question by question (stats.difference, so each with its interval).
+
+    Args:
+        scores: "before", "after" and "peer", as `run` returns them; what was not measured is absent.
+        departs: "before" and "after", whether the target departs from the consensus, of the same probes in one order.
+
+    Returns {"agreement"?: how much oftener it says what the references agree on, "skills"?: how much oftener it is
+    right, "over_peer"?: how much oftener than the peer}.
+    """
+    if "after" not in departs:
+        return {}
+    found = {"agreement": stats.difference(departs["after"], departs["before"])}
+    right = {side: sum(its.right.values(), []) for side, its in scores.items()}
+    found |= {
+        name: stats.difference(right[than], right["after"])
+        for name, than in (("skills", "before"), ("over_peer", "peer"))
+        if {than, "after"} <= right.keys()
+    }
+    return found

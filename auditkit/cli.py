@@ -4,6 +4,7 @@
     auditkit run params/demo.yaml --set seed=1 --set run_name=demo_seed1
     auditkit run params/demo.yaml --from 05 --start-over
     auditkit run params/study_ways.yaml --jobs 2    a study: several audits, and one table of what came of each
+    auditkit rounds params/demo.yaml --most 4       audit, repair, audit what was repaired, until a round gains nothing
     auditkit check google/gemma-3-4b-it             does a model do what an audit takes for granted?
     auditkit plan params/paligemma2_3b.yaml --gpu 80   what it takes, before any download
     auditkit bench                                  how fast this GPU is, with no weights needed
@@ -57,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"auditkit: {error.filename}: {error.strerror}.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        then = "goes on from here" if options.command in (_run, _benchmarks) else "begins anew"
+        then = "goes on from here" if options.command in (_run, _rounds, _benchmarks) else "begins anew"
         print(f"auditkit: interrupted; the same command {then}.", file=sys.stderr)
         return 130
 
@@ -83,6 +84,19 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--jobs", type=_above_0, default=1, metavar="N", help="of a study: runs at once; default: 1")
     run.add_argument("--debug", action="store_true", help="show tracebacks, and what the kernels write to stderr")
     run.set_defaults(command=_run)
+
+    about = (
+        "Audit and repair round after round: each audits what the one before has repaired, with its trained auditor. "
+        "It ends when a round gains nothing. Finished rounds are kept: run again to go on after an interruption."
+    )
+    rounds = commands.add_parser("rounds", help="audit and repair, round after round", description=about)
+    rounds.add_argument("params", metavar="PARAMS.yaml", help="the parameter file, such as params/demo.yaml")
+    rounds.add_argument(
+        "--set", metavar="KEY=VALUE", action="append", default=[], dest="settings", help="replace one value of the file"
+    )
+    rounds.add_argument("--most", type=_above_0, default=4, metavar="N", help="rounds at most; default: 4")
+    rounds.add_argument("--debug", action="store_true", help="show tracebacks")
+    rounds.set_defaults(command=_rounds)
 
     about = (
         "Put one question on one image to a model and say what was found: its class, number format, device, memory and "
@@ -337,6 +351,16 @@ def _study(options) -> int:
     page = study.run(study.load(options.params), options.jobs, lambda line: print(line, flush=True))
     print(f"done in {_clock(time.monotonic() - began)}: {page}", flush=True)
     return 0
+
+
+def _rounds(options) -> None:
+    from auditkit import rounds
+
+    began = time.monotonic()
+    written = rounds.run(
+        options.params, options.settings, options.most, rounds.work, lambda line: print(line, flush=True)
+    )
+    print(f"done in {_clock(time.monotonic() - began)}: {written}", flush=True)
 
 
 def _refuse_misfits(p: params.Params, stages: list[str], start_over: bool) -> None:

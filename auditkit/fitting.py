@@ -211,7 +211,9 @@ def rectify(target: Model, p: Params) -> tuple[list, float]:
         return [], 0.0
     rows = p.rectify_micro_batch or p.rectify_batch
     step = footprint.training(target.size, target.e, rows, target.prompt(p.max_question_tokens), p.max_answer_tokens)
-    return [(target, f"learning, {rows} examples at once", step)], footprint.adapter(target.size, p.rectify_lora_rank)
+    rank = p.rectify_lora_rank
+    held = footprint.adapter(target.size, rank) if rank else footprint.whole(target.size)
+    return [(target, f"learning, {rows} examples at once", step)], held
 
 
 def advice(p: Params, on_gpu: bool, limit: float, processes: int = 1) -> dict[str, object] | None:

@@ -82,6 +82,11 @@ def adapter(size: Size, rank: int) -> float:
     return 16 * rank * size.lora
 
 
+def whole(size: Size) -> float:
+    """Bytes of the whole text part in training, likewise, with its embeddings."""
+    return 16 * (size.text + size.vocabulary * size.hidden)
+
+
 def training(size: Size, e: int, rows: int, prompt: int, new: int) -> float:
     """Bytes of one forward and backward pass of a micro-batch, on top of weights and adapter."""
     head = min(rows * new, TILE[0]) * TILE[1] * e

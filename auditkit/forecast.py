@@ -37,6 +37,8 @@ def calls(p: Params, skills: int | None) -> list[dict]:
     first = min(KINDS, p.train_images)
     base, probes, checked = p.baseline_images, p.audit_probes, min(CHECKED, p.audit_probes)
     peer = some if p.peer else 0, every if p.peer else 0
+    # the labeled route learns its originals whether the target knows them or not, so it is not asked
+    drawn, known = (p.rectify_original,) * 2 if p.route == "unlabeled" else (probes, 0)
     edited, anew = (math.ceil(probes * p.ways.count(way) / len(p.ways)) for way in ("edit", "regenerate"))
     rewarded = math.ceil(rollouts * sum(way != "question" for way in p.ways) / len(p.ways))
     own = [bool(p.generator), bool(p.editor)]  # the ways of notebook 03 take turns
@@ -62,7 +64,7 @@ def calls(p: Params, skills: int | None) -> list[dict]:
             rewarded,
         ),
         ("05_audit", probes + p.blind_images, probes + m5, q5 + blind, q5 + c5, 0, 0, m5),
-        ("07_rectify", p.rectify_original, 0, p.rectify_original + checked, 0, 0, p.rectify_steps * p.rectify_batch, 0),
+        ("07_rectify", drawn, 0, known + checked, 0, 0, p.rectify_steps * p.rectify_batch, 0),
         ("08_benchmark", every, 0, 2 * every + base, 0, peer[1], 0, 0),
     ]
     names = ("stage", "images", "auditor", "target", "references", "peer", "trained", "painted")

@@ -182,7 +182,7 @@ def as_text(rows: Sequence[dict]) -> str:
 def _digest(adapter: str | Path) -> str:
     """Stands for an adapter's weights, so that one trained anew in the same folder is not taken for the old one."""
     whole = hashlib.sha256()
-    for file in sorted(Path(adapter).glob("adapter_model.*")):
+    for file in sorted(file for name in ("adapter_model.*", "model*.safetensors") for file in Path(adapter).glob(name)):
         whole.update(file.read_bytes())
     return whole.hexdigest()[:12]
 

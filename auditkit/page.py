@@ -117,10 +117,19 @@ def render_study(study, table: Mapping, measures: Mapping) -> str:
     return html.strip() + "\n"
 
 
+def render_rounds(summary: Mapping) -> str:
+    """The page of several rounds (rounds.summarise): a table of the rounds, and a figure of how they went."""
+    rows = summary["rounds"]
+    drawn = any(row.get("skills") or row.get("search_success") for row in rows)
+    figure = _drawn("rounds", "Search success and skills, round by round", plots.rounds, rows) if drawn else ""
+    return _template("rounds.html.j2").render(summary=summary, rows=rows, figure=figure).strip() + "\n"
+
+
 def _template(name: str) -> jinja2.Template:
     folder = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
     pages = jinja2.Environment(loader=folder, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     pages.filters |= {"percent": percent, "interval": interval, "confusion": confusion, "duration": duration}
+    pages.filters |= {"points": lambda share: f"{100 * share:+.1f}"}
     pages.filters |= {"shown": shown, "signed": lambda value, measure: shown(value, measure, "+")}
     return pages.get_template(name)
 

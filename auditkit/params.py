@@ -102,11 +102,13 @@ class Params:
     namer: str = ""  # a model's spec, asked for a short name of each failure type; "": the words its questions share
 
     # --- 07, repairing the target
+    route: str = "unlabeled"  # or labeled: 05 probes the source's labelled examples, 07 adds the samples to all of them
+    earlier: list[str] = dataclasses.field(default_factory=list)  # runs, of rounds before, whose findings it learns too
     rectify_steps: int  # optimiser steps
     rectify_batch: int  # examples a step
     rectify_micro_batch: int = 0  # examples in one forward and backward pass, for memory; 0 for all of a step
     rectify_learning_rate: float
-    rectify_lora_rank: int  # rank of the adapter
+    rectify_lora_rank: int  # rank of the adapter; 0: all weights of the text part are trained instead
     rectify_on: str = "findings"  # or as controls consensus (whatever references agree on), labels (labelled examples)
     rectify_pairs: int = 0  # of these, drawn evenly; 0: all findings, and beside them the probes all agreed on
     rectify_original: int  # labelled original examples, those the target knows are mixed in against forgetting; 0: none
@@ -129,6 +131,7 @@ CHOICES = {
     "engine": ("local", "ray"),
     "asks": ("auditor", "untrained", "source"),
     "rectify_on": ("findings", "consensus", "labels"),
+    "route": ("unlabeled", "labeled"),
     "grpo_rollouts": ("transformers", "vllm_colocate", "vllm_server"),
 }
 GATES = ("reproduces", "sound", "visual")
@@ -136,10 +139,10 @@ WAYS = {"question": "", "regenerate": "generator", "edit": "editor"}  # way -> t
 AT_LEAST = {  # the smallest sensible value, and whose it is
     0: "seed temperature min_token_probability grpo_beta replay_weight disagreement_weight format_weight "
     "coverage_weight rectify_original grpo_warmup grpo_last_learning_rate grpo_micro_batch grpo_patience "
-    "rectify_micro_batch rectify_pairs repeats",
+    "rectify_micro_batch rectify_pairs rectify_lora_rank repeats",
     1: "workers train_images batch_size max_answer_tokens baseline_images blind_candidates blind_images grpo_steps "
     "grpo_images grpo_lora_rank replay_clusters grpo_checkpoints audit_probes failure_types rectify_steps "
-    "rectify_batch rectify_lora_rank benchmark_examples",
+    "rectify_batch benchmark_examples",
     2: "group_size",
     4: "max_question_tokens",
 }
@@ -392,6 +395,14 @@ def _refuse_impossible(p: Params) -> None:
         (
             not p.rectify_micro_batch or p.rectify_batch % p.rectify_micro_batch == 0,
             f"rectify_micro_batch: {p.rectify_micro_batch} does not divide rectify_batch ({p.rectify_batch}).",
+        ),
+        (
+            p.run_name not in p.earlier and len(set(p.earlier)) == len(p.earlier),
+            f"earlier: {', '.join(p.earlier)} has this run itself, or one of them twice; name other runs, each once.",
+        ),
+        (
+            p.route == "unlabeled" or not p.rectify_pairs,
+            "rectify_pairs: on the labeled route each example has its one sample; write 0, or route: unlabeled.",
         ),
         (p.grpo_learning_rate > 0, f"grpo_learning_rate: {p.grpo_learning_rate} trains nothing; write more than 0."),
         (

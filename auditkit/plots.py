@@ -355,6 +355,34 @@ def curve(lines: Mapping[str, Sequence[tuple[float, Mapping]]], x: str, label: s
     return figure
 
 
+def rounds(rows: Sequence[Mapping], width: float = 7.2) -> Figure:
+    """How several rounds went: the trained auditor's success and the mean over the skills after each repair.
+
+    Args:
+        rows: as from rounds.measured; what they lack is not drawn.
+    """
+    figure = Plot(width, 2.8)
+    axis = figure.subplots()
+    curves = (
+        ("search_success", "trained", "the trained auditor's success", WRONG, "s"),
+        ("skills", "after", "mean over the skills after the repair", AFTER, "o"),
+        ("skills", "peer", "the peer's", PEER, "^"),
+    )
+    for group, name, label, colour, marker in curves:
+        found = [(row["round"], row[group][name]) for row in rows if name in row.get(group, {})]
+        if found:
+            x, rates = zip(*found, strict=True)
+            values = np.array([rate["value"] for rate in rates])
+            spans = [values - [rate["low"] for rate in rates], [rate["high"] for rate in rates] - values]
+            axis.errorbar(x, values, np.clip(spans, 0, None), color=colour, marker=marker, label=label, capsize=3)
+    _quiet(axis, grid="y")
+    axis.set_xticks([row["round"] for row in rows])
+    axis.set_xlabel("round", color=INK)
+    axis.yaxis.set_major_formatter(PercentFormatter(1, 0, " %"))
+    figure.legend(loc="outside upper left", ncols=3 if width > 5 else 1, frameon=False, fontsize=9, labelcolor=INK)
+    return figure
+
+
 def _bars(rows: Sequence[tuple[str, Mapping, str, str]], width: float) -> Figure:
     """Horizontal bars with intervals, each under its own name: (name, rate, colour, note behind the numbers)."""
     labels = [_plain(name, int(width * (9 if width > 5 else 8))) for name, *_ in rows]

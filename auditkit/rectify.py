@@ -1,12 +1,14 @@
 """Repair the target: fine-tune it on what the audit asked, labelled with the references' consensus (paper, Sec. 3.3).
 
-The unlabelled route of the paper: no answer comes from a person or an oracle, but for the original examples that are
+On the unlabeled route of the paper no answer comes from a person or an oracle, but for the original examples that are
 mixed in against forgetting, and of those only what the target answers right as it is, so that they teach it nothing.
-Probes on which it agreed with its references are learnt beside the findings: they show where a failure ends, and are
-all there is against forgetting where nothing is labelled (beside the miniature's originals they changed nothing).
+On the labeled route all original examples are learnt with their labels, and one new sample beside each. Probes on
+which it agreed with its references are learnt beside the findings: they show where a failure ends, and are all there is
+against forgetting where nothing is labelled (beside the miniature's originals they changed nothing).
 
 Departs from the paper in three ways:
 1) a LoRA adapter on the text part instead of full weights, so the vision tower and the base model stay as they were;
+   `rectify_lora_rank: 0` trains all weights of the text part, the vision tower still frozen;
 2) where findings are few, they are repeated until they make up a fifth of the training set, or the rest would drown
    them out;
 3) original examples the target gets wrong are left out: their labels alone would repair it, and what the findings are
@@ -16,6 +18,7 @@ Departs from the paper in three ways:
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -24,7 +27,7 @@ import random
 import re
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -39,6 +42,7 @@ FINDINGS_SHARE = 1 / 5  # least share of the training set
 PROJECTIONS = "q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj"
 # peft's "all-linear" and bare names would match the vision tower too, whose projections have the same names
 TEXT_PART = rf".*(?:language_model|text_model)\.(?!.*vision).*\.(?:{PROJECTIONS})"
+WHOLE_TEXT_PART = r".*(?:language_model|text_model)\.(?!.*vision).*|lm_head\..*"
 
 
 def why_not(spec: str) -> str:
@@ -97,11 +101,14 @@ def training_set(
 ) -> list[Example]:
     """What is to be learnt (`pairs`), among what the target knows, in a fixed random order.
 
+    On the labeled route each is there once: all originals, and what the audit asked whether the target failed or not.
+
     Args:
         scored: records of an audit (audit.score). Unless the pairs are counted (rectify_pairs), those with gate
             "agrees" are learnt once beside the findings.
-        originals: labelled examples the target knows (`known`); the first `p.rectify_original` are used.
-        p: uses rectify_on, rectify_original, rectify_pairs and seed.
+        originals: labelled examples the target knows (`known`), of which the first `p.rectify_original` are used; on
+            the labeled route those that were probed, known or not, all of them.
+        p: uses route, rectify_on, rectify_original, rectify_pairs and seed.
         picture: a picture's key -> the picture, such as a source's `picture`.
         labelled: as for `pairs`.
 
@@ -114,9 +121,10 @@ def training_set(
     keys = {example.key for example in learnt}
     counted = p.rectify_pairs or p.rectify_on != "findings"
     agreed = [] if counted else _labelled(scored, ["agrees"], seen)
-    rest = [*agreed, *(example for example in originals[: p.rectify_original] if example.key not in keys)]
+    given = originals if p.route == "labeled" else originals[: p.rectify_original]
+    rest = [*agreed, *(example for example in given if example.key not in keys)]
     times = max(1, round(FINDINGS_SHARE / (1 - FINDINGS_SHARE) * len(rest) / len(learnt)))
-    examples = learnt * times + rest
+    examples = learnt * (1 if p.route == "labeled" else times) + rest
     random.Random(p.seed).shuffle(examples)
     return examples
 
@@ -131,8 +139,10 @@ def train(
 ) -> Path:
     """Fine-tune the target with TRL's SFTTrainer and a LoRA adapter; the folder of the adapter.
 
-    `vlm.load(spec, adapter=folder)` is the repaired target; the `target` given stays as it was. A finished adapter is
-    not trained again, and a training that was killed goes on from its last checkpoint, to the same weights.
+    With a rank of 0 all weights of the text part are trained, in 32 bits, and the folder holds a whole model without
+    its processor; such a training wants a learning rate some ten times smaller. Either way `vlm.load(spec,
+    adapter=folder)` is the repaired target; the `target` given stays as it was. What is finished is not trained again,
+    and a training that was killed goes on from its last checkpoint, to the same weights.
 
     Args:
         target: the model as vlm.load gives it.
@@ -155,15 +165,17 @@ def train(
     if not any(adapts(name) for name, _ in target.model.named_modules()):
         raise AuditError(f'"{target.name}": no text layers with {PROJECTIONS.replace("|", ", ")} to put an adapter on.')
 
-    trainer = _trainer(target, examples, p, out / "checkpoints", on_step)
-    try:
-        with frozen_vision(target.model):
-            trainer.train(resume_from_checkpoint=runs.last_checkpoint(out / "checkpoints"))
-        unfinished = out / "adapter.unfinished"
-        trainer.model.save_pretrained(unfinished)
-    finally:  # the target as it was: training has put the adapter into its layers
-        target.model = trainer.model.unload().eval().requires_grad_(True)
-        vars(target.model).pop("forward", None)  # TRL's own, with a fused head
+    unfinished = out / "adapter.unfinished"
+    with contextlib.nullcontext() if p.rectify_lora_rank else whole_text_part(target.model):
+        trainer = _trainer(target, examples, p, out / "checkpoints", on_step)
+        try:
+            with frozen_vision(target.model):
+                trainer.train(resume_from_checkpoint=runs.last_checkpoint(out / "checkpoints"))
+            trainer.model.save_pretrained(unfinished)
+        finally:  # the target as it was: training has put the adapter into its layers
+            model = trainer.model.unload() if p.rectify_lora_rank else trainer.model
+            target.model = model.eval().requires_grad_(True)
+            vars(target.model).pop("forward", None)  # TRL's own, with a fused head
     history = out / "history.jsonl"
     history.unlink(missing_ok=True)  # of a run that was killed between this line and the last
     steps = [{"step": log["step"], "loss": log["loss"]} for log in trainer.state.log_history if "loss" in log]
@@ -180,6 +192,23 @@ def adapts(module: str) -> bool:
     [True, False]
     """
     return re.fullmatch(TEXT_PART, module) is not None
+
+
+@contextlib.contextmanager
+def whole_text_part(model) -> Iterator[None]:
+    """While it lasts, the text part's weights are what is trained, all in 32 bits; then all weights are as they were.
+
+    In 16 bits most steps of a fine-tuning are too small to change a weight at all.
+    """
+    before = {name: weight.detach().to("cpu", copy=True) for name, weight in model.named_parameters()}
+    for name, weight in model.named_parameters():
+        weight.data = weight.data.float()
+        weight.requires_grad_(re.fullmatch(WHOLE_TEXT_PART, name) is not None)
+    try:
+        yield
+    finally:
+        for name, weight in model.named_parameters():
+            weight.data = before[name].to(weight.device)
 
 
 def _trainer(target, examples, p, folder: Path, on_step):
@@ -203,6 +232,14 @@ def _trainer(target, examples, p, folder: Path, on_step):
             if num_items_in_batch is not None:  # the answers' tokens of a whole step, of which this may be a part
                 loss = loss * ((labels != -100).sum() / num_items_in_batch)
             return (loss, out) if return_outputs else loss
+
+        def _load_from_checkpoint(self, checkpoint, model=None):
+            """A whole model is saved under its family's published names, which Trainer would not find in the model."""
+            if p.rectify_lora_rank:
+                super()._load_from_checkpoint(checkpoint, model)
+            else:
+                saved = type(target.model).from_pretrained(checkpoint, dtype=torch.float32)
+                target.model.load_state_dict(saved.state_dict())
 
     class Tell(TrainerCallback):
         started = time.perf_counter()
@@ -244,7 +281,9 @@ def _trainer(target, examples, p, folder: Path, on_step):
         train_dataset=Dataset.from_dict({"row": list(range(len(examples)))}),
         data_collator=lambda rows: collate(target, [examples[row["row"]] for row in rows]),
         processing_class=target.processor,
-        peft_config=LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=TEXT_PART, task_type="CAUSAL_LM"),
+        peft_config=LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=TEXT_PART, task_type="CAUSAL_LM")
+        if rank
+        else None,
         callbacks=[Tell()],
     )
     trainer.remove_callback(PrinterCallback)

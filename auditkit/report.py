@@ -28,12 +28,14 @@ images/<slug(record["picture"])>.png in 06_findings, then in 05_audit. More keys
                       edits.json?    the irrelevant edits: [record + "box", "target_before"], their pictures kept
                       explain.txt?   the plain words; an empty line between two paragraphs
                       reviews.jsonl? a person's decisions (review.py), read anew each time
-    07_rectify        metrics        {"pairs", "steps"?, "seconds"?, "learnt"?: rate, "review"?: as from review.told};
+    07_rectify        training.jsonl one object a distinct training example, as from learning.trace
+                      metrics        {"pairs", "steps"?, "seconds"?, "learnt"?: rate, "review"?: as from review.told};
                                       0 pairs: nothing to repair
     08_benchmark      metrics        {"benchmarks": {skill: {"before"?: rate, "after"?: rate, "peer"?: rate}},
                                       "found_gaps"?: {"before": rate, "after": rate} (right inside the found gaps),
                                       "outside_gaps"?: the same outside of all, "untouched"?: {task: the same},
-                                      "disagreement_before"?, "disagreement_after"?: rate (of 02's probes)}
+                                      "disagreement_before"?, "disagreement_after"?: rate (of 02's probes),
+                                      "gain"?: as from benchmark.gain, paired differences with their intervals}
 """
 
 import json
@@ -128,6 +130,13 @@ def write_study(study, table: Mapping, measures: Mapping) -> Path:
     return study.folder / "report.html"
 
 
+def write_rounds(folder: Path, summary: Mapping) -> Path:
+    """Write the `summary.json` and `report.html` of several rounds (rounds.py) and return the report's path."""
+    _replace(folder / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+    _replace(folder / "report.html", page.render_rounds(summary))
+    return folder / "report.html"
+
+
 def read(run_folder: Path) -> dict[str, Stage]:
     """The finished stages of a run, by name, in order."""
     folders = [run_folder / name for name in STAGES if (run_folder / name / "DONE").exists()]
@@ -174,7 +183,7 @@ def summarise(run_name: str, stages: Mapping[str, Stage]) -> dict:
         "review": _reviewed(scored, at["06_findings"], at["07_rectify"]),
         "rectification": at["07_rectify"].metrics,
         "benchmarks": benchmark.get("benchmarks"),
-        **{name: benchmark.get(name) for name in ("found_gaps", "outside_gaps", "untouched")},
+        **{name: benchmark.get(name) for name in ("found_gaps", "outside_gaps", "untouched", "gain")},
         "held_out_disagreement": {side: benchmark.get(f"disagreement_{side}") for side in ("before", "after")},
         "counts": {name: stage.manifest.get("counts") for name, stage in stages.items()},
         "hosted": spending.total(manifest.get("hosted", {}) for manifest in manifests),

@@ -5,6 +5,10 @@
     google/gemma-3-27b-it?bits=4&max_pixels=802816  a hub id, here with its weights in 4 bits and its pictures shrunk
     vllm:google/gemma-3-12b-it                      the same kind of id, answered by vLLM (extra `vllm`)
     http://localhost:8000/v1#google/gemma-3-12b-it  a model behind any OpenAI-compatible server (extra `endpoint`)
+    miniature:target?adapter=outputs/demo/07_rectify/adapter   a model repaired, or trained, by a run of ours
+
+An adapter's folder is what a training has left: LoRA weights, or all of a model's. Several stand with commas between
+them and go on one after another, as the rounds of a repair did (rounds.py).
 
 What follows the question mark holds for this model alone and is written like a web address's query.
 
@@ -20,7 +24,7 @@ import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import parse_qsl, urldefrag, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urldefrag, urlencode, urlsplit, urlunsplit
 
 from auditkit.errors import AuditError
 
@@ -33,6 +37,7 @@ LOCAL = {  # option -> what it may be: a set of words, or a type
     "batch_size": int,
     "revision": str,  # of the hub id: a branch, tag or commit
     "trust_remote_code": {"yes"},  # run the code that comes with the model
+    "adapter": str,  # folders with what was trained on top of the model, first to last, commas between them
 }
 VLLM = {name: LOCAL[name] for name in ("max_pixels", "dtype", "batch_size", "revision")} | {
     "gpus": int,  # over how many the model is split
@@ -69,8 +74,14 @@ class Spec:
 
     @property
     def name(self) -> str:
-        """The name that records use: the last part of the model's own."""
-        return self.model.removeprefix("miniature:").rstrip("/").split("/")[-1]
+        """The name that records use: the last part of the model's own, and of each adapter enough to tell it."""
+        own = self.model.removeprefix("miniature:").rstrip("/").split("/")[-1]
+        return "+".join([own, *(".".join(Path(folder).parts[-3:]).lstrip("/.") for folder in self.adapters)])
+
+    @property
+    def adapters(self) -> list[str]:
+        """The folders that `adapter` names, first to last."""
+        return [folder.strip() for folder in self.options.get("adapter", "").split(",") if folder.strip()]
 
 
 def parse(text: str | Path) -> Spec:
@@ -85,6 +96,8 @@ def parse(text: str | Path) -> Spec:
     ('endpoint', 'https://example.org/v1', 'org/large', 'large', {'key': 'MY_KEY'})
     >>> parse("miniature:target").name, parse("outputs/mine/").name
     ('target', 'mine')
+    >>> parse("miniature:target?adapter=outputs/demo/07_rectify/adapter").name
+    'target+demo.07_rectify.adapter'
     """  # noqa: E501
     text = str(text)
     if text.startswith(("http://", "https://")):
@@ -121,6 +134,17 @@ def parse_painter(text: str | Path) -> Spec:
             raise AuditError(f'"{place}": size is written 512 or 768x512 (WIDTHxHEIGHT), not {options["size"]!r}.')
         options["size"] = int(found[1]), int(found[2] or found[1])
     return Spec("diffusers", place, place, options)
+
+
+def adapted(text: str, folder: str | Path) -> str:
+    """The text of a model with one more adapter on top of it.
+
+    >>> adapted("a/b?bits=4", "outputs/x"), adapted("a/b?adapter=outputs/x", "outputs/y")
+    ('a/b?bits=4&adapter=outputs/x', 'a/b?adapter=outputs/x,outputs/y')
+    """
+    spec = parse(text)
+    options = spec.options | {"adapter": ",".join([*spec.adapters, str(folder)])}
+    return f"{str(text).partition('?')[0]}?{urlencode(options, safe='/,:')}"
 
 
 def same(one: str, other: str) -> bool:

@@ -104,10 +104,12 @@ def load(
     """Load a model, its processor and, when given, a LoRA adapter, merged into it.
 
     A folder that itself is an adapter (of a checkpoint, say) is loaded on top of the model it names. "auto" takes cuda
-    with bfloat16 where there is one, else mps, else cpu, with float32. The model's name is the last part of its spec,
-    whose own options (specs.py) go before the arguments given here.
+    with bfloat16 where there is one, else mps, else cpu, with float32. The model's name is that of its spec (specs.py),
+    whose own options go before the arguments given here.
 
     Args:
+        adapter: goes on last, after those that the spec names. Where a training changed all weights, its folder holds
+            a whole model, which takes the place of what comes before it.
         turns: keep the weights in CPU memory and bring them to the device only while the model writes; a quantized
             model is small and stays there.
 
@@ -127,9 +129,9 @@ def load(
 
         return vllm_engine.load(parsed, batch_size)
     place = resolve(spec)
-    adapters = [] if adapter is None else [Path(adapter)]
-    if adapters:
-        name = f"{name}+{adapters[0].name}"
+    adapters = [_folder(folder) for folder in (*parsed.adapters, *([] if adapter is None else [adapter]))]
+    if adapter is not None:
+        name = f"{name}+{Path(adapter).name}"
     if (Path(place) / "adapter_config.json").is_file():
         place, adapters = _base_of(Path(place)), [Path(place), *adapters]
     device = _device(own.get("device", device))
@@ -142,7 +144,9 @@ def load(
         place, how = places.source(place, spec, own)
         places.config(place, spec, how)
         processor = places.processor(place, spec, how)
-        model = _model(place, spec, kind, "cpu" if turns else device, own, how)
+        whole = [i for i, folder in enumerate(adapters) if (folder / "config.json").is_file()]
+        weights, adapters = (str(adapters[whole[-1]]), adapters[whole[-1] + 1 :]) if whole else (place, adapters)
+        model = _model(weights, spec, kind, "cpu" if turns else device, own, how)
         for folder in adapters:
             model = _adapted(model, folder)
     parked = Parked(model, device) if turns else None
@@ -358,11 +362,20 @@ def _model(place: str, spec: str | Path, dtype: torch.dtype, device: str, own: d
     return model
 
 
+def _folder(adapter: str | Path) -> Path:
+    """An adapter's folder: like a model's, from the working folder or else from the project's."""
+    folder = next((f for f in (Path(adapter).expanduser(), root() / adapter) if f.is_dir()), Path(adapter))
+    if not any((folder / name).is_file() for name in ("adapter_config.json", "config.json")):
+        raise AuditError(
+            f"{folder} is no adapter: it has no adapter_config.json, nor a whole model's config.json; name the folder "
+            "that a finished training has left."
+        )
+    return folder
+
+
 def _adapted(model, folder: Path):
     from peft import PeftModel
 
-    if not (folder / "adapter_config.json").is_file():
-        raise AuditError(f"{folder} is no adapter: it has no adapter_config.json.")
     try:
         return PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
     except (RuntimeError, ValueError) as error:

@@ -76,3 +76,17 @@ def test_answers_count_by_meaning():
     assert same_text("three", "3")
     book = SimpleNamespace(ask=lambda vlm, pictures, questions, longest: ["It is three."])
     assert benchmark.run(None, {"c": [Example("k/q0", IMAGE, "how many?", "3")]}, book)["c"]["value"] == 1.0
+
+
+def test_a_gain_is_counted_in_pairs_towards_before_the_peer_and_the_references():
+    sides = {
+        "before": scores(lambda q: False),
+        "after": scores(lambda q: "reading" in q),
+        "peer": scores(lambda q: True),
+    }
+    departs = {"before": [True, True, False, False], "after": [True, False, False, False]}
+    gain = benchmark.gain(sides, departs)
+    assert (gain["skills"]["value"], gain["over_peer"]["value"], gain["skills"]["n"]) == (0.5, -0.5, 80)
+    assert gain["agreement"]["value"] == 0.25 and gain["agreement"]["low"] <= 0.25 <= gain["agreement"]["high"]
+    assert benchmark.gain({}, departs).keys() == {"agreement"}, "nothing is labelled"
+    assert benchmark.gain({"before": sides["before"]}, {"before": departs["before"]}) == {}, "nothing was repaired"

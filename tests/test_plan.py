@@ -133,6 +133,7 @@ def test_smaller_pieces_take_less():
 
     assert of("04_auditor", grpo_micro_batch=4) < of("04_auditor")
     assert of("05_audit", batch_size=2) < of("05_audit", batch_size=p.batch_size)
+    assert of("07_rectify", rectify_lora_rank=0) > of("07_rectify", rectify_lora_rank=64)  # all of the text part
     assert of("07_rectify", rectify_micro_batch=1) < of("07_rectify", rectify_micro_batch=32)
 
 

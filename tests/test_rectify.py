@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from auditkit import rectify, vlm
+from auditkit import rectify, specs, vlm
 from auditkit.errors import AuditError
 from auditkit.images import Example
 from auditkit.miniature import families, lessons
@@ -16,7 +16,7 @@ from auditkit.miniature.boards import Boards, scene_of
 
 
 def settings(**changes):
-    return SimpleNamespace(**{"rectify_pairs": 0, "rectify_on": "findings",
+    return SimpleNamespace(**{"rectify_pairs": 0, "rectify_on": "findings", "route": "unlabeled",
         "seed": 0, "rectify_steps": 6, "rectify_batch": 8, "rectify_learning_rate": 5.0e-3, "rectify_lora_rank": 8,
         "rectify_micro_batch": 0, "rectify_original": 20, **changes,
     })  # fmt: skip
@@ -196,6 +196,48 @@ def test_with_checkpointing_the_weights_are_the_same_and_no_way_back_leads_throu
     assert (adapter / name).read_bytes() == (repaired.adapter / name).read_bytes()
     assert "forward" not in vars(tower)
     assert asked(target, examples[:4]) == asked(repaired.target, examples[:4])
+
+
+def test_with_rank_0_the_text_part_is_trained_whole_and_nothing_else(folders, examples, tmp_path):
+    """Killed and begun again, too; the folder goes where an adapter goes, also on top of one and below another."""
+    p = settings(rectify_lora_rank=0, rectify_learning_rate=1.0e-3)
+    target, whole = vlm.load(folders["paligemma2"]), tmp_path / "whole"
+    before = {name: value.clone() for name, value in target.model.state_dict().items()}
+
+    def stop(step):
+        if step["step"] == 5:
+            raise KeyboardInterrupt
+
+    rectify.train(target, examples, p, whole)
+    with pytest.raises(KeyboardInterrupt):
+        rectify.train(target, examples, p, tmp_path / "killed", stop)
+    adapter = rectify.train(target, examples, p, tmp_path / "killed")
+    name = "model.safetensors"
+    assert (adapter / name).read_bytes() == (whole / "adapter" / name).read_bytes()
+    assert all(torch.equal(value, before[name]) for name, value in target.model.state_dict().items())
+    assert all(weight.requires_grad for weight in target.model.parameters())
+    after = vlm.load(folders["paligemma2"], adapter=adapter)
+    changed = {name for name, value in after.model.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed and not any("vision" in name or "projector" in name for name in changed)
+    assert {"language_model" in name or name.startswith("lm_head") for name in changed} == {True}
+    assert any("embed_tokens" in name for name in changed) and any("norm" in name for name in changed)
+    both = vlm.load(f"{folders['paligemma2']}?adapter={adapter}", adapter=adapter)
+    assert asked(both, examples) == asked(after, examples) != asked(target, examples)
+
+
+def test_rounds_of_repair_go_on_top_of_each_other(folders, examples, tmp_path):
+    spec = str(folders["paligemma2"])
+    first = rectify.train(vlm.load(spec), examples, settings(), tmp_path / "1")
+    repaired = specs.adapted(spec, first)
+    second = rectify.train(vlm.load(repaired), examples[:8], settings(rectify_steps=3), tmp_path / "2")
+    one, after = vlm.load(spec, adapter=first), vlm.load(repaired, adapter=second)
+    three = [vlm.load(text) for text in (spec, repaired, specs.adapted(repaired, second))]
+    assert asked(three[1], examples) == asked(one, examples)
+    assert asked(three[2], examples) == asked(after, examples)
+    assert len({model.name for model in (*three, after)}) == 4, "an AnswerBook keeps them apart"
+    assert vlm.resolve(specs.adapted(repaired, second)) == spec, "where the table of planted gaps is"
+    weights = [next(v for k, v in m.model.state_dict().items() if "q_proj" in k and "vision" not in k) for m in three]
+    assert not torch.equal(weights[0], weights[1]) and not torch.equal(weights[1], weights[2])
 
 
 def test_a_model_without_text_layers_is_refused(repaired, examples, tmp_path):

@@ -15,6 +15,7 @@ from auditkit.errors import AuditError
         ("google/gemma-3-4b-it?max_pixels=-1", "max_pixels wants a number above 0"),
         ("google/gemma-3-4b-it?bits", "write options as ?name=value"),
         ("vllm:google/gemma-3-4b-it?bits=4", "unknown option bits"),
+        ("vllm:google/gemma-3-4b-it?adapter=outputs/x", "unknown option adapter"),
         ("http://localhost:8000/v1", "say which of the server's models"),
         ("http://me:secret@localhost/v1#a", "no key belongs into a parameter file"),
     ],
