@@ -3,7 +3,8 @@
 It is put the fixed prompt of prompts/name.txt, without a picture: what the type's questions share, some of them, and
 what the target says for what. It may be anything that writes, as a judge may (judge.py). What it replies names, and
 nothing else: no finding changes its type. A reply that is no short name is refused; the type then keeps the name that
-is made of its own words (naming.py), and so does one of two types that would be called the same.
+is made of its own words (naming.py). So is a name that most of the types get: it tells nothing apart. Where two types
+have one name, what is said for what is added.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from auditkit.naming import DASH
 FILE = "named.jsonl"  # in a stage's folder: what a model replied
 REPLY_TOKENS = 16
 WORDS, LETTERS = 6, 48  # a longer reply is no name
+NO_NAMES = ("yes", "no", "none", "it", "the", "i", "says")  # an answer, or how a sentence begins
 QUESTIONS, CONFUSIONS = 5, 4  # of a type, shown to the model
 
 
@@ -42,6 +44,7 @@ def named(types: Sequence[FailureType], p, folder: Path) -> tuple[list[FailureTy
     replies = _asked([prompt(kind) for kind in types], p, folder)
     short = [name_in(replies[prompt(kind)]) for kind in types]
     often = Counter(name.lower() for name in short if name)
+    short = [name if name and often[name.lower()] <= max(2, len(types) / 2) else None for name in short]
     names = [_unlike(kind, name, often) for kind, name in zip(types, short, strict=True)]
     twice = Counter(names)
     names = [name if twice[name] == 1 else kind.name for kind, name in zip(types, names, strict=True)]
@@ -63,14 +66,15 @@ def prompt(kind: FailureType) -> str:
 def name_in(reply: str) -> str | None:
     """The short name in a reply; None where there is none: a sentence, a question, or no letters at all.
 
-    >>> [name_in(reply) for reply in ('"Clock reading".', "Name: colour of hats", "It says six for seven.", "6", "")]
+    >>> [name_in(reply) for reply in ('"Clock reading".', "Name: colour of hats", "It says six for seven.", "yes", "6")]
     ['Clock reading', 'colour of hats', None, None, None]
     """
     first = next((line for line in reply.splitlines() if line.strip()), "")
     name = re.sub(r"^(?:name|answer)\s*:\s*", "", first.strip(), flags=re.I).strip(" \t\"'“”‘’*`.")
     words = name.split()
-    wordy = len(words) > WORDS or len(name) > LETTERS or words[:1] and words[0].lower() in ("it", "the", "i", "says")
-    return None if wordy or not re.search(r"[^\W\d_]{3}", name) or re.search(r"[?:;!<>{}\[\]]", name) else name
+    wordy = len(words) > WORDS or len(name) > LETTERS or max(map(len, words), default=0) > LETTERS // 2
+    said = bool(words) and words[0].lower() in NO_NAMES
+    return None if wordy or said or not re.search(r"[^\W\d_]{3}", name) or re.search(r"[?:;!<>{}\[\]]", name) else name
 
 
 def _unlike(kind: FailureType, name: str | None, often: Counter) -> str:

@@ -234,12 +234,12 @@ def training_curve(history: Sequence[Mapping], width: float = 7.2) -> Figure:
         values = np.array([row[key] for row in rows], float)
         axis.plot(steps, values, color=colour, linewidth=0.7, alpha=0.35)
         axis.plot(steps, _running_mean(values, max(1, len(values) // 10)), color=colour, linewidth=2, label=name)
-    for axis in axes:
+    for panel, axis in zip(panels, axes, strict=True):
         _quiet(axis, grid="y")
         axis.set_ylim(bottom=0)
         axis.margins(x=0.01)
         axis.yaxis.set_major_locator(MaxNLocator(4))
-        if axis.get_ylim()[1] <= 1.2:
+        if panel < 2 and axis.get_ylim()[1] <= 1.2:  # shares
             axis.set_ylim(0, 1.04)
             axis.set_yticks([0, 0.25, 0.5, 0.75, 1])
             axis.yaxis.set_major_formatter(PercentFormatter(1, 0, " %"))
