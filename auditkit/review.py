@@ -158,7 +158,7 @@ def measured(scored: Sequence[dict], decided: Mapping[str, dict], seed: int) -> 
     "kappa"?}. The last two speak of all probes that could have been shown: absent until a card of each kind there is
     was judged. `passed_over` are cards before the last judged one: were they the hard ones, the rates flatter.
     """
-    order = queue(scored, seed)
+    order = queue(scored, seed) if decided else []
     places = [place for place, row in enumerate(order) if row["key"] in decided]
     if not places:
         return {}
