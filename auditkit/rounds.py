@@ -107,7 +107,7 @@ def refreshed(one: Round) -> str:
 
 def command(one: Round, settings: Sequence[str], stage: str) -> list[str]:
     """The command that does a stage of a round."""
-    texts = [*settings, *study._as_texts(one.own)]
+    texts = [*settings, *study.as_texts(one.own)]
     return [
         *(sys.executable, "-m", "auditkit.cli", "run", one.p.params_file, "--only", stage[:2]),
         *itertools.chain.from_iterable(("--set", text) for text in texts),

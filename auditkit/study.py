@@ -293,11 +293,11 @@ def _command(study: Study, arm: str, seed: int, stage: str) -> list[str]:
     settings = study.arms[arm] | {"seed": seed, "run_name": study.run_name(arm, seed)}
     return [
         *(sys.executable, "-m", "auditkit.cli", "run", study.base, "--only", stage),
-        *itertools.chain.from_iterable(("--set", text) for text in _as_texts(settings)),
+        *itertools.chain.from_iterable(("--set", text) for text in as_texts(settings)),
     ]
 
 
-def _as_texts(settings: Mapping) -> Iterable[str]:
+def as_texts(settings: Mapping) -> Iterable[str]:
     """Settings as the command line takes them: a list as [a, b]."""
     for name, value in settings.items():
         yield f"{name}={json.dumps(value) if isinstance(value, list) else value}"

@@ -16,7 +16,7 @@ import nbformat
 import pytest
 import yaml
 
-from auditkit import audit, lines, params, report, runs
+from auditkit import audit, learning, lines, params, report, runs
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("[0-9]*.ipynb"))
 FIRST = ["run_name", "params_file", "seed", "resume"]
@@ -245,6 +245,18 @@ def test_the_stage_files_are_what_the_report_reads(smoke, metrics, p):
     assert set(summary["seconds"]) == set(runs.STAGES)
     assert summary["planted_gaps"]["planted"] == metrics["06_findings"]["planted"]
     assert "no stage" not in (folder / "report.html").read_text() and (folder / "report.html").stat().st_size > 50_000
+
+
+def test_what_was_learnt_leads_back_to_the_audit(smoke):
+    folder = smoke / "outputs" / "smoke" / "07_rectify"
+    traced, asked = lines.read(folder / "training.jsonl"), {}
+    for row in traced:
+        found = learning.probe_of(folder, row["key"])
+        assert (found is None) == (row["kind"] == "original")
+        asked |= {found["key"]: found} if found else {}
+    scored = [row for row in lines.read(folder.parent / "05_audit" / "scored.jsonl") if row["gate"] in ("ok", "agrees")]
+    repeats = json.loads((folder / "manifest.json").read_text())["counts"]["near_duplicates"]
+    assert len(asked) == len(scored) - repeats and {row["run"] for row in traced if "run" in row} == {"smoke"}
 
 
 def test_running_again_does_nothing_but_write_a_report_that_is_missing(smoke):
