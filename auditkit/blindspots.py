@@ -14,11 +14,13 @@ shares the references' blind spot overlooks a false one. Where the truth is know
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
-from auditkit.disagreement import Same
+from auditkit.disagreement import Same, same
 from auditkit.errors import AuditError
-from auditkit.findings import only_findings
+from auditkit.findings import ASKED, only_findings
 from auditkit.stats import rate
+from auditkit.vlm import AnswerBook, Writer
 
 
 def leave_one_out(scored: Sequence[dict], alike: Same) -> dict:
@@ -50,6 +52,32 @@ def held_out(scored: Sequence[dict], said: Mapping[str, str], alike: Same) -> di
     found, agreed = only_findings(scored), [row for row in scored if row["gate"] == "agrees"]
     contested = [_says(said[row["key"]], row, "target", alike) for row in found]
     return _estimate(contested, [_says(said[row["key"]], row, "consensus", alike) for row in agreed])
+
+
+def estimates(scored: Sequence[dict], peer: Writer | None, source, p, folder: Path) -> dict[str, dict]:
+    """Both estimates as far as they can be had: {"leave_one_out"?, "held_out"?: by the peer}.
+
+    Args:
+        peer: the larger model to compare with; one that is a reference has voted and is not asked.
+        source: images of the run, those that were made among them (album.within).
+        p: uses references, same and max_answer_tokens.
+        folder: gets answers.jsonl; what it holds is not asked again.
+    """
+    alike, found = same(p, folder), {}
+    rows = [row for row in scored if row["gate"] in ASKED]
+    try:
+        found["leave_one_out"] = leave_one_out(rows, alike)
+    except AuditError as cannot:
+        print(cannot)
+    if peer is None or not rows or peer.name in rows[0]["references"]:
+        return found
+    pictures, questions = [source.picture(row["picture"]) for row in rows], [row["question"] for row in rows]
+    said = AnswerBook(folder / "answers.jsonl").ask(peer, pictures, questions, p.max_answer_tokens)
+    try:
+        found["held_out"] = held_out(rows, {row["key"]: one for row, one in zip(rows, said, strict=True)}, alike)
+    except AuditError as cannot:
+        print(cannot)
+    return found
 
 
 def _says(said: str, row: Mapping, side: str, alike: Same) -> bool:

@@ -19,7 +19,8 @@ images/<slug(record["picture"])>.png in 06_findings, then in 05_audit. More keys
     06_findings       types.json     [{"name", "size", "share" (of all findings, 0 to 1), "rate" (of the probes of this
                                       type), "rate_when"?: rate, "target"?, "peer"?: rates on the same probes,
                                       "untrained"?: {"target", "peer"} on those of the untrained auditor alone,
-                                      "gap"?: {"name", "share"} (the planted gap most findings are in), "confusion"?: [{"target", "consensus", "count"}],
+                                      "gap"?: {"name", "share"} (the planted gap most findings are in),
+                                      "confusion"?: [{"target", "consensus", "count"}],
                                       "examples": [{"picture", "image"?, "question", "target", "consensus",
                                       "references": {name: answer}, "truth"?}]}]
                       planted.json?  as from findings.planted: {"planted"?, "found"?, "recall"?: rate, "precision"?:
@@ -225,6 +226,7 @@ def _rates(summary: Mapping) -> Iterator[tuple[str, object]]:
         "found_gaps",
         "outside_gaps",
         "held_out_disagreement",
+        "false_share",
     ):
         yield from ((f"{group}.{name}", rate) for name, rate in summary.get(group, {}).items())
     for group in ("ways", "pairings", "gates", "untouched"):
