@@ -75,6 +75,18 @@ def cross_examine(
     return {row["key"]: known[row["key"]] for row in kept if row["key"] in known}
 
 
+def counts(crossed: Mapping[str, dict], scored: Sequence[dict]) -> dict[str, int]:
+    """How many answers target and references gave again: {"target_called", "references_called"}.
+
+    What was asked of other pictures was asked once for each wording.
+    """
+    asked = {row["key"]: row["question"] for row in scored if row["key"] in crossed}
+    elsewhere = {(asked[key], name): len(far) for key, row in crossed.items() for name, far in row["elsewhere"].items()}
+    again = sum(len(said) for row in crossed.values() for said in row["references"].values())
+    target = sum(len(row["target"]) for row in crossed.values())
+    return {"target_called": target, "references_called": again + sum(elsewhere.values())}
+
+
 def held(scored: Sequence[dict], crossed: Mapping[str, dict], p, folder: Path | None = None) -> list[dict]:
     """The scored records with the findings that do not hold under p.gates given the gate they fall through."""
     alike = same(p, folder)

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from auditkit import params as parameters
 from auditkit import sizes
+from auditkit.crossexam import ELSEWHERE
 from auditkit.errors import AuditError
 from auditkit.fitting import Model
 from auditkit.params import Params
@@ -49,6 +50,10 @@ def calls(p: Params, skills: int | None) -> list[dict]:
     }
     q3, c3, m3 = asked["03_counterfactual"]
     q5, c5, m5 = asked["05_audit"]
+    again = p.repeats + bool(p.paraphraser)  # of every probe, if all were findings
+    crossed = q5 * again * ("reproduces" in p.gates)
+    crossed_references = q5 * (again * ("sound" in p.gates) + (ELSEWHERE + 1) * ("visual" in p.gates))
+    described = max(1, p.benchmark_examples // 8) * _tasks(p)
     rows = [
         ("01_models", some + 3, 3, some, some, peer[0], 0, 0),
         ("02_disagreement", base, base, base, base, 0, 0, 0),
@@ -63,12 +68,29 @@ def calls(p: Params, skills: int | None) -> list[dict]:
             rollouts,
             rewarded,
         ),
-        ("05_audit", probes + p.blind_images, probes + m5, q5 + blind, q5 + c5, 0, 0, m5),
+        (
+            "05_audit",
+            probes + p.blind_images,
+            probes + m5,
+            q5 + blind + crossed,
+            q5 + c5 + crossed_references,
+            0,
+            0,
+            m5,
+        ),
+        ("06_findings", 0, 0, 0, 0, q5 if p.peer else 0, 0, 0),
         ("07_rectify", drawn, 0, known + checked, 0, 0, p.rectify_steps * p.rectify_batch, 0),
-        ("08_benchmark", every, 0, 2 * every + base, 0, peer[1], 0, 0),
+        ("08_benchmark", every + described, 0, 2 * (every + described) + base, 0, peer[1], 0, 0),
     ]
     names = ("stage", "images", "auditor", "target", "references", "peer", "trained", "painted")
     return [dict(zip(names, row, strict=True)) for row in rows]
+
+
+def _tasks(p: Params) -> int:
+    """How many tasks no audit touches the images come with."""
+    from auditkit import images
+
+    return 0 if p.images.startswith("hub:") else len(images.load(p.images).tasks(1))
 
 
 def seconds(p: Params, cast: Sequence[Model], skills: int | None, bench: Mapping) -> dict[str, float | None]:
