@@ -165,16 +165,17 @@ def _answers(
     for model in models:
         is_target = model is models[0]
         again: list[list[str]] = [[] for _ in chunk]
-        if p.repeats and {"reproduces" if is_target else "sound"} & set(p.gates):
+        if ("reproduces" if is_target else "sound") in p.gates:
             seed = seed_of(p.seed, model.name, chunk[0]["key"])
             all_of = [i for _ in range(p.repeats) for i in range(len(chunk))]
             shown, asked = [images[i] for i in all_of], [questions[i] for i in all_of]
             said = vlm.generate(model, shown, asked, p.max_answer_tokens, p.temperature, seed)
-            for i, one in zip(all_of, said, strict=True):
-                again[i].append(one)
-            shown = [picture(chunk[i]["picture"]) for i in worded]
-            asked = [paraphrases[chunk[i]["key"]] for i in worded]
-            for i, one in zip(worded, book.ask(model, shown, asked, p.max_answer_tokens), strict=True):
+            shown, asked = (
+                [picture(chunk[i]["picture"]) for i in worded],
+                [paraphrases[chunk[i]["key"]] for i in worded],
+            )
+            said += book.ask(model, shown, asked, p.max_answer_tokens)
+            for i, one in zip(all_of + worded, said, strict=True):
                 again[i].append(one)
         elsewhere: list[list[str]] = [[] for _ in chunk]
         if not is_target and "visual" in p.gates:

@@ -21,7 +21,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from auditkit import audit, auditor, endpoint, images, lines, params, report, runs, specs, spending, vlm
+from auditkit import audit, auditor, crossexam, endpoint, images, lines, params, report, runs, specs, spending, vlm
+from auditkit.disagreement import Same
 from auditkit.errors import AuditError, Unfinished
 
 pytest.importorskip("openai", reason="openai is not installed: pip install auditkit[endpoint]")
@@ -434,3 +435,30 @@ def test_an_auditor_may_not_be_behind_a_server_but_what_it_asks_may_be_answered_
     assert vlm.generate(load(server), [pictures(1)[0].image], probes, 8) == ["no"]
     with pytest.raises(AuditError, match="an adapter needs the model's weights here"):
         vlm.load(f"{server.place}#m", adapter="somewhere")
+
+
+def test_a_model_that_paraphrases_is_asked_once_a_finding_and_its_words_are_put_to_all(server, tmp_path):
+    """The wordings change what the models read, so here they go through them; what they mean is the paraphraser's."""
+    rows = [
+        {"key": f"a/{i}", "picture": picture.key, "base": None, "question": f"what colour is the object at {place}?",
+         "target": "red", "consensus": "blue", "agreement": 1.0, "gate": "ok"}
+        for i, (picture, place) in enumerate(zip(pictures(3), ("a1", "b2", "c3"), strict=True))
+    ]  # fmt: skip
+
+    def reply(request):
+        asked = prompt_of(request).strip().split("\n")[-1]
+        said = asked.replace("what colour is", "what is the colour of")
+        return completion(said if "c3" not in asked else "It is blue.")  # which is no question
+
+    server.reply = reply
+    p = SimpleNamespace(**vars(P) | {"gates": ["reproduces", "sound"], "repeats": 0, "device": "cpu", "dtype": "float32",
+                        "memory": "together", "paraphraser": f"{server.place}#m"})  # fmt: skip
+    models = [partial(vlm.load, f"miniature:{name}", device="cpu") for name in ("target", "gemma3")]
+    boards = images.load("miniature")
+    said = crossexam.cross_examine(rows, models[0], models[1:], p, boards.picture, tmp_path)
+    assert [said[row["key"]]["paraphrase"] for row in rows] == [
+        "what is the colour of the object at a1?", "what is the colour of the object at b2?", None,
+    ]  # fmt: skip
+    assert [len(said[row["key"]]["target"]) for row in rows] == [1, 1, 0] and len(server.requests) == 3
+    assert [len(said[row["key"]]["references"]["gemma3"]) for row in rows] == [1, 1, 0]
+    assert crossexam.holds("reproduces", rows[2], said["a/2"], Same(), p), "nothing was put again, nothing contradicts"
