@@ -16,7 +16,7 @@ function render({ model, el }) {
   desk.tabIndex = 0;
   desk.setAttribute("role", "group");
   desk.setAttribute("aria-label", "Review of findings");
-  desk.dataset.lmSuppressShortcuts = "true"; // JupyterLab's own keys rest while the desk has the focus
+  desk.dataset.lmSuppressShortcuts = "true"; // where JupyterLab hears keys before the desk, its own rest
   const count = made("p", "count", desk);
   const pictures = made("div", "pictures", desk);
   const [before, picture] = [made("img", "before", pictures), made("img", "picture", pictures)];
