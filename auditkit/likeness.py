@@ -3,14 +3,14 @@
 (paper, Sec. 3.2, which takes the pictures as they come.) The references are asked the wish's check question, and may be
 blind to the same thing. `picture_judge` names a model of another kind, CLIP or SigLIP. It compares the pictures before
 and after with two texts, the check alone and the check with its expected answer. The gain is the cosine between the two
-changes, from picture to picture and from text to text: directional similarity (StyleGAN-NADA, Gal et al. 2021,
+changes, of the pictures and of the texts: directional similarity (StyleGAN-NADA, Gal et al. 2021,
 https://arxiv.org/abs/2108.00946), by which InstructPix2Pix chose its pairs (Brooks et al. 2023, Sec. 3.1.2,
 https://arxiv.org/abs/2211.09800). A picture is used only where the gain is above `picture_gain`; 0.2 is the default of
 their script, for ViT-L/14.
 
-What the texts are is ours. They had a caption of either picture; here an edit has a command alone. The step from a check
-to its answer is there for edits and for pictures made from a caption, which are compared with the one they depart from,
-and what the check itself names falls out of it: "is there a dog? no" as a whole is nearer to a dog than to none.
+What the texts are is ours. They had a caption of either picture; here an edit has a command alone. The step from a
+check to its answer is there for edits and for pictures made from a caption, which are compared with the one they depart
+from, and what the check itself names falls out of it: "is there a dog? no" as a whole is nearer to a dog than to none.
 
 Gains are numbers in the records, and `score` decides: another bound needs no model.
 """
