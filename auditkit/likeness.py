@@ -30,6 +30,7 @@ from auditkit.errors import AuditError
 from auditkit.memory import Parked, at_work
 
 UNLIKE = "unlike the wish"  # why a picture is not used
+TEXT = ("input_ids", "attention_mask", "token_type_ids")  # what a processor returns of texts; the rest is of pictures
 SAME = 1e-3  # a change shorter than this, of vectors of length 1, is rounding: it points nowhere
 
 
@@ -100,9 +101,10 @@ def gains(
         inputs = judge.processor(
             text=texts, images=images, padding="max_length", truncation=True, max_length=longest, return_tensors="pt"
         ).to(judge.model.device)
-        pixels = inputs.pop("pixel_values").to(judge.model.dtype)
-        seen = _changes(judge.model.get_image_features(pixel_values=pixels))
-        said = _changes(judge.model.get_text_features(**inputs))
+        inputs["pixel_values"] = inputs["pixel_values"].to(judge.model.dtype)
+        words = {name: inputs.pop(name) for name in TEXT if name in inputs}
+        seen = _changes(judge.model.get_image_features(**inputs))
+        said = _changes(judge.model.get_text_features(**words))
         short = torch.minimum(seen.norm(dim=-1), said.norm(dim=-1)) < SAME
         return F.cosine_similarity(seen, said).masked_fill(short, 0.0).tolist()
 

@@ -3,8 +3,8 @@
 It learns the very thing it is asked later. A pair of boards is a change, a check question with its answer is a wish,
 and the change is to point where the wish does if, and only if, the wish came true by it. So a batch holds boards
 changed as was wished, and the same boards changed in another way: another thing at the same place, or something
-elsewhere; and every change is held against every wish. First the tower learns to name what each cell holds, by a head that is thrown
-away, as those of the other miniatures do.
+elsewhere; and every change is held against every wish. First the tower learns to name what each cell holds, by a head
+that is thrown away, as those of the other miniatures do.
 
 auditkit miniature build likeness
 auditkit miniature likeness   how well it tells what was done from what was not (likened.py)
@@ -42,7 +42,7 @@ class Recipe:
 
 # What only starts the other is not shipped. It learns from boards as they are drawn; the other then from pictures after
 # as the shipped editor's autoencoder paints them: what is off a little everywhere is a change, too, but not a wish.
-RECIPES = {"likeness_drawn": Recipe(41, 2200), "likeness": Recipe(42, 700, 1e-3, "likeness_drawn")}
+RECIPES = {"likeness_drawn": Recipe(41, 2200), "likeness": Recipe(42, 400, 1e-3, "likeness_drawn")}
 LENGTH = 24  # tokens of a check with its answer, at most
 GROUPS = 32  # wishes a batch
 BOUND, SHARP = 0.2, 20.0  # the cosine that parts changes that were wished for from others, and how sharply
