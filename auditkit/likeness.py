@@ -3,14 +3,14 @@
 (paper, Sec. 3.2, which takes the pictures as they come.) The references are asked the wish's check question, and may be
 blind to the same thing. `picture_judge` names a model of another kind, CLIP or SigLIP. It compares the pictures before
 and after with two texts, the check alone and the check with its expected answer. The gain is the cosine between the two
-changes, from picture to picture and from text to text: directional similarity (StyleGAN-NADA, Gal et al. 2021,
+changes, of the pictures and of the texts: directional similarity (StyleGAN-NADA, Gal et al. 2021,
 https://arxiv.org/abs/2108.00946), by which InstructPix2Pix chose its pairs (Brooks et al. 2023, Sec. 3.1.2,
 https://arxiv.org/abs/2211.09800). A picture is used only where the gain is above `picture_gain`; 0.2 is the default of
 their script, for ViT-L/14.
 
-What the texts are is ours. They had a caption of either picture; here an edit has a command alone. The step from a check
-to its answer is there for edits and for pictures made from a caption, which are compared with the one they depart from,
-and what the check itself names falls out of it: "is there a dog? no" as a whole is nearer to a dog than to none.
+What the texts are is ours. They had a caption of either picture; here an edit has a command alone. The step from a
+check to its answer is there for edits and for pictures made from a caption, which are compared with the one they depart
+from, and what the check itself names falls out of it: "is there a dog? no" as a whole is nearer to a dog than to none.
 
 Gains are numbers in the records, and `score` decides: another bound needs no model.
 """
@@ -30,6 +30,7 @@ from auditkit.errors import AuditError
 from auditkit.memory import Parked, at_work
 
 UNLIKE = "unlike the wish"  # why a picture is not used
+TEXT = ("input_ids", "attention_mask", "token_type_ids")  # what a processor returns of texts; the rest is of pictures
 SAME = 1e-3  # a change shorter than this, of vectors of length 1, is rounding: it points nowhere
 
 
@@ -100,9 +101,10 @@ def gains(
         inputs = judge.processor(
             text=texts, images=images, padding="max_length", truncation=True, max_length=longest, return_tensors="pt"
         ).to(judge.model.device)
-        pixels = inputs.pop("pixel_values").to(judge.model.dtype)
-        seen = _changes(judge.model.get_image_features(pixel_values=pixels))
-        said = _changes(judge.model.get_text_features(**inputs))
+        inputs["pixel_values"] = inputs["pixel_values"].to(judge.model.dtype)
+        words = {name: inputs.pop(name) for name in TEXT if name in inputs}
+        seen = _changes(judge.model.get_image_features(**inputs))
+        said = _changes(judge.model.get_text_features(**words))
         short = torch.minimum(seen.norm(dim=-1), said.norm(dim=-1)) < SAME
         return F.cosine_similarity(seen, said).masked_fill(short, 0.0).tolist()
 

@@ -87,7 +87,7 @@ def refuse(p: Params, here: Machine) -> None:
     for model in (*cast, *beside):
         if here.on_gpu and model.device.startswith("cuda:") and int(model.device[5:]) >= here.devices:
             raise AuditError(f'"{model.text}": there is no {model.device} among {here.devices} GPU(s); see --gpus.')
-    processes = _processes(cast, here)
+    processes = _processes([*cast, *beside], here)
     turns = p.memory == "turns" and here.on_gpu
     found = fitting.on_device(fitting.needs(p, cast, processes, beside), here.on_gpu)
     worst = max(found, key=lambda need: need.bytes(turns))
@@ -114,7 +114,7 @@ def _yaml(value) -> str:
     return f"[{', '.join(value)}]" if isinstance(value, list) else str(value)
 
 
-def _processes(cast: Sequence[Model], here: Machine) -> int:
+def _processes(cast: Sequence[Model | Weight], here: Machine) -> int:
     """Copies of the run: one a GPU, unless the file itself deals its models out over the GPUs."""
     return 1 if any(m.device for m in cast) else here.devices
 
@@ -197,7 +197,10 @@ def _pictures(p: Params) -> list[str]:
 
 
 def _memory_table(p: Params, cast: Sequence[Model], beside: Sequence[Weight], here: Machine) -> list[str]:
-    found, turned = fitting.needs(p, cast, _processes(cast, here), beside), p.memory == "turns" and here.on_gpu
+    found, turned = (
+        fitting.needs(p, cast, _processes([*cast, *beside], here), beside),
+        p.memory == "turns" and here.on_gpu,
+    )
     place = "GPU" if here.on_gpu else "machine"
     lines = [f"{'memory of one ' + place:<24}{'together':>11}{'in turns':>11}   largest piece of work"]
     for need in found:

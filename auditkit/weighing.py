@@ -107,7 +107,7 @@ def look_up(text: str, index: str = INDEX) -> tuple[Mapping[str, tuple[int, int]
     Raises AuditError for a folder that is none, and for a pipeline the hub does not have.
     """
     from huggingface_hub import HfApi, try_to_load_from_cache
-    from huggingface_hub.errors import GatedRepoError, HTTPError, RepositoryNotFoundError
+    from huggingface_hub.errors import GatedRepoError, HTTPError, RepositoryNotFoundError, SafetensorsParsingError
 
     spec = specs.parse_painter(text)
     place, revision = vlm.resolve(spec.place), spec.options.get("revision")
@@ -126,7 +126,7 @@ def look_up(text: str, index: str = INDEX) -> tuple[Mapping[str, tuple[int, int]
         raise AuditError(
             f'"{text}": the hub has no such model, or shows it only to those who are logged in.'
         ) from error
-    except (HTTPError, OSError):  # no network
+    except (HTTPError, OSError, SafetensorsParsingError):  # no network, or a file that says nothing
         if at_hand:
             return _in_folder(Path(cached).parent, text, index), 0
         return known, _download(known) if known else 0

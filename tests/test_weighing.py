@@ -1,6 +1,5 @@
 """What pipelines and the picture judge weigh is known before they are loaded, and the plan counts it."""
 
-import json
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -9,7 +8,7 @@ import pytest
 import torch
 import transformers as hf
 
-from auditkit import cli, counterfactual, fitting, likeness, params, plan, sizes, vlm, weighing
+from auditkit import cli, counterfactual, fitting, likeness, params, plan, sizes, weighing
 from auditkit.errors import AuditError
 from auditkit.miniature import clip
 
@@ -57,7 +56,8 @@ def test_the_papers_pipelines_are_their_published_configurations():
             "transformer": df.FluxTransformer2DModel(guidance_embeds=True),
             "text_encoder_2": hf.T5EncoderModel(
                 hf.T5Config(
-                    vocab_size=32128, d_model=4096, d_ff=10240, num_layers=24, num_heads=64, feed_forward_proj="gated-gelu"
+                    vocab_size=32128, d_model=4096, d_ff=10240, num_layers=24, num_heads=64,
+                    feed_forward_proj="gated-gelu",
                 )
             ),
             "text_encoder": hf.CLIPTextModel(
