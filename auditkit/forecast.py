@@ -62,6 +62,7 @@ def calls(p: Params, skills: int | None) -> list[dict]:
             rewarded,
         ),
         ("05_audit", probes + p.blind_images, probes + m5, q5 + blind, q5 + c5, 0, 0, m5),
+        *([("06_findings", 0, 0, 0, 0, q5, 0, 0)] if p.peer else []),
         ("07_rectify", p.rectify_original, 0, p.rectify_original + checked, 0, 0, p.rectify_steps * p.rectify_batch, 0),
         ("08_benchmark", every, 0, 2 * every + base, 0, peer[1], 0, 0),
     ]
