@@ -78,7 +78,7 @@ def calls(p: Params, skills: int | None) -> list[dict]:
             0,
             m5,
         ),
-        ("06_findings", 0, 0, 0, 0, q5 if p.peer else 0, 0, 0),
+        *([("06_findings", 0, 0, 0, 0, q5, 0, 0)] if p.peer else []),
         ("07_rectify", drawn, 0, known + checked, 0, 0, p.rectify_steps * p.rectify_batch, 0),
         ("08_benchmark", every + described, 0, 2 * (every + described) + base, 0, peer[1], 0, 0),
     ]

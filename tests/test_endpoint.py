@@ -451,8 +451,8 @@ def test_a_model_that_paraphrases_is_asked_once_a_finding_and_its_words_are_put_
         return completion(said if "c3" not in asked else "It is blue.")  # which is no question
 
     server.reply = reply
-    p = SimpleNamespace(**vars(P) | {"gates": ["reproduces", "sound"], "repeats": 0, "device": "cpu", "dtype": "float32",
-                        "memory": "together", "paraphraser": f"{server.place}#m"})  # fmt: skip
+    p = SimpleNamespace(**vars(P) | {"gates": ["reproduces", "sound"], "repeats": 0, "device": "cpu",
+                        "dtype": "float32", "memory": "together", "paraphraser": f"{server.place}#m"})  # fmt: skip
     models = [partial(vlm.load, f"miniature:{name}", device="cpu") for name in ("target", "gemma3")]
     boards = images.load("miniature")
     said = crossexam.cross_examine(rows, models[0], models[1:], p, boards.picture, tmp_path)

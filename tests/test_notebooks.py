@@ -220,6 +220,7 @@ def test_what_each_notebook_measured(metrics, manifests, p):
     assert findings["findings"] == manifests["05_audit"]["counts"]["findings"] > 0
     assert 1 <= findings["types"] <= p.failure_types
     assert findings["planted"] >= 24 and findings["precision"]["value"] > 0.8
+    assert findings["types_against_gaps"]["purity"]["value"] > 0.3 and manifests["06_findings"]["counts"]["peer_called"]
 
     assert metrics["07_rectify"]["pairs"] == findings["findings"]
     assert metrics["07_rectify"]["steps"] == p.rectify_steps
@@ -233,15 +234,18 @@ def test_the_stage_files_are_what_the_report_reads(smoke, metrics, p):
     folder = smoke / "outputs" / "smoke"
     history = lines.read(folder / "04_auditor" / "history.jsonl")
     assert [row["step"] for row in history] == list(range(1, p.grpo_steps + 1))
+    assert all(0 <= row["flat_groups"] <= 1 and row["kinds_lately"] >= row["kinds"] for row in history)
     scored = lines.read(folder / "05_audit" / "scored.jsonl")
     assert len(scored) >= p.audit_probes and {row["gate"] for row in scored} <= set(report.GATES)
     types = json.loads((folder / "06_findings" / "types.json").read_text())
     assert sum(kind["size"] for kind in types) == metrics["06_findings"]["findings"]
     for kind in types:
+        assert kind["peer"]["n"] == kind["target"]["n"] == len(kind["asked"]) and set(kind["gap"]) == {"name", "share"}
         for example in kind["examples"]:
             assert (folder / "06_findings" / "images" / f"{report.slug(example['picture'])}.png").is_file()
     summary = json.loads((folder / "summary.json").read_text())
     assert set(summary["search_success"]) == {"untrained", "trained", "best_blind_question"}
+    assert all({"peer", "gap"} <= set(kind) for kind in summary["findings"]["by_type"].values())
     assert set(summary["seconds"]) == set(runs.STAGES)
     assert summary["planted_gaps"]["planted"] == metrics["06_findings"]["planted"]
     assert "no stage" not in (folder / "report.html").read_text() and (folder / "report.html").stat().st_size > 50_000

@@ -1,11 +1,15 @@
 """A collapse is seen in what was written, is not seen where there is none, and stops a training for good."""
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from auditkit import grpo, lines, params, vlm, watch
+from auditkit import grpo, lines, params, runs, vlm, watch
 from auditkit.errors import AuditError
 from auditkit.miniature.boards import Boards
 
@@ -109,3 +113,24 @@ def test_a_collapsed_training_stops_keeps_what_it_has_and_says_so_again(tmp_path
     assert len(seen) == 2, "not one step was trained on"
     went_on = grpo.train(*models(), pictures, replace(p, grpo_patience=0, grpo_steps=3), tmp_path / "out")
     assert [row["step"] for row in went_on] == [1, 2, 3]
+
+
+PROCESS = "import sys; from auditkit import grpo, watch; watch.ONE_TEXT = 0.0; sys.exit(grpo.main())"
+
+
+def test_two_processes_stop_at_the_same_step(project):
+    """One that went on would wait for the other's share of the next step until the time is up."""
+    (project / "process.py").write_text(PROCESS)
+    shape = {"train_images": 16, "grpo_steps": 6, "grpo_images": 2, "group_size": 4, "grpo_checkpoints": 1}
+    shape |= {"replay_clusters": 4, "ways": ["question"], "grpo_patience": 2}
+    settings = [word for name, value in shape.items() for word in ("--set", f"{name}={value}")]
+    launch = "accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no"
+    launch = [sys.executable, "-m", *launch.split(), "--dynamo_backend", "no", "--main_process_port", "0"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(grpo.__file__).parents[1])}
+    for _ in range(2):  # started again, it says the same
+        command = [*launch, "process.py", "params/smoke.yaml", *settings]
+        done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode != 0 and "auditkit: grpo_patience: by step 2 the auditor has collapsed" in done.stderr
+        out = runs.run_folder(params.load("params/smoke.yaml", **shape)) / "04_auditor"
+        assert [row["step"] for row in lines.read(out / "history.jsonl")] == [1, 2]
+        assert list(grpo.checkpoints(out)) == ["step 2"] and not list(out.glob("answers.*.jsonl"))
