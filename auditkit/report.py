@@ -177,6 +177,7 @@ def summarise(run_name: str, stages: Mapping[str, Stage]) -> dict:
         "probes": {gate: gates[gate] for gate in GATES if gates[gate]},
         "findings": findings,
         "precision": audit.get("precision") or planted.get("precision"),
+        "false_share": at["06_findings"].metrics.get("false_share"),
         "planted_gaps": {key: planted.get(key) for key in ("planted", "found", "recall", "precision", "missed")}
         if "planted" in planted
         else None,

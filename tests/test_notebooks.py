@@ -215,6 +215,12 @@ def test_what_each_notebook_measured(metrics, manifests, p):
     assert metrics["05_audit"]["editor"]["command_applied"]["value"] > 0.8
     assert metrics["05_audit"]["generator"]["objects_present"]["value"] > 0.8
     assert metrics["05_audit"]["best_blind_question"]["rate"]["n"] == p.blind_images // 2
+    gates = metrics["05_audit"]["gates"]
+    assert list(gates) == ["none", "consensus", *p.gates, "all"]
+    assert all(gate["kept"] + gate["dropped"] == gates["none"]["kept"] for gate in gates.values())
+    assert gates["all"]["kept"] == metrics["06_findings"]["findings"], "what falls through a gate is no finding"
+    estimated = metrics["06_findings"]["false_share"]
+    assert estimated.keys() == {"leave_one_out", "held_out"} and estimated["held_out"]["knows"]["value"] > 0.9
 
     findings = metrics["06_findings"]
     assert findings["findings"] == manifests["05_audit"]["counts"]["findings"] > 0
@@ -225,6 +231,8 @@ def test_what_each_notebook_measured(metrics, manifests, p):
     assert metrics["07_rectify"]["pairs"] == findings["findings"]
     assert metrics["07_rectify"]["steps"] == p.rectify_steps
 
+    assert metrics["08_benchmark"]["untouched"]["describe the board"]["before"]["value"] > 0.95
+    assert metrics["08_benchmark"]["outside_gaps"]["before"]["value"] > 0.9
     benchmarks = metrics["08_benchmark"]["benchmarks"]
     assert len(benchmarks) == 16 and all(set(sides) == {"before", "after", "peer"} for sides in benchmarks.values())
     assert {side["n"] for sides in benchmarks.values() for side in sides.values()} == {p.benchmark_examples}
