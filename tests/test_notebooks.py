@@ -16,7 +16,7 @@ import nbformat
 import pytest
 import yaml
 
-from auditkit import audit, learning, lines, params, report, runs
+from auditkit import audit, learning, lines, params, report, review, runs
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("[0-9]*.ipynb"))
 FIRST = ["run_name", "params_file", "seed", "resume"]
@@ -300,6 +300,33 @@ def test_an_audit_that_found_nothing_still_ends_with_a_report(smoke, tmp_path):
     assert {tuple(sides) for sides in summary["benchmarks"].values()} == {("before", "peer")}
     assert set(summary["held_out_disagreement"]) == {"before"} and "found_gaps" not in summary
     assert "The audit found nothing" in (run / "report.html").read_text()
+
+
+def test_without_a_person_the_review_is_still_cards_and_a_desk_nobody_sits_at(smoke):
+    executed = nbformat.read(smoke / "outputs" / "smoke" / "06_findings" / "notebook.ipynb", as_version=4)
+    shown = {cell.id: [dict(out.get("data", {})) for out in cell.outputs] for cell in code(executed)}
+    assert any("image/png" in data for data in shown["06-review-cards"])
+    assert any("application/vnd.jupyter.widget-view+json" in data for data in shown["06-review"])
+    assert "Nobody has reviewed" in shown["06-person"][0]["text/plain"]
+    assert not (smoke / "outputs" / "smoke" / "06_findings" / review.FILE).exists()
+    assert "review" not in json.loads((smoke / "outputs" / "smoke" / "summary.json").read_text())
+
+
+def test_the_repair_learns_what_a_person_says(smoke, metrics, tmp_path):
+    project = make_project(tmp_path / "project")
+    for stage in list(runs.STAGES)[:7]:
+        shutil.copytree(smoke / "outputs" / "smoke" / stage, project / "outputs" / "smoke" / stage)
+    run = project / "outputs" / "smoke"
+    wrong, other = [row for row in rows(run / "05_audit" / "scored.jsonl") if row["gate"] == "ok"][:2]
+    said = [review.decision(wrong, "reject"), review.decision(other, "relabel", "a person's answer")]
+    lines.append(run / "06_findings" / review.FILE, said)
+    done = auditkit(project, "--only", "07")
+    assert done.returncode == 0, done.stderr
+    measured = json.loads((run / "07_rectify" / "manifest.json").read_text())["metrics"]
+    assert measured["pairs"] == metrics["06_findings"]["findings"] - 1
+    assert measured["review"]["left_out"] == measured["review"]["relabelled"] == 1
+    asked = {row["key"]: row for row in rows(run / "07_rectify" / "records.jsonl")}
+    assert wrong["key"] not in asked and asked[other["key"]]["consensus"] == "a person's answer"
 
 
 # ---- killed in the middle ------------------------------------------------------------------------------------------
