@@ -10,7 +10,7 @@ images/<slug(record["picture"])>.png in 06_findings, then in 05_audit. More keys
                                       "parameters": {}, "commit"?, "hosted"?: as from spending.spent}
     02_disagreement   metrics        {"untrained"?: rate, "untrained_by_consensus"?: rate}
     04_auditor        history.jsonl  one object a step: {"step", "reward/disagreement", "reward/format"?, "distinct"?,
-                                      "kinds"?}
+                                      "kinds"?, and what watch.measured gives?}
     05_audit          metrics        {"trained"?: rate, "trained_by_consensus"?: rate, "precision"?: rate,
                                       "best_blind_question"?: as from findings.best_blind_question (or in 02),
                                       "ways"?, "pairings"?: as from findings.by, and what findings.painted gives}
@@ -18,7 +18,8 @@ images/<slug(record["picture"])>.png in 06_findings, then in 05_audit. More keys
     06_findings       types.json     [{"name", "size", "share" (of all findings, 0 to 1), "rate" (of the probes of this
                                       type), "rate_when"?: rate, "target"?, "peer"?: rates on the same probes,
                                       "untrained"?: {"target", "peer"} on those of the untrained auditor alone,
-                                      "gap"?: {"name", "share"} (the planted gap most findings are in), "confusion"?: [{"target", "consensus", "count"}],
+                                      "gap"?: {"name", "share"} (the planted gap most findings are in),
+                                      "confusion"?: [{"target", "consensus", "count"}],
                                       "examples": [{"picture", "image"?, "question", "target", "consensus",
                                       "references": {name: answer}, "truth"?}]}]
                       planted.json?  as from findings.planted: {"planted"?, "found"?, "recall"?: rate, "precision"?:
