@@ -70,7 +70,7 @@ def name_in(reply: str) -> str | None:
     ['Clock reading', 'colour of hats', None, None, None]
     """
     first = next((line for line in reply.splitlines() if line.strip()), "")
-    name = re.sub(r"^(?:name|answer)\s*:\s*", "", first.strip(), flags=re.I).strip(" \t\"'“”‘’*`.")
+    name = re.sub(r"^(?:name|topic|answer)\s*:\s*", "", first.strip(), flags=re.I).strip(" \t\"'“”‘’*`.")
     words = name.split()
     wordy = len(words) > WORDS or len(name) > LETTERS or max(map(len, words), default=0) > LETTERS // 2
     said = bool(words) and words[0].lower() in NO_NAMES

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from auditkit.rollouts import Rollout
 
 LATELY = 200  # successes in which kinds of text are counted
-# What a step of a collapsed auditor shows.
+# What a step of a collapsed auditor shows. Of the healthy trainings measured (20 steps of all ways, 60 of questions) no
+# step had more than 0.23 of one text, 0.38 of its groups of one text and 0.75 of them flat; one without replay, at 2.5
+# times the learning rate, had 0.83 to 1.0 of one text in every step from the 32nd on.
 ONE_TEXT = 0.8  # of a step's texts are one and the same
 ALIKE = 0.95  # of its groups wrote one text each, so there is nothing to compare
 FLAT = 0.95  # of its groups earn one reward, while all that lately succeeded is of one kind
@@ -79,7 +81,8 @@ def collapsed(history: Sequence[dict], p: Params) -> str:
         f"grpo_patience: by step {now['step']} the auditor has collapsed: for {len(last)} steps in a row nearly all it "
         f"does is one thing (at the last, {seen}). What it wrote and its checkpoints are kept. Raise replay_weight "
         f"(now {p.replay_weight:g}) or coverage_weight (now {p.coverage_weight:g}), or lower grpo_learning_rate "
-        f"(now {p.grpo_learning_rate:g}), and start this stage over; grpo_patience: 0 would train on."
+        f"(now {p.grpo_learning_rate:g}), and start this stage over with resume=False (on the command line --from 04 "
+        "--start-over); grpo_patience: 0 would train on."
     )
 
 

@@ -208,17 +208,29 @@ def test_types_by_meaning_hold_every_finding_once_and_at_most_as_many_as_wished(
 
 @pytest.mark.skipif(not EMBED, reason="needs auditkit[embed]")
 def test_by_meaning_the_same_question_in_other_words_is_one_type():
+    """Three topics, each asked in four wordings and answered wrongly in four ways."""
     asked = [
         ("what time is it?", "what does the clock say?", "which hour does the watch show?", "tell me the time?"),
         ("how many dogs are there?", "what is the number of dogs?", "count the puppies?", "how many pups do you see?"),
+        (
+            "what colour is the bus?",
+            "which hue has the coach?",
+            "name the colour of the vehicle?",
+            "is the bus painted?",
+        ),
     ]
-    said = [("six", "nine"), ("2", "3")]
-    rows = [{"key": f"{i}-{j}-{n}", "picture": f"{j}{n}", "question": question, "target": said[i][0],
-             "references": dict.fromkeys("abc", said[i][1])}
+    said = [
+        [("six", "nine"), ("six", "ten"), ("five", "seven"), ("two", "eight")],
+        [("2", "3"), ("3", "5"), ("1", "4"), ("4", "7")],
+        [("red", "orange"), ("blue", "purple"), ("green", "yellow"), ("black", "grey")],
+    ]
+    rows = [{"key": f"{i}-{j}-{n}", "picture": f"{j}{n}", "question": question, "target": said[i][(j + n) % 4][0],
+             "references": dict.fromkeys("abc", said[i][(j + n) % 4][1])}
             for i, questions in enumerate(asked) for j, question in enumerate(questions) for n in range(4)]  # fmt: skip
-    by_meaning = SimpleNamespace(**{**vars(P), "types_by": "embedding", "failure_types": 2})
+
+    by_meaning = SimpleNamespace(**{**vars(P), "types_by": "embedding", "failure_types": 3})
     types = findings.failure_types(score(rows, P), by_meaning)
-    assert sorted("".join(sorted({key[0] for key in t.keys})) for t in types) == ["0", "1"]
+    assert sorted("".join(sorted({key[0] for key in t.keys})) for t in types) == ["0", "1", "2"]
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
