@@ -11,6 +11,7 @@ from auditkit.errors import AuditError
 from auditkit.miniature import edits, grammar
 from auditkit.miniature.boards import Boards, scene_of
 
+JUDGED = ("", "implausible", "not applied", "unlike the wish")  # what becomes of pictures that were looked at
 QUORUM = {"quorum": 0.6, "same": "text", "min_token_probability": 1e-3}
 
 
@@ -19,6 +20,7 @@ def p():
     return params.load(
         "params/smoke.yaml", audit_probes=36, batch_size=12, ways=["question", "regenerate", "edit"],
         generator="miniature:generator", editor="miniature:editor",
+        picture_judge="miniature:likeness", picture_gain=0.1,
     )  # fmt: skip
 
 
@@ -104,6 +106,17 @@ def test_a_finished_audit_is_not_painted_again_and_a_torn_one_ends_the_same(out,
     assert timeless[0] == timeless[1]
     asked = [tuple(row.values())[:3] for row in lines.read(tmp_path / "answers.jsonl")]
     assert len(asked) == len(set(asked))
+
+
+def test_every_picture_that_may_be_used_was_judged_and_another_bound_needs_no_model(scored, records, p):
+    for row in records:
+        used = row["way"] != "question" and row["made"] and not row["why"]
+        assert (row["gain"] is not None) == bool(used)
+    unlike = [row for row in scored if row.get("why") == "unlike the wish"]
+    assert all(row["gain"] <= p.picture_gain and row["gate"] == "bad picture" for row in unlike)
+    strict = Counter(row.get("why") for row in audit.score(records, replace(p, picture_gain=0.99)))
+    assert strict["unlike the wish"] > len(unlike) and strict["not applied"] == Counter(
+        row.get("why") for row in scored)["not applied"]  # fmt: skip
 
 
 def test_every_picture_is_accounted_for(scored, out, p):
@@ -206,6 +219,8 @@ def test_grpo_paints_inside_the_step(p, tmp_path):
     for row in rows:
         wished = row["way"] != "question" and row["wrote"]
         assert bool(row["made"]) == bool(wished)
+        assert (row["gain"] is None) == (not row["made"] or row["why"] not in JUDGED)
+        assert row["why"] != "unlike the wish" or row["gain"] <= p.picture_gain
         assert not (row["success"] and row["why"]), "a picture that is not what it should be earns nothing"
         if row["success"] and wished:
             assert row["question"] and row["question"] not in row["text"], "asked of what came out, not of what went in"
