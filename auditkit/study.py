@@ -100,6 +100,17 @@ def _recall(summary: Mapping) -> float | None:
     return (summary.get("planted_gaps", {}).get("recall") or {}).get("value")
 
 
+def _estimate(summary: Mapping) -> Mapping | None:
+    """By a model that did not vote, or else by leaving one reference out."""
+    estimates = summary.get("false_share", {})
+    return estimates.get("held_out") or estimates.get("leave_one_out")
+
+
+def _holds(summary: Mapping) -> float | None:
+    found, precision = _estimate(summary), summary.get("precision")
+    return float(found["low"] <= 1 - precision["value"] <= found["high"]) if found and precision else None
+
+
 def _asked(summary: Mapping, stage: str) -> int | None:
     counts = summary.get("counts", {}).get(stage)
     return counts and counts.get("target_called", 0) + counts.get("references_called", 0)
@@ -120,6 +131,10 @@ MEASURES = {
     "success": Measure("search success, all probes", _success),
     "findings": Measure("findings", lambda s: s.get("findings", {}).get("total"), share=False),
     "precision": Measure("findings that are true", lambda s: s.get("precision", {}).get("value")),
+    "ungated": Measure("findings that are true, before the gates", lambda s: (
+        s.get("gates", {}).get("none", {}).get("precision") or {}).get("value")),
+    "estimated": Measure("share of false findings, as estimated", lambda s: (_estimate(s) or {}).get("value")),
+    "holds": Measure("the estimate's interval holds the truth", lambda s: _holds(s)),
     "gaps": Measure("planted gaps found", lambda s: s.get("planted_gaps", {}).get("found"), share=False),
     "types": Measure("failure types named", lambda s: len(s.get("findings", {}).get("by_type", {})) or None, False),
     "pairs": Measure("pairs trained on", lambda s: s.get("rectification", {}).get("trained_on"), share=False),
