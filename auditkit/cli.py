@@ -190,6 +190,7 @@ def _parser() -> argparse.ArgumentParser:
     painters.add_argument("--n", type=_above_0, default=200, metavar="N", help="boards for each kind of command")
     likeness = tasks.add_parser("likeness", help="print how well the shipped CLIP model tells what was done")
     likeness.add_argument("--n", type=_above_0, default=100, metavar="N", help="wishes of every kind")
+    likeness.add_argument("--gain", type=float, default=0.2, metavar="G", help="the bound, as picture_gain")
     likeness.add_argument("--model", default="miniature:likeness", metavar="MODEL", help="another one, as a folder")
     made = (build, _build), (table, _table), (writes, _writes), (painters, _painters), (plant, _plant), (easy, _easy)
     made += ((likeness, _likeness),)
@@ -331,7 +332,7 @@ def _painters(options) -> None:
 def _likeness(options) -> None:
     from auditkit.miniature import likened
 
-    print(likened.table(options.n, options.model))
+    print(likened.table(options.n, options.model, options.gain))
 
 
 def _judge(options) -> None:

@@ -148,12 +148,11 @@ def test_the_shipped_model_is_of_its_class_and_intact(own):
 
 
 def test_the_shipped_model_tells_what_was_wished_for_from_what_was_not(own):
-    found = likened.measured(own, 16, seed=7)
-    edits_done = [rate["value"] for kind, rate in found[likened.DONE].items() if kind not in ("caption", "all")]
-    assert sum(edits_done) / len(edits_done) >= 0.9
-    for name in (likened.BOARDS, likened.SAME_BOARD, likened.OTHER, likened.SAME):
-        assert found[name]["all"]["value"] <= 0.1, name
-    assert found[likened.SAME]["all"]["value"] == 0
+    found = likened.measured(own, 12, seed=7)
+    assert found[likened.DONE]["edits"]["value"] >= 0.88
+    most = {likened.BOARDS: 0.15, likened.SAME_BOARD: 0.1, likened.OTHER: 0.1, likened.SAME: 0.0}
+    for name, share in most.items():
+        assert found[name]["edits"]["value"] <= share and found[name]["caption"]["value"] <= 0.25, name
 
 
 def test_an_album_says_how_far_each_picture_moved(own, repository, monkeypatch):

@@ -50,7 +50,7 @@ LOOK = 0.08  # share of the training in which the tower only names what cells ho
 
 
 def build() -> tuple[hf.CLIPModel, hf.CLIPProcessor]:
-    """The untrained model, of 1.3 million parameters, and its processor."""
+    """The untrained model, of 1.4 million parameters, and its processor."""
     words = painters.tokenizer(LENGTH, "<s> $A </s>", [*lessons.words(), "?", "."])
     ids = {"pad_token_id": words.pad_token_id, "bos_token_id": words.bos_token_id, "eos_token_id": words.eos_token_id}
     square = {"height": painters.SIDE, "width": painters.SIDE}
