@@ -169,9 +169,9 @@ def train(
     with contextlib.nullcontext() if p.rectify_lora_rank else whole_text_part(target.model):
         trainer = _trainer(target, examples, p, out / "checkpoints", on_step)
         try:
-            with frozen_vision(target.model):
+            with frozen_vision(target.model), vlm.quiet():
                 trainer.train(resume_from_checkpoint=runs.last_checkpoint(out / "checkpoints"))
-            trainer.model.save_pretrained(unfinished)
+                trainer.model.save_pretrained(unfinished)
         finally:  # the target as it was: training has put the adapter into its layers
             model = trainer.model.unload() if p.rectify_lora_rank else trainer.model
             target.model = model.eval().requires_grad_(True)
