@@ -16,7 +16,7 @@ import nbformat
 import pytest
 import yaml
 
-from auditkit import audit, learning, lines, params, report, review, runs
+from auditkit import audit, crossexam, learning, lines, params, report, review, runs
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("[0-9]*.ipynb"))
 FIRST = ["run_name", "params_file", "seed", "resume"]
@@ -179,9 +179,12 @@ def test_the_counts_tell_the_truth(smoke, manifests, p):
         parsed = sum(row["question"] is not None for row in records)
         assert counts[stage]["parsed"] == parsed >= 0.9 * len(records)
         edits = [row for row in own if row["way"] == "edit"]  # their question was put to the original too
-        assert counts[stage]["target_called"] <= parsed + len(edits)
+        crossed = lines.read(folder / stage / crossexam.FILE)  # findings that were put to the models again
+        again = sum(len(row["target"]) for row in crossed)
+        assert again == p.repeats * len(crossed) and bool(crossed) == (stage == "05_audit")
+        assert again < counts[stage]["target_called"] <= parsed + len(edits) + again
         checks = {(row["picture"], row["check"]) for row in records if row.get("checked")}
-        asked = counts[stage]["target_called"] + len(checks)
+        asked = counts[stage]["target_called"] + len(checks) + len(crossed) * (crossexam.ELSEWHERE + 1)
         assert counts[stage]["references_called"] <= len(p.references) * asked
     made = lines.read(folder / "05_audit" / "pictures.jsonl")
     assert 0 < counts["05_audit"]["images_made"] <= len(made)
