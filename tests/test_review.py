@@ -304,7 +304,7 @@ def test_rejected_findings_are_left_out_and_relabelled_ones_learnt_with_the_pers
     before = json.dumps(scored)
     changed = review.changes(scored, said)
     assert changed == {"a/00000": None, "a/00001": "green", "a/00041": "grey"}
-    p = SimpleNamespace(rectify_original=0, rectify_on="findings", rectify_pairs=0, seed=0)
+    p = SimpleNamespace(rectify_original=0, rectify_on="findings", route="unlabeled", rectify_pairs=0, seed=0)
     learnt = {e.key: e.answer for e in rectify.training_set(review.corrected(scored, changed), [], p, SOURCE.picture)}
     assert "a/00000" not in learnt and len(learnt) == 39 + 30
     assert [learnt[f"a/{n:05d}"] for n in (1, 2, 40, 41)] == ["green", "red", "blue", "grey"]
@@ -317,7 +317,9 @@ def test_rejected_findings_are_left_out_and_relabelled_ones_learnt_with_the_pers
 
 
 def test_a_review_that_changes_after_the_repair_is_said_and_overwrites_nothing(scored, tmp_path):
-    p = SimpleNamespace(rectify_original=0, rectify_on="findings", rectify_pairs=0, rectify_steps=3, seed=0)
+    p = SimpleNamespace(
+        rectify_original=0, rectify_on="findings", route="unlabeled", rectify_pairs=0, rectify_steps=3, seed=0
+    )
     target = SimpleNamespace(name="target")
     before = rectify.training_set(scored, [], p, SOURCE.picture)
     (tmp_path / "adapter").mkdir()
