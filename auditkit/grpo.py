@@ -235,7 +235,7 @@ def train(
             processing_class=auditor.processor,
             args=_config(p, out, auditor.model.device.type, auditor.model.dtype, here.num_processes),
             reward_funcs=rewards(scorer),
-            train_dataset=_dataset(pictures, p.ways, auditor.max_pixels),
+            train_dataset=_dataset(pictures, p.ways, p.grpo_images, auditor.max_pixels),
             peft_config=LoraConfig(
                 r=p.grpo_lora_rank, lora_alpha=2 * p.grpo_lora_rank, target_modules=TEXT_PART, task_type="CAUSAL_LM"
             ),
@@ -297,6 +297,7 @@ def _config(p: Params, out: Path, device: str, dtype: torch.dtype, processes: in
         gradient_accumulation_steps=rows // micro_batch,
         steps_per_generation=rows // micro_batch,
         num_generations=p.group_size,
+        shuffle_dataset=False,  # pictures were drawn at random, and the ways take turns over them
         max_completion_length=p.max_question_tokens,
         temperature=p.grpo_temperature,
         learning_rate=p.grpo_learning_rate,
@@ -339,14 +340,15 @@ def _refuse_uneven(p: Params, processes: int) -> None:
         )
 
 
-def _dataset(pictures: Sequence[Picture], ways: Sequence[str], max_pixels: int | None) -> Dataset:
+def _dataset(pictures: Sequence[Picture], ways: Sequence[str], each: int, max_pixels: int | None) -> Dataset:
     """One row a picture, in the conversational form TRL expects, its key and its way riding along for the rewards.
 
-    The ways take turns. The image itself is read when its row is: thousands of photographs would be encoded anew and
-    held all at once.
+    The ways take turns step by step, of `each` pictures, so that a step's texts are of one kind: short questions are
+    not padded to the length of captions, and are not compared with them. The image itself is read when its row is:
+    thousands of photographs would be encoded anew and held all at once.
     """
     there = {q.key: q for q in pictures}
-    way = [ways[i % len(ways)] for i in range(len(there))]
+    way = [ways[i // each % len(ways)] for i in range(len(there))]
     prompts = [[{"role": "user", "content": writing.prompt(one)}] for one in way]
     rows = Dataset.from_dict({"prompt": prompts, "picture": list(there), "way": way})
 

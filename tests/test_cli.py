@@ -146,7 +146,7 @@ def chain(notebook, monkeypatch):
     [
         (
             ["--from", "06", "--set", "grpo_steps=20"],
-            "outputs/demo/04_auditor was made with other settings: grpo_steps 110 then, 20 now. Make it and what "
+            "outputs/demo/04_auditor was made with other settings: grpo_steps 90 then, 20 now. Make it and what "
             "follows anew with --from 04 --start-over, or keep both with --set run_name=OTHER.",
         ),
         (["--only", "06", "--set", "audit_probes=9", "--start-over"], "outputs/demo/05_audit was made with other"),

@@ -195,7 +195,7 @@ def test_calls_are_those_of_a_real_demo():
         assert row["target"] >= target and row["references"] * 3 >= references, stage
     for stage in ("01_models", "02_disagreement"):  # nothing is malformed or asked twice there
         assert (found[stage]["target"], found[stage]["references"] * 3) == DEMO[stage]
-    assert found["04_auditor"]["trained"] == 7040 == p.grpo_steps * p.grpo_images * p.group_size
+    assert found["04_auditor"]["trained"] == 5760 == p.grpo_steps * p.grpo_images * p.group_size
     assert found["07_rectify"]["target"] == DEMO["07_rectify"][0]
     assert found["08_benchmark"]["target"] - DEMO["08_benchmark"][0] < p.baseline_images
 
