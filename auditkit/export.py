@@ -73,7 +73,8 @@ def write(run_folder: Path, out: Path, adapter_of: str = "") -> dict[str, int]:
     told["adapter"] = int(trained is not None and trained.is_dir())
     if told["adapter"]:
         _adapter(trained, part / "adapter", settings["target"])
-        card = _adapter_card(facts | {"learnt_from": repair.metrics, "dataset": adapter_of})
+        whole = not (trained / "adapter_config.json").is_file()  # rectify_lora_rank: 0
+        card = _adapter_card(facts | {"learnt_from": repair.metrics, "dataset": adapter_of, "whole": whole})
         (part / "adapter" / "README.md").write_text(card, encoding="utf-8")
     if out.is_dir():
         out.rmdir()
@@ -160,11 +161,16 @@ def _stages(run_folder: Path) -> dict[str, report.Stage]:
 
 
 def _adapter(trained: Path, out: Path, target: str) -> None:
-    """Copy an adapter; the folder in which this machine keeps the target becomes the target's name."""
+    """Copy what was learnt, an adapter or whole weights; the folder in which this machine keeps the target becomes the
+    target's name.
+    """
     shutil.copytree(trained, out, ignore=shutil.ignore_patterns("README.md", "*.bin"))
-    config = out / "adapter_config.json"
-    settings = json.loads(config.read_text(encoding="utf-8")) | {"base_model_name_or_path": _base(target)}
-    config.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    for name, key in (("adapter_config.json", "base_model_name_or_path"), ("config.json", "_name_or_path")):
+        config = out / name
+        settings = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+        if key in settings:
+            settings[key] = _base(target)
+            config.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 # ---- the cards ------------------------------------------------------------------------------------------------------
@@ -213,9 +219,9 @@ def _adapter_card(facts: Mapping) -> str:
     data = ModelCardData(
         base_model=facts["base"] if facts["base_on_hub"] else None,  # the hub refuses a header with another base
         datasets=[facts["dataset"]] if facts["dataset"] else None,
-        library_name="peft",
+        library_name="transformers" if facts["whole"] else "peft",
         pipeline_tag="image-text-to-text",
-        tags=[*TAGS, "lora"],
+        tags=TAGS if facts["whole"] else [*TAGS, "lora"],
     )
     return _card(ModelCard, data, "adapter_card.md.j2", facts)
 

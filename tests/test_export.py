@@ -166,6 +166,17 @@ def test_without_a_repair_the_findings_travel_alone(run, tmp_path):
     assert export.write(run, tmp_path / "out")["adapter"] == 0 and not (tmp_path / "out" / "adapter").exists()
 
 
+def test_whole_weights_are_a_model_that_needs_no_other(run, project, tmp_path):
+    learnt = run / "07_rectify" / "adapter"
+    (learnt / "adapter_config.json").rename(learnt / "config.json")
+    (learnt / "config.json").write_text(json.dumps({"_name_or_path": str(project / "models" / "mine")}))
+    assert export.write(run, tmp_path / "out")["adapter"] == 1
+    card = ModelCard.load(tmp_path / "out" / "adapter" / "README.md")
+    assert card.data.library_name == "transformers" and "lora" not in card.data.tags
+    assert 'from_pretrained("adapter")' in card.text and "The whole weights of mine" in card.text
+    assert json.loads((tmp_path / "out/adapter/config.json").read_text()) == {"_name_or_path": "mine"}
+
+
 def test_what_cannot_be_exported_is_one_sentence_and_overwrites_nothing(run, tmp_path, capsys):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").write_text("years of work")
