@@ -209,13 +209,14 @@ def test_an_album_paints_a_request_once_and_drops_what_is_no_targeted_change(p, 
 
 
 def test_grpo_paints_inside_the_step(p, tmp_path):
-    p = replace(p, grpo_steps=2, grpo_images=6, group_size=2, grpo_checkpoints=1, train_images=12, replay_clusters=4)
+    p = replace(p, grpo_steps=3, grpo_images=4, group_size=2, grpo_checkpoints=1, train_images=12, replay_clusters=4)
     load = vlm.loader(p)
     auditor, target, *references = map(load, (p.auditor, p.target, *p.references))
     pictures = images.load(p.images).pictures("train", p.train_images, p.seed)
     grpo.train(auditor, target, references, pictures, p, tmp_path)
     rows = lines.read(tmp_path / "rollouts.jsonl")
-    assert Counter(row["way"] for row in rows) == {"question": 8, "regenerate": 8, "edit": 8}
+    steps = Counter((row["step"], row["way"]) for row in rows)
+    assert steps == {(0, "question"): 8, (1, "regenerate"): 8, (2, "edit"): 8}, "a step is of one way"
     for row in rows:
         wished = row["way"] != "question" and row["wrote"]
         assert bool(row["made"]) == bool(wished)
