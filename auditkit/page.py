@@ -98,7 +98,7 @@ def render_study(study, table: Mapping, measures: Mapping) -> str:
         lines: dict[str, list] = {}
         for arm, found in table.items():
             x, y = study.arms[arm].get(study.curve["x"]), found.get(study.curve["y"])
-            if x is not None and y:
+            if "," in arm and x is not None and y:
                 lines.setdefault(arm.split(",")[0], []).append((x, y))
         label = measures[study.curve["y"]].label
         curve = [_drawn("curve", label, plots.curve, lines, study.curve["x"], label)]

@@ -13,7 +13,7 @@ A study's file names a parameter file to start from, what all runs change in it,
       question only: {ways: [question]}
       edit only: {ways: [edit]}
     measures: [trained, gain]        # of MEASURES; all where this is left out
-    curve: {x: audit_probes, y: gain}  # one line for all arms whose names are alike up to a comma; may be left out
+    curve: {x: audit_probes, y: gain}  # one line for all arms whose names are alike up to their comma; may be left out
 
 Every run is an ordinary run, in a folder outputs/study_NAME.ARM.SEED of its own, with a report of its own. What is done
 is not done again, and a stage that any study has made of the same seed and settings is copied from there: arms that

@@ -134,6 +134,7 @@ def test_arms_share_the_stages_they_have_in_common(write, project):
 
 def test_many_arms_are_rows_and_a_curve_joins_those_alike_up_to_a_comma(write, project):
     arms = {f"{who}, {n}": {"audit_probes": n} for who in ("audit", "random") for n in (24, 48, 96, 192)}
+    arms["on its own"] = {"audit_probes": 48}
     one = study.load(write(arms=arms, measures=["gain", "findings"], curve={"x": "audit_probes", "y": "gain"}))
     summaries = {arm: [summary(seed, i) for seed in one.seeds] for i, arm in enumerate(arms)}
     one.folder.mkdir(parents=True)
@@ -142,6 +143,7 @@ def test_many_arms_are_rows_and_a_curve_joins_those_alike_up_to_a_comma(write, p
     assert '<th scope="row">random, 192</th>' in page and '<th scope="col">gain</th>' in page
     figure = page[page.index('id="curve-') :][:20000]
     assert ">audit</text>" in figure and ">random</text>" in figure and ">192</text>" in figure
+    assert ">on its own</text>" not in figure, "a line is of arms that differ behind a comma"
 
 
 def test_how_much_the_audits_of_several_seeds_find_alike():
