@@ -1,7 +1,7 @@
 """Train the auditor with GRPO to write questions on which the target departs from its references (paper, Sec. 3.2).
 
 The trainer is TRL's own. What is the kit's stands here in sight: three rewards, each logged by name, and the replay.
-It departs from the paper in five ways:
+It departs from the paper in six ways:
 
 1) coverage. The paper's binary reward alone lets the auditor collapse to one question that often works. The `coverage`
    reward pays more for successes of a rare kind, and the *replay* adds a supervised loss on the auditor's own past
@@ -13,7 +13,8 @@ It departs from the paper in five ways:
    otherwise what is no question at all is learnt, wherever references happen to say the same to it;
 4) a well-formed question earns 1 by itself, and advantages are divided by the deviation of the whole step's rewards,
    not of each group's;
-5) the trained weights are a LoRA adapter, whose checkpoints are small and resume exactly.
+5) the trained weights are a LoRA adapter, whose checkpoints are small and resume exactly;
+6) a step is of one way, so its texts are compared with their like.
 
 On several GPUs or machines, for the run that notebook 04 then finds trained:
 

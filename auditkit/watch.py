@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from auditkit.rollouts import Rollout
 
 LATELY = 200  # successes in which kinds of text are counted
-# What a step of a collapsed auditor shows. Of the healthy trainings measured (20 steps of all ways, 60 of questions) no
-# step had more than 0.23 of one text, 0.38 of its groups of one text and 0.75 of them flat; one without replay, at 2.5
-# times the learning rate, had 0.83 to 1.0 of one text in every step from the 32nd on.
+# What a step of a collapsed auditor shows. In no step of the demo (90 steps, seed 0) was more than 0.61 of one text,
+# 0.5 of the groups of one text, or 0.88 of them flat. A training without replay, at 2.5 times the learning rate and
+# before a step was of one way, had 0.83 to 1.0 of one text in every step from the 32nd on.
 ONE_TEXT = 0.8  # of a step's texts are one and the same
 ALIKE = 0.95  # of its groups wrote one text each, so there is nothing to compare
 FLAT = 0.95  # of its groups earn one reward, while all that lately succeeded is of one kind
