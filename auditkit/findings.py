@@ -10,10 +10,12 @@ oracle, and only grade for the report.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 from sklearn.metrics import completeness_score, homogeneity_score
 
 from auditkit import naming
@@ -316,6 +318,29 @@ def planted(records: Sequence[dict], source, gaps: list) -> dict:
         result["false_alarms"] = alarms
         result["false_alarm_groups"] = sorted(groups, key=lambda group: (-group["size"], group["name"]))
     return result
+
+
+def probes_until(gaps: Sequence[dict], probes: int, share: float) -> int | None:
+    """How many probes an audit needs, on average, until this share of the planted gaps have three true findings each.
+
+    Its probes are taken in a random order, 200 times over; None where the audit, all of it, does not get there.
+
+    Args:
+        gaps: as `planted` gives them, with "findings".
+        probes: of the audit, all of them.
+        share: of the gaps, above 0 and at most 1.
+
+    >>> gaps = [{"findings": 300}, {"findings": 3}, {"findings": 2}, {"findings": 0}]
+    >>> probes_until(gaps, 1000, 0.25), 600 < probes_until(gaps, 1000, 0.5) < 900, probes_until(gaps, 1000, 0.75)
+    (10, True, None)
+    """
+    rng, wanted = np.random.default_rng(0), math.ceil(share * len(gaps))
+    found = [gap["findings"] for gap in gaps if gap["findings"] >= FOUND]
+    if not gaps or len(found) < wanted:
+        return None
+    # where in the order the third finding of each gap comes: positions of findings, of which the third is taken
+    third = [np.sort(rng.random((200, n)), axis=1)[:, FOUND - 1] for n in found]  # [gaps][200], 0 to 1
+    return math.ceil(probes * np.sort(third, axis=0)[wanted - 1].mean())
 
 
 def type_gaps(types: Sequence[FailureType], records: Sequence[dict], source, gaps: list) -> dict[str, dict]:

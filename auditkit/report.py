@@ -47,6 +47,7 @@ from pathlib import Path
 
 from . import lines, page, review, spending
 from .errors import AuditError
+from .findings import probes_until
 from .page import slug  # noqa: F401  (notebooks name the pictures they keep with it)
 
 STAGES = {
@@ -178,9 +179,7 @@ def summarise(run_name: str, stages: Mapping[str, Stage]) -> dict:
         "findings": findings,
         "precision": audit.get("precision") or planted.get("precision"),
         "false_share": at["06_findings"].metrics.get("false_share"),
-        "planted_gaps": {key: planted.get(key) for key in ("planted", "found", "recall", "precision", "missed")}
-        if "planted" in planted
-        else None,
+        "planted_gaps": _planted(planted, len(scored)),
         "training": at["04_auditor"].metrics,
         "review": _reviewed(scored, at["06_findings"], at["07_rectify"]),
         "rectification": at["07_rectify"].metrics,
@@ -193,6 +192,15 @@ def summarise(run_name: str, stages: Mapping[str, Stage]) -> dict:
         "versions": {name: text for manifest in manifests for name, text in (manifest.get("versions") or {}).items()},
     }
     return _present(measured)
+
+
+def _planted(planted: dict, probes: int) -> dict:
+    """How many of the gaps were found, and with how many probes; {} where none is planted."""
+    if "planted" not in planted:
+        return {}
+    until = {name: probes_until(planted.get("gaps", []), probes, share) for name, share in (("half", 0.5), ("every", 1.0))}
+    kept = {key: planted.get(key) for key in ("planted", "found", "recall", "precision", "missed")}
+    return kept | {"probes_until": until}
 
 
 def _reviewed(scored: list[dict], findings: Stage, repair: Stage) -> dict:

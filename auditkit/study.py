@@ -27,7 +27,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,6 +40,7 @@ from auditkit.errors import AuditError
 KEYS = {"study": str, "question": str, "base": str, "seeds": list, "settings": dict, "arms": dict}
 OPTIONAL = {"measures": list, "curve": dict}
 STAGES = ("02", "04", "05", "06", "07", "08")  # what a study measures needs no more
+AUDIT = STAGES[:4]  # what is measured of audits alone needs no repair
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,11 @@ class Study:
     measures: list[str]  # names of MEASURES
     curve: dict[str, str] = field(default_factory=dict)  # x: a parameter, y: a measure
 
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The stages its measures need."""
+        return STAGES if any(MEASURES[name].repair for name in self.measures) else AUDIT
+
     def run_name(self, arm: str, seed: int) -> str:
         return f"study_{self.name}.{re.sub(r'[^A-Za-z0-9]+', '_', arm)}.{seed}"
 
@@ -64,11 +70,16 @@ class Study:
 
 @dataclass(frozen=True)
 class Measure:
-    """One column of the table: what it is called, and how to read it from a run's summary.json (None: not there)."""
+    """One column of the table: what it is called, and how to read it from the summary.json of an arm's runs."""
 
     label: str
-    of: Callable[[Mapping], float | None]
+    of: Callable[[Sequence[Mapping]], Sequence[float | None]]  # a value a run; None where it was not measured
     share: bool = True  # shown in per cent; a count otherwise
+    repair: bool = False  # of the repair, not of the audit
+
+
+def _each(of: Callable[[Mapping], float | None]) -> Callable[[Sequence[Mapping]], list[float | None]]:
+    return lambda summaries: list(map(of, summaries))
 
 
 def _success(summary: Mapping) -> float | None:
@@ -121,35 +132,59 @@ def _types(summary: Mapping) -> set[str]:
     return {name.split(f" {naming.DASH} ")[0] for name in summary.get("findings", {}).get("by_type", {})}
 
 
+def _shared(found: Sequence[Mapping]) -> list[float]:
+    """For each seed, how much its failure types are those of the others: their mean overlap (Jaccard's).
+
+    The values of the seeds hang together, each pair being in two of them; nothing where there is one seed, or no type.
+    """
+    types = [_types(summary) for summary in found]
+    if len(types) < 2 or not all(types):
+        return []
+
+    def alike(i: int) -> float:
+        others = [other for j, other in enumerate(types) if j != i]
+        return sum(len(types[i] & other) / len(types[i] | other) for other in others) / len(others)
+
+    return [alike(i) for i in range(len(types))]
+
+
+def _until(share: str) -> Callable[[Mapping], float | None]:
+    return lambda summary: summary.get("planted_gaps", {}).get("probes_until", {}).get(share)
+
+
 def _fall(summary: Mapping) -> float | None:
     both = [sides for sides in summary.get("benchmarks", {}).values() if {"before", "after"} <= sides.keys()]
     return max([0.0, *(s["before"]["value"] - s["after"]["value"] for s in both)]) if both else None
 
 
 MEASURES = {
-    "trained": Measure("search success, trained auditor", _trained),
-    "success": Measure("search success, all probes", _success),
-    "findings": Measure("findings", lambda s: s.get("findings", {}).get("total"), share=False),
-    "precision": Measure("findings that are true", lambda s: s.get("precision", {}).get("value")),
-    "ungated": Measure("findings that are true, before the gates", lambda s: (
-        s.get("gates", {}).get("none", {}).get("precision") or {}).get("value")),
-    "estimated": Measure("share of false findings, as estimated", lambda s: (_estimate(s) or {}).get("value")),
-    "holds": Measure("the estimate's interval holds the truth", lambda s: _holds(s)),
-    "gaps": Measure("planted gaps found", lambda s: s.get("planted_gaps", {}).get("found"), share=False),
-    "types": Measure("failure types named", lambda s: len(s.get("findings", {}).get("by_type", {})) or None, False),
-    "pairs": Measure("pairs trained on", lambda s: s.get("rectification", {}).get("trained_on"), share=False),
-    "before": Measure("mean skill before", lambda s: _mean(s, "before")),
-    "after": Measure("mean skill after the repair", lambda s: _mean(s, "after")),
-    "gain": Measure("gain", lambda s: _ahead(s, "before")),
-    "beats": Measure("ahead of the larger peer", lambda s: _ahead(s, "peer")),
-    "fall": Measure("largest fall of a skill", _fall),
-    "recall": Measure("share of the planted gaps found", _recall),
-    "outside": Measure("lost outside the gaps", lambda s: _lost(s.get("outside_gaps", {}))),
-    "untouched": Measure("lost in a task no audit asks for", lambda s: max(
-        (_lost(sides) for sides in s.get("untouched", {}).values() if "after" in sides), default=None)),
-    "distinct": Measure("distinct texts, last steps", lambda s: s.get("training", {}).get("distinct_last")),
-    "asked": Measure("questions put to models in training", lambda s: _asked(s, "04_auditor"), share=False),
-    "again": Measure("failure types it shares with the other seeds' audits", lambda s: None),  # see `compare`
+    "trained": Measure("search success, trained auditor", _each(_trained)),
+    "success": Measure("search success, all probes", _each(_success)),
+    "findings": Measure("findings", _each(lambda s: s.get("findings", {}).get("total")), share=False),
+    "precision": Measure("findings that are true", _each(lambda s: s.get("precision", {}).get("value"))),
+    "ungated": Measure("findings that are true, before the gates", _each(lambda s: (
+        s.get("gates", {}).get("none", {}).get("precision") or {}).get("value"))),
+    "estimated": Measure("share of false findings, as estimated", _each(lambda s: (_estimate(s) or {}).get("value"))),
+    "holds": Measure("the estimate's interval holds the truth", _each(lambda s: _holds(s))),
+    "gaps": Measure("planted gaps found", _each(lambda s: s.get("planted_gaps", {}).get("found")), share=False),
+    "recall": Measure("share of the planted gaps found", _each(_recall)),
+    "half": Measure("probes until half of the gaps have three findings", _each(_until("half")), share=False),
+    "every": Measure("probes until every gap has three findings", _each(_until("every")), share=False),
+    "types": Measure("failure types named", _each(
+        lambda s: len(s.get("findings", {}).get("by_type", {})) or None), share=False),
+    "again": Measure("failure types it shares with the other seeds' audits", _shared),
+    "distinct": Measure("distinct texts, last steps", _each(lambda s: s.get("training", {}).get("distinct_last"))),
+    "asked": Measure("questions put to models in training", _each(lambda s: _asked(s, "04_auditor")), share=False),
+    "pairs": Measure("pairs trained on", _each(
+        lambda s: s.get("rectification", {}).get("trained_on")), share=False, repair=True),
+    "before": Measure("mean skill before", _each(lambda s: _mean(s, "before")), repair=True),
+    "after": Measure("mean skill after the repair", _each(lambda s: _mean(s, "after")), repair=True),
+    "gain": Measure("gain", _each(lambda s: _ahead(s, "before")), repair=True),
+    "beats": Measure("ahead of the larger peer", _each(lambda s: _ahead(s, "peer")), repair=True),
+    "fall": Measure("largest fall of a skill", _each(_fall), repair=True),
+    "outside": Measure("lost outside the gaps", _each(lambda s: _lost(s.get("outside_gaps", {}))), repair=True),
+    "untouched": Measure("lost in a task no audit asks for", _each(lambda s: max(
+        (_lost(sides) for sides in s.get("untouched", {}).values() if "after" in sides), default=None)), repair=True),
 }  # fmt: skip
 
 
@@ -216,12 +251,14 @@ def run(study: Study, jobs: int, tell: Callable[[str], None] = print) -> Path:
         log, p = study.folder / f"{study.run_name(arm, seed)}.log", _parameters(study, arm, seed)
         code = 0
         with log.open("a", encoding="utf-8") as out:
-            for stage in STAGES:
+            for stage in study.stages:
                 if not code and not _borrowed(p, stage):
                     command = _command(study, arm, seed, stage)
                     code = subprocess.run(command, cwd=params.root(), stdout=out, stderr=out).returncode
         if code == 130:
             raise KeyboardInterrupt
+        if not code:
+            report.write(runs.run_folder(p))  # a run of some stages writes none
         said = "FAILED, see " + runs.shown(log) if code else "done"
         tell(f"  {next(number)} of {total}: {arm}, seed {seed}: {said}")
         return runs.shown(log) if code else None
@@ -254,7 +291,7 @@ def compare(summaries: Mapping[str, list[Mapping]]) -> dict[str, dict[str, dict]
     for arm, found in summaries.items():
         table[arm] = {}
         for name, measure in MEASURES.items():
-            values = _shared(found) if name == "again" else [measure.of(summary) for summary in found]
+            values = measure.of(found)
             if not values or None in values:
                 continue
             table[arm][name] = stats.over_seeds(values) | {"seeds": values}
@@ -262,22 +299,6 @@ def compare(summaries: Mapping[str, list[Mapping]]) -> dict[str, dict[str, dict]
                 base = table[first][name]["seeds"]
                 table[arm][name]["against"] = stats.over_seeds([a - b for a, b in zip(values, base, strict=True)])
     return table
-
-
-def _shared(found: list[Mapping]) -> list[float]:
-    """For each seed, how much its failure types are those of the others: their mean overlap (Jaccard's).
-
-    The values of the seeds hang together, each pair being in two of them; nothing where there is one seed, or no type.
-    """
-    types = [_types(summary) for summary in found]
-    if len(types) < 2 or not all(types):
-        return []
-
-    def alike(i: int) -> float:
-        others = [other for j, other in enumerate(types) if j != i]
-        return sum(len(types[i] & other) / len(types[i] | other) for other in others) / len(others)
-
-    return [alike(i) for i in range(len(types))]
 
 
 def _parameters(study: Study, arm: str, seed: int) -> params.Params:
