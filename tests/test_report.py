@@ -223,7 +223,9 @@ def test_summary_has_the_contracts_keys(page):
     assert set(summary["search_success"]) == {"untrained", "trained", "best_blind_question"}
     assert summary["search_success"]["trained"] == rate(872, 1000)
     assert summary["findings"]["total"] == 1560 and len(summary["findings"]["by_type"]) == 4
-    assert set(summary["planted_gaps"]) == {"planted", "found", "recall", "precision"}
+    assert set(summary["planted_gaps"]) == {"planted", "found", "recall", "precision", "probes_until"}
+    until = summary["planted_gaps"]["probes_until"]
+    assert 0 < until["half"] < until["every"] <= 2000
     assert len(summary["benchmarks"]) == 16 and set(summary["benchmarks"]["colour"]) == {"before", "after", "peer"}
     assert summary["seconds"]["05_audit"] == 61.5 and summary["versions"]["trl"] == "1.16.0"
     assert summary["probes"]["malformed"] == 10
