@@ -6,12 +6,14 @@ On the labeled route all original examples are learnt with their labels, and one
 which it agreed with its references are learnt beside the findings: they show where a failure ends, and are all there is
 against forgetting where nothing is labelled (beside the miniature's originals they changed nothing).
 
-Departs from the paper in three ways:
+Departs from the paper in four ways:
 1) a LoRA adapter on the text part instead of full weights, so the vision tower and the base model stay as they were;
    `rectify_lora_rank: 0` trains all weights of the text part, the vision tower still frozen;
 2) where findings are few, they are repeated until they make up a fifth of the training set, or the rest would drown
    them out;
-3) original examples the target gets wrong are left out: their labels alone would repair it, and what the findings are
+3) failure types take turns in what is learnt, for an audit finds a few of them most of the time, and of the probes all
+   agreed on an answer that outweighs its kind of question is thinned;
+4) original examples the target gets wrong are left out: their labels alone would repair it, and what the findings are
    worth could not be told. 6,000 of them, labels and all, did as much for the miniature without any finding (with
    earlier settings).
 """
@@ -21,24 +23,28 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import itertools
 import json
 import os
 import random
 import re
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 
-from auditkit import lines, processors, runs, specs, vlm
-from auditkit.disagreement import same
+from auditkit import lines, naming, processors, runs, specs, vlm
+from auditkit.disagreement import normalise, same
 from auditkit.errors import AuditError
 from auditkit.images import Example, Picture
 from auditkit.memory import frozen_vision
 
 FINDINGS_SHARE = 1 / 5  # least share of the training set
+HARMLESS = 10  # so many probes of one answer are learnt even where all to their kind of question say the same
+OFTENER = 5  # a finding of a rare failure type is learnt at most so many times as often as one of a frequent type
 PROJECTIONS = "q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj"
 # peft's "all-linear" and bare names would match the vision tower too, whose projections have the same names
 TEXT_PART = rf".*(?:language_model|text_model)\.(?!.*vision).*\.(?:{PROJECTIONS})"
@@ -74,59 +80,103 @@ def known(target: vlm.VLM, originals: Sequence[Example], book: vlm.AnswerBook, p
     return [e for e, answer in zip(originals, said, strict=True) if alike(answer, e.answer, e.question)]
 
 
-def pairs(scored: Sequence[dict], labelled: Sequence[Example], p, picture: Callable[[str], Picture]) -> list[Example]:
-    """What is to be learnt: the findings, with the consensus for their answer, or one of two controls in their place.
+def pairs(
+    scored: Sequence[dict], labelled: Sequence[Example], p, picture: Callable[[str], Picture]
+) -> list[list[Example]]:
+    """What is to be learnt: the findings of each failure type, with the consensus for their answer.
+
+    A control in their place, probes or labels at random, is all of one type.
 
     Args:
         scored: records of an audit (audit.score).
         labelled: original examples, whether the target knows them or not; the control "labels" draws from these.
-        p: uses rectify_on, rectify_pairs and seed.
+        p: uses rectify_on, rectify_pairs, failure_types, types_by and seed.
         picture: a picture's key -> the picture, such as a source's `picture`.
     """
     if p.rectify_on == "labels":
-        found = list(labelled)
+        types = [list(labelled)]
+    elif p.rectify_on == "consensus":
+        types = [_labelled(scored, ("ok", "agrees"), picture)]
     else:
-        found = _labelled(scored, ("ok",) if p.rectify_on == "findings" else ("ok", "agrees"), picture)
+        findings = [row for row in scored if row["gate"] == "ok"]
+        groups = naming.groups(findings, p.failure_types, p.types_by) if findings else []
+        types = [_labelled(group, ("ok",), picture) for group in groups]
+    for of_type in types:
+        random.Random(f"{p.seed}/pairs").shuffle(of_type)
     if p.rectify_pairs:
-        found = random.Random(f"{p.seed}/pairs").sample(found, min(p.rectify_pairs, len(found)))
-    return found
+        kept = {example.key for example in evenly(types, p.rectify_pairs)}
+        types = [[example for example in of_type if example.key in kept] for of_type in types]
+    return [of_type for of_type in types if of_type]
+
+
+def evenly(types: Sequence[Sequence[Example]], n: int, times: int = 1) -> list[Example]:
+    """n examples, of each type in turn, none of them more often than `times`.
+
+    >>> evenly(["abcdef", "x"], 5), evenly(["abcdef", "x"], 5, times=2)
+    (['a', 'x', 'b', 'c', 'd'], ['a', 'x', 'b', 'x', 'c'])
+    """
+    turns = itertools.zip_longest(*(list(of_type) * times for of_type in types))
+    return list(itertools.islice((one for turn in turns for one in turn if one is not None), n))
 
 
 def training_set(
+    learnt: Sequence[Sequence[Example]],
     scored: Sequence[dict],
     originals: Sequence[Example],
     p,
     picture: Callable[[str], Picture],
-    labelled: Sequence[Example] = (),
 ) -> list[Example]:
-    """What is to be learnt (`pairs`), among what the target knows, in a fixed random order.
+    """What is to be learnt, evenly over failure types, among what the target knows, in a fixed random order.
 
     On the labeled route each is there once: all originals, and what the audit asked whether the target failed or not.
 
     Args:
-        scored: records of an audit (audit.score). Unless the pairs are counted (rectify_pairs), those with gate
-            "agrees" are learnt once beside the findings.
+        learnt: as `pairs` gives it.
+        scored: records of the audit. Unless the pairs are counted (rectify_pairs), those with gate "agrees" are learnt
+            once beside the findings, as far as `balanced` has them.
         originals: labelled examples the target knows (`known`), of which the first `p.rectify_original` are used; on
             the labeled route those that were probed, known or not, all of them.
-        p: uses route, rectify_on, rectify_original, rectify_pairs and seed.
+        p: uses route, rectify_on, rectify_original, rectify_pairs, failure_types and seed.
         picture: a picture's key -> the picture, such as a source's `picture`.
-        labelled: as for `pairs`.
 
     Raises AuditError when there is nothing to learn.
     """
-    seen = functools.cache(picture)
-    learnt = pairs(scored, labelled, p, seen)
-    if not learnt:
+    if not any(learnt):
         raise AuditError("there are no findings to repair the target with; audit it with more probes (notebook 05).")
-    keys = {example.key for example in learnt}
+    every = list(itertools.chain.from_iterable(learnt))
+    keys = {example.key for example in every}
     counted = p.rectify_pairs or p.rectify_on != "findings"
-    agreed = [] if counted else _labelled(scored, ["agrees"], seen)
+    agreed = scored if p.route == "labeled" else balanced(scored, p.failure_types)
+    agreed = [] if counted else _labelled(agreed, ["agrees"], functools.cache(picture))
     given = originals if p.route == "labeled" else originals[: p.rectify_original]
     rest = [*agreed, *(example for example in given if example.key not in keys)]
-    times = max(1, round(FINDINGS_SHARE / (1 - FINDINGS_SHARE) * len(rest) / len(learnt)))
-    examples = learnt * (1 if p.route == "labeled" else times) + rest
+    if p.route == "unlabeled":
+        times = max(1, round(FINDINGS_SHARE / (1 - FINDINGS_SHARE) * len(rest) / len(every)))
+        every = every * times if counted else evenly(learnt, times * len(every), OFTENER * times)
+    examples = every + rest
     random.Random(p.seed).shuffle(examples)
     return examples
+
+
+def balanced(scored: Sequence[dict], kinds: int) -> list[dict]:
+    """The records without some on which the target agreed: of each kind of question no more of one answer than of all
+    others together, findings counted, but for a handful (HARMLESS).
+
+    An auditor asks "what is left of a2?" where nothing is, nine times in ten, and a target that learnt from all of it
+    would say "none" too often.
+
+    Args:
+        kinds: most kinds of question told apart, by their words.
+    """
+    rows = [row for row in scored if row["gate"] in ("ok", "agrees")]
+    dropped = set()
+    for cluster in naming.clusters([(row["question"], "") for row in rows], kinds):
+        said = [(normalise(rows[i]["consensus"]), rows[i]) for i in cluster]
+        for answer, n in Counter(answer for answer, _ in said).items():
+            excess = n - max(len(said) - n, HARMLESS)
+            agreed = [row["key"] for one, row in said if one == answer and row["gate"] == "agrees"]
+            dropped.update(agreed[-excess:] if excess > 0 else ())
+    return [row for row in scored if row["key"] not in dropped]
 
 
 def _labelled(scored: Sequence[dict], gates: Sequence[str], picture: Callable[[str], Picture]) -> list[Example]:

@@ -198,7 +198,9 @@ def _planted(planted: dict, probes: int) -> dict:
     """How many of the gaps were found, and with how many probes; {} where none is planted."""
     if "planted" not in planted:
         return {}
-    until = {name: probes_until(planted.get("gaps", []), probes, share) for name, share in (("half", 0.5), ("every", 1.0))}
+    until = {
+        name: probes_until(planted.get("gaps", []), probes, share) for name, share in (("half", 0.5), ("every", 1.0))
+    }
     kept = {key: planted.get(key) for key in ("planted", "found", "recall", "precision", "missed")}
     return kept | {"probes_until": until}
 

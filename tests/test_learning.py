@@ -14,7 +14,11 @@ BOARDS = Boards()
 
 def probe(run, i, gate="ok", key=None, **more):
     asked = {"key": key or f"untrained/{i:05d}", "picture": f"{run}-0-{i}", "question": f"how many are in row {i}?"}
-    return asked | {"consensus": str(i), "gate": gate} | more
+    return asked | {"target": "0", "consensus": str(i), "gate": gate} | more
+
+
+def training_set(rows, originals, p):
+    return rectify.training_set(rectify.pairs(rows, [], p, BOARDS.picture), rows, originals, p, BOARDS.picture)
 
 
 @pytest.fixture
@@ -32,7 +36,7 @@ def p(project):
 def test_every_training_example_leads_to_its_probe_and_every_probe_to_its_example(p, project):
     scored = lines.read(project / "outputs/demo/05_audit/scored.jsonl")
     rows = learning.worth(learning.gathered(scored, p), p)
-    examples = rectify.training_set(rows, BOARDS.examples(20, 0), p, BOARDS.picture)
+    examples = training_set(rows, BOARDS.examples(20, 0), p)
     folder = project / "outputs/demo/07_rectify"
     learning.trace(examples, rows, folder)
     traced = lines.read(folder / "training.jsonl")
@@ -96,7 +100,7 @@ def test_the_labeled_route_adds_one_sample_to_each_example_and_keeps_all_of_them
     ]
     rows = learning.worth(learning.gathered(scored, p), p)
     assert [row["key"] for row in rows] == ["untrained/00000", "60/0/own", "60/1", "untrained/00001"]
-    examples = rectify.training_set(rows, originals, p, BOARDS.picture)
+    examples = training_set(rows, originals, p)
     assert Counter(e.key for e in examples) == Counter([*(e.key for e in originals), *(row["key"] for row in rows)])
     assert {e.answer for e in examples if "/q" in e.key} == {e.answer for e in originals}
 

@@ -17,7 +17,8 @@ from auditkit.miniature.boards import Boards, scene_of
 
 def settings(**changes):
     return SimpleNamespace(**{"rectify_pairs": 0, "rectify_on": "findings", "route": "unlabeled",
-        "seed": 0, "rectify_steps": 6, "rectify_batch": 8, "rectify_learning_rate": 5.0e-3, "rectify_lora_rank": 8,
+        "seed": 0, "failure_types": 8, "types_by": "text",
+        "rectify_steps": 6, "rectify_batch": 8, "rectify_learning_rate": 5.0e-3, "rectify_lora_rank": 8,
         "rectify_micro_batch": 0, "rectify_original": 20, **changes,
     })  # fmt: skip
 
@@ -53,7 +54,13 @@ def asked(model, examples):
 
 def finding(i, gate="ok"):
     asked = {"key": f"p{i}", "picture": f"audit-0-{i}", "question": "how many objects are there?"}
-    return asked | {"consensus": "4", "gate": gate}
+    return asked | {"target": "3", "consensus": "4", "gate": gate}
+
+
+def training_set(scored, originals, p):
+    boards = Boards()
+    learnt = rectify.pairs(scored, originals, p, boards.picture)
+    return rectify.training_set(learnt, scored, originals, p, boards.picture)
 
 
 def test_original_examples_the_target_gets_wrong_are_left_out_and_none_is_asked_twice(examples, tmp_path):
@@ -69,26 +76,50 @@ def test_original_examples_the_target_gets_wrong_are_left_out_and_none_is_asked_
 def test_few_findings_are_a_fifth_of_the_training_set_with_the_consensus_as_label(examples):
     scored = [finding(i) for i in range(3)] + [finding(i, gate="agrees") for i in range(3, 7)]
     scored += [finding(7, gate="duplicate"), finding(8, gate="no consensus"), finding(9, gate="implausible")]
-    learned = rectify.training_set(scored, examples, settings(), Boards().picture)
+    learned = training_set(scored, examples, settings())
     asked = [example for example in learned if example.key.startswith("p")]
     # three findings, twice each, four probes on which all agreed, and 20 originals
     assert len(learned) == 30 and len(asked) == 10
     assert Counter(example.key for example in asked) == {f"p{i}": 2 if i < 3 else 1 for i in range(7)}
     assert {example.answer for example in asked} == {"4"}
     assert np.array_equal(asked[0].image, Boards().picture(f"audit-0-{asked[0].key[1:]}").image)
-    again = rectify.training_set(scored, examples, settings(), Boards().picture)
+    again = training_set(scored, examples, settings())
     assert [example.key for example in again] == [example.key for example in learned]
 
 
 def test_more_findings_than_originals_are_all_kept_once(examples):
-    learned = rectify.training_set([finding(i) for i in range(50)], examples, settings(), Boards().picture)
+    learned = training_set([finding(i) for i in range(50)], examples, settings())
     assert len(learned) == 70
-    assert len(rectify.training_set([finding(1)], examples, settings(rectify_original=0), Boards().picture)) == 1
+    assert len(training_set([finding(1)], examples, settings(rectify_original=0))) == 1
+
+
+def test_rare_failure_types_are_learnt_as_often_as_frequent_ones_but_for_a_limit(examples):
+    clock = [finding(i) | {"question": "what time does the clock show?", "target": "6"} for i in range(90)]
+    rare = [finding(i) | {"question": "what colour is the star?", "target": "red"} for i in range(90, 100)]
+    single = [finding(100) | {"question": "is there a sign?", "target": "no", "consensus": "yes"}]
+    scored = [*clock, *rare, *single]
+    times = Counter(e.key for e in training_set(scored, [], settings()))
+    assert sum(times.values()) == len(scored), "as many as without turns"
+    per = [sum(times[row["key"]] for row in some) for some in (clock, rare, single)]
+    assert per == [48, 48, 5], "five times each of the rare ones, the rest from the frequent type"
+    counted = training_set(scored, [], settings(rectify_pairs=6))
+    kinds = Counter(e.question.split()[1] for e in counted)
+    assert len(counted) == 6 and kinds == {"time": 3, "colour": 2, "there": 1}, "in turn, none twice"
+
+
+def test_an_answer_that_outweighs_its_kind_of_question_is_thinned():
+    rows = [finding(i, gate="agrees") | {"consensus": "none" if i < 90 else "star"} for i in range(100)]
+    rows += [finding(i) | {"question": "what colour is the star?"} for i in range(100, 120)]
+    rows += [finding(i, gate="agrees") | {"question": "is there a sign?", "consensus": "yes"} for i in range(120, 124)]
+    kept = rectify.balanced(rows, 8)
+    said = Counter((row["consensus"], row["gate"]) for row in kept)
+    assert said == {("none", "agrees"): 10, ("star", "agrees"): 10, ("4", "ok"): 20, ("yes", "agrees"): 4}
+    assert [row["key"] for row in kept] == [row["key"] for row in rows if row in kept], "in their order"
 
 
 def test_nothing_found_is_nothing_to_repair(examples):
     with pytest.raises(AuditError, match="no findings"):
-        rectify.training_set([finding(1, gate="agrees")], examples, settings(), Boards().picture)
+        training_set([finding(1, gate="agrees")], examples, settings())
 
 
 @pytest.mark.parametrize("family", families.FAMILIES)
@@ -252,10 +283,13 @@ def test_the_shipped_target_unlearns_a_gap(tmp_path):
     target, boards = vlm.load("miniature:target"), Boards()
     question = "what atmosphere does the scene have?"
     dusks = [f"audit-0-{i}" for i in range(600) if scene_of(f"audit-0-{i}").background == "dusk"]
-    found = [{"key": k, "picture": k, "question": question, "consensus": "dusk", "gate": "ok"} for k in dusks[:50]]
+    found = [
+        {"key": k, "picture": k, "question": question, "target": "day", "consensus": "dusk", "gate": "ok"}
+        for k in dusks[:50]
+    ]
     originals = boards.examples(200, 0)
     p = settings(rectify_steps=40, rectify_batch=16, rectify_learning_rate=1.0e-3, rectify_original=200)
-    adapter = rectify.train(target, rectify.training_set(found, originals, p, boards.picture), p, tmp_path)
+    adapter = rectify.train(target, training_set(found, originals, p), p, tmp_path)
     repaired = vlm.load("miniature:target", adapter=adapter)
     held_out = [Example(key, boards.picture(key).image, question, "dusk") for key in dusks[50:90]]
     assert asked(target, held_out).count("dusk") <= 4

@@ -297,6 +297,15 @@ def test_a_review_of_one_kind_of_card_says_nothing_of_agreement(scored):
 # ---- what the repair and the report make of it ---------------------------------------------------------------------
 
 
+def repairing(**more):
+    settings = {"rectify_original": 0, "rectify_on": "findings", "route": "unlabeled", "rectify_pairs": 0, "seed": 0}
+    return SimpleNamespace(**settings, failure_types=1, types_by="text", **more)
+
+
+def training_set(scored, p):
+    return rectify.training_set(rectify.pairs(scored, [], p, SOURCE.picture), scored, [], p, SOURCE.picture)
+
+
 def test_rejected_findings_are_left_out_and_relabelled_ones_learnt_with_the_person_s_answer(scored):
     said = {"a/00000": {"decision": "reject"}, "a/00002": {"decision": "accept"}, "a/00040": {"decision": "reject"}}
     for key, answer in (("a/00001", "green"), ("a/00041", "grey"), ("a/00070", "x")):
@@ -304,8 +313,8 @@ def test_rejected_findings_are_left_out_and_relabelled_ones_learnt_with_the_pers
     before = json.dumps(scored)
     changed = review.changes(scored, said)
     assert changed == {"a/00000": None, "a/00001": "green", "a/00041": "grey"}
-    p = SimpleNamespace(rectify_original=0, rectify_on="findings", route="unlabeled", rectify_pairs=0, seed=0)
-    learnt = {e.key: e.answer for e in rectify.training_set(review.corrected(scored, changed), [], p, SOURCE.picture)}
+    p = repairing()
+    learnt = {e.key: e.answer for e in training_set(review.corrected(scored, changed), p)}
     assert "a/00000" not in learnt and len(learnt) == 39 + 30
     assert [learnt[f"a/{n:05d}"] for n in (1, 2, 40, 41)] == ["green", "red", "blue", "grey"]
     assert json.dumps(scored) == before, "the records stay"
@@ -317,15 +326,13 @@ def test_rejected_findings_are_left_out_and_relabelled_ones_learnt_with_the_pers
 
 
 def test_a_review_that_changes_after_the_repair_is_said_and_overwrites_nothing(scored, tmp_path):
-    p = SimpleNamespace(
-        rectify_original=0, rectify_on="findings", route="unlabeled", rectify_pairs=0, rectify_steps=3, seed=0
-    )
+    p = repairing(rectify_steps=3)
     target = SimpleNamespace(name="target")
-    before = rectify.training_set(scored, [], p, SOURCE.picture)
+    before = training_set(scored, p)
     (tmp_path / "adapter").mkdir()
     (tmp_path / "training.json").write_text(json.dumps(rectify._purpose(target, before, p)))
     assert rectify.train(target, before, p, tmp_path) == tmp_path / "adapter"
-    after = rectify.training_set(review.corrected(scored, {"a/00000": None}), [], p, SOURCE.picture)
+    after = training_set(review.corrected(scored, {"a/00000": None}), p)
     with pytest.raises(AuditError, match="what a person said .* changed since.*: start notebook 07 over with resume=F"):
         rectify.train(target, after, p, tmp_path)
     p.rectify_steps = 4
