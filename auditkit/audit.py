@@ -16,6 +16,8 @@ a question about what came out, (Q*, I*). The source's own question about the or
 the new picture too, (Q, I*), and after an edit also of the original: a target that was right before, and is not after
 an edit that left the consensus as it was, has failed on an *irrelevant edit*.
 
+Of several questions written about a picture one is asked where `candidates` says so (covering.py).
+
 The work is cut into batches that depend on nothing but the parameters, each with its own seed. So it does not matter
 who does them: `Proposing` and `Answering` do one after another here, or on many GPUs and machines (audit_ray.py), and
 the records are the same.
@@ -27,7 +29,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from auditkit import auditor as auditing
-from auditkit import lines
+from auditkit import covering, lines
 from auditkit.album import FILE, MADE, Album, granted, kept, painters, seed_of
 from auditkit.auditor import Probe
 from auditkit.disagreement import Same, Verdict, normalise, same, unfulfilled, verdicts
@@ -76,6 +78,7 @@ def run(
     ways: Sequence[str] | None = None,
     own: Callable[[str], str | None] = lambda key: None,
     again: bool = False,
+    rollouts: Sequence[Mapping] = (),
 ) -> list[dict]:
     """Ask about each picture once, and return one record a probe.
 
@@ -87,13 +90,15 @@ def run(
             alone stands for the questions that come with the pictures: a control without any auditor.
         target, references: what loads the models that answer.
         pictures: pictures the auditors never saw, all different; with fewer than p.audit_probes there are fewer probes.
-        p: uses audit_probes, seed, batch_size, temperature, max_question_tokens, max_answer_tokens, engine; under
-            "ray" also workers, device and images, from which the workers take the pictures.
+        p: uses audit_probes, candidates, seed, batch_size, temperature, max_question_tokens, max_answer_tokens, engine;
+            under "ray" also workers, device and images, from which the workers take the pictures.
         out: the folder; what is there already is not asked again.
         counts: pictures of each checkpoint, if not by `shares`.
         ways: that take turns, if not p.ways.
         own: the source's own question about a picture, as Source.question.
         again: a picture may come more than once, as one with several labelled questions does on the labeled route.
+        rollouts: of the auditor's training. With them p.candidates questions are written in place of each one of all
+            checkpoints but the last, and one of these is asked (covering.py).
 
     Returns records {"key", "picture", "question", "text", "way", "pairing", "checkpoint", "target": answer,
     "references": {name: answer}} and what else a Probe has; one without a question has target None and no references.
@@ -114,7 +119,11 @@ def run(
         dealt[name] = pictures[start : start + counts.get(name, 0)]
         start += counts.get(name, 0)
     where = {picture.key: picture for picture in pictures}
-    probes = _propose(auditors, _batches(dealt, list(ways or p.ways), own, p.batch_size), where, p, out)
+    batches = _batches(dealt, list(ways or p.ways), own, p.batch_size)
+    first = _candidates(batches, list(auditors), p.candidates if rollouts else 1, p.batch_size)
+    probes = _propose(auditors, batches, where, p, out)
+    if first:
+        probes = _chosen(probes, first, rollouts, p)
     return _answer(probes, target, references, where, p, out)
 
 
@@ -353,6 +362,40 @@ def _batches(
                     | {"own": [own(key) if name == SOURCE or way != "question" else None for key in keys]}
                 )
     return batches
+
+
+def _candidates(batches: list[dict], auditors: Sequence[str], candidates: int, size: int) -> dict[str, str]:
+    """Adds batches for the further questions about the pictures of all auditors but the last, in the same proportions.
+
+    Returns, for each of these pictures' questions, its key -> that of the first question about the same picture.
+    """
+    open_to_choice = [b for b in batches if b["way"] == "question" and b["checkpoint"] in auditors[:-1]]
+    slots = [slot for batch in open_to_choice for slot in zip(batch["keys"], batch["pictures"], strict=True)]
+    if candidates < 2 or not slots:
+        return {}
+    first, more, start = {key: key for key, _ in slots}, slots * (candidates - 1), 0
+    for name in auditors[:-1]:
+        own = (candidates - 1) * sum(len(batch["keys"]) for batch in open_to_choice if batch["checkpoint"] == name)
+        for at in range(start, start + own, size):
+            some = more[at : min(at + size, start + own)]
+            keys = [f"{name}/+{at + i:05d}" for i in range(len(some))]
+            first |= dict(zip(keys, (key for key, _ in some), strict=True))
+            batches.append({"checkpoint": name, "way": "question", "keys": keys, "own": [None] * len(some)}
+                           | {"pictures": [picture for _, picture in some]})  # fmt: skip
+        start += own
+    batches.sort(key=lambda batch: auditors.index(batch["checkpoint"]))  # each is loaded once
+    return first
+
+
+def _chosen(probes: Sequence[Probe], first: Mapping[str, str], rollouts: Sequence[Mapping], p) -> list[Probe]:
+    """The probes without those that were written beside another about the same picture, and not chosen."""
+    beside: dict[str, list[Probe]] = {}
+    for probe in probes:
+        if probe.key in first:
+            beside.setdefault(first[probe.key], []).append(probe)
+    certain = [probe for probe in probes if probe.key not in first]
+    kept = {probe.key for probe in covering.chosen(list(beside.values()), certain, rollouts, p)}
+    return [probe for probe in probes if probe.key not in first or probe.key in kept]
 
 
 def _propose(

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from auditkit import params as parameters
 from auditkit import sizes
+from auditkit.audit import shares
 from auditkit.crossexam import ELSEWHERE
 from auditkit.errors import AuditError
 from auditkit.fitting import Model
@@ -41,6 +42,8 @@ def calls(p: Params, skills: int | None) -> list[dict]:
     # the labeled route learns its originals whether the target knows them or not, so it is not asked
     drawn, known = (p.rectify_original,) * 2 if p.route == "unlabeled" else (probes, 0)
     edited, anew = (math.ceil(probes * p.ways.count(way) / len(p.ways)) for way in ("edit", "regenerate"))
+    last = list(shares(["untrained", *map(str, range(p.grpo_checkpoints))], probes).values())[-1]
+    beside = (p.candidates - 1) * (probes - last) * p.ways.count("question") // len(p.ways) * (p.asks == "auditor")
     rewarded = math.ceil(rollouts * sum(way != "question" for way in p.ways) / len(p.ways))
     own = [bool(p.generator), bool(p.editor)]  # the ways of notebook 03 take turns
     tried = [math.ceil(WISHED * way / (sum(own) or 1)) for way in own]
@@ -71,7 +74,7 @@ def calls(p: Params, skills: int | None) -> list[dict]:
         (
             "05_audit",
             probes + p.blind_images,
-            probes + m5,
+            probes + beside + m5,
             q5 + blind + crossed,
             q5 + c5 + crossed_references,
             0,

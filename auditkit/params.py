@@ -92,6 +92,7 @@ class Params:
     # --- 05 and 06, the audit and its findings
     asks: str = "auditor"  # (its checkpoints), untrained (it alone), or as a control source (the images' own questions)
     audit_probes: int  # probes of one audit, over all checkpoints
+    candidates: int = 1  # questions the earlier checkpoints write about a picture; the one that covers most is asked
     gates: list[str] = dataclasses.field(default_factory=list)  # beyond the consensus: reproduces, sound, visual
     repeats: int = 4  # times a finding is put to the models again, with chance, for the gates reproduces and sound
     paraphraser: str = ""  # a model that says a finding's question in other words, which is put again too; "" for none
@@ -141,7 +142,7 @@ AT_LEAST = {  # the smallest sensible value, and whose it is
     "coverage_weight rectify_original grpo_warmup grpo_last_learning_rate grpo_micro_batch grpo_patience "
     "rectify_micro_batch rectify_pairs rectify_lora_rank repeats",
     1: "workers train_images batch_size max_answer_tokens baseline_images blind_candidates blind_images grpo_steps "
-    "grpo_images grpo_lora_rank replay_clusters grpo_checkpoints audit_probes failure_types rectify_steps "
+    "grpo_images grpo_lora_rank replay_clusters grpo_checkpoints audit_probes candidates failure_types rectify_steps "
     "rectify_batch benchmark_examples",
     2: "group_size",
     4: "max_question_tokens",

@@ -48,7 +48,8 @@ STAGES = {  # the stages in order, each with the parameters that its own records
     "grpo_warmup grpo_last_learning_rate "
     "grpo_temperature grpo_quorum grpo_lora_rank replay_weight replay_clusters "
     "disagreement_weight format_weight coverage_weight grpo_checkpoints",
-    "05_audit": f"{ASKING} {PAINTING} route asks audit_probes gates repeats paraphraser blind_candidates blind_images",
+    "05_audit": f"{ASKING} {PAINTING} route asks audit_probes candidates gates repeats paraphraser "
+    "blind_candidates blind_images",
     "06_findings": f"{ASKING} peer failure_types types_by namer",
     "07_rectify": f"{ASKING} rectify_steps rectify_batch rectify_learning_rate rectify_lora_rank rectify_original "
     "rectify_on rectify_pairs route earlier",

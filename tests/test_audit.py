@@ -247,3 +247,37 @@ def test_an_audit_of_the_shipped_target_finds_true_failures(tmp_path):
     true = [r for r in findings if source.truth(r["picture"], r["question"]) not in (None, r["target"])]
     assert 0.08 <= len(findings) / len(scored) <= 0.45
     assert len(true) >= 0.8 * len(findings)
+
+
+def test_of_several_candidates_one_is_asked_and_the_last_checkpoint_s_are_asked_as_they_come(world, tmp_path):
+    p = SimpleNamespace(**{**vars(P), "candidates": 3, "replay_clusters": 4})
+    asked = [f"is object {n} red or blue?" for n in range(7)] * 10
+    tried = [{"way": "question", "question": q, "text": q, "success": "object 1" in q} for q in asked]
+    records = world.run(tmp_path / "chosen", p, rollouts=tried)
+    plain = world.run(tmp_path / "plain")
+    written = lines.read(tmp_path / "chosen" / "proposals.jsonl")
+    assert len(written) == 14 * 3 + 6 and len(records) == 20
+    assert Counter(row["checkpoint"] for row in written) == {"untrained": 24, "60": 18, "trained": 6}
+    assert len({r["picture"] for r in records}) == 20, "one about each picture"
+    last = [[r for r in some if r["checkpoint"] == "trained"] for some in (records, plain)]
+    assert last[0] == last[1]
+    assert set(world.calls.values()) <= {1, 2} and len(lines.read(tmp_path / "chosen" / "records.jsonl")) == 20
+    hits = [sum("object 1" in (r["question"] or "") for r in some) for some in (records, plain)]
+    assert hits[0] > hits[1], "what succeeded in training is preferred"
+    malformed = [sum(r["question"] is None for r in some) for some in (records, plain)]
+    assert malformed[0] < malformed[1], "and what is no question is left out"
+    calls = sum(world.calls.values())
+    assert world.run(tmp_path / "chosen", p, rollouts=tried) == records and sum(world.calls.values()) == calls
+
+
+def test_candidates_that_were_interrupted_end_in_the_same_records(monkeypatch, tmp_path):
+    p = SimpleNamespace(**{**vars(P), "candidates": 2, "replay_clusters": 4})
+    tried = [{"way": "question", "question": "is it?", "text": "is it?", "success": n == 0} for n in range(4)]
+    calm = World(monkeypatch)
+    wanted = calm.run(tmp_path / "calm", p, rollouts=tried)
+    for batch in range(1, calm.batches + 1, 3):
+        world, out = World(monkeypatch), tmp_path / str(batch)
+        world.kill_at = batch
+        with pytest.raises(Killed):
+            world.run(out, p, rollouts=tried)
+        assert world.run(out, p, rollouts=tried) == wanted
