@@ -1,5 +1,6 @@
 """Gates beyond the consensus: what is asked again, what each gate drops, and what that is worth."""
 
+from collections import Counter
 from functools import partial
 from types import SimpleNamespace
 
@@ -73,10 +74,19 @@ def found(boards, n=6):
             for i, picture in enumerate(boards.pictures("test", n, 3))]  # fmt: skip
 
 
-def test_models_answer_again_and_a_kill_asks_nothing_twice(models, tmp_path):
+def test_models_answer_again_and_a_kill_asks_nothing_twice(models, tmp_path, monkeypatch):
     boards, p = Boards(), settings(repeats=3)
-    rows = found(boards)
-    said = crossexam.cross_examine(rows, models[0], models[1:], p, boards.picture, tmp_path)
+    rows, put, write = found(boards), Counter(), vlm._write
+
+    def counted(model, pictures, prompts, *rest):
+        put[model.name] += len(prompts)
+        return write(model, pictures, prompts, *rest)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(vlm, "_write", counted)
+        said = crossexam.cross_examine(rows, models[0], models[1:], p, boards.picture, tmp_path)
+    target = put.pop(models[0]().name)
+    assert crossexam.counts(said, rows) == {"target_called": target, "references_called": put.total()}
     one = said["a/0"]
     assert len(one["target"]) == 3 and {name: len(of) for name, of in one["references"].items()} == {
         "gemma3": 3,

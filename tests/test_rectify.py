@@ -107,6 +107,18 @@ def test_rare_failure_types_are_learnt_as_often_as_frequent_ones_but_for_a_limit
     assert len(counted) == 6 and kinds == {"time": 3, "colour": 2, "there": 1}, "in turn, none twice"
 
 
+def test_controls_learn_from_whatever_was_agreed_or_from_labels_and_from_no_probe_beside_it(examples):
+    scored = [finding(i) for i in range(4)] + [finding(i, gate="agrees") for i in range(4, 20)]
+    scored += [finding(20, gate="no consensus")]
+    p = settings(rectify_on="consensus", rectify_original=0)
+    assert {e.key for e in training_set(scored, examples, p)} == {f"p{i}" for i in range(20)}
+    some = training_set(scored, examples, settings(rectify_on="consensus", rectify_original=0, rectify_pairs=9))
+    assert len(some) == len({e.key for e in some}) == 9
+    assert sum(int(e.key[1:]) >= 4 for e in some) > 3, "not the findings alone"
+    labels = training_set(scored, examples, settings(rectify_on="labels", rectify_pairs=5, rectify_original=0))
+    assert len(labels) == 5 and set(labels) <= set(examples)
+
+
 def test_an_answer_that_outweighs_its_kind_of_question_is_thinned():
     rows = [finding(i, gate="agrees") | {"consensus": "none" if i < 90 else "star"} for i in range(100)]
     rows += [finding(i) | {"question": "what colour is the star?"} for i in range(100, 120)]
