@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from auditkit import cli, params, runs
+from auditkit import cli, headless, params, runs
 
 SETUP = "from auditkit import params, runs\np = params.from_notebook(globals())"
 LAST = """
@@ -137,7 +137,7 @@ def chain(notebook, monkeypatch):
             run.count(target_called=1)
             run.finish()
         runs._unlock(run.folder)
-    monkeypatch.setattr(cli, "_run_all", lambda *_: pytest.fail("something was run"))
+    monkeypatch.setattr(headless, "run", lambda *_: pytest.fail("something was run"))
     return runs.run_folder(p)
 
 
@@ -165,7 +165,7 @@ def test_what_does_not_fit_is_said_before_anything_is_run_or_emptied(chain, caps
 
 
 def test_what_is_made_anew_need_not_fit(chain, monkeypatch):
-    monkeypatch.setattr(cli, "_run_all", lambda p, stages, *_: 0)
+    monkeypatch.setattr(headless, "run", lambda *_: 0)
     assert cli.main(["run", "params/demo.yaml", "--from", "04", "--set", "grpo_steps=20", "--start-over"]) == 0
     assert not list(chain.rglob("records.jsonl"))
 
@@ -234,7 +234,7 @@ def test_the_status_line_shows_the_last_thing_said():
             return False
 
     stream = Terminal()
-    with cli.Status("04 train the auditor", stream) as status:
+    with headless.Status("04 train the auditor", stream) as status:
         status.LOG_SECONDS = 0
         status.write("step 1/240 suc")
         status.write("cess 20%\r")
