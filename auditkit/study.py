@@ -19,6 +19,8 @@ Every run is an ordinary run, in a folder outputs/study_NAME.ARM.SEED of its own
 is not done again, and a stage that any study has made of the same seed and settings is copied from there: arms that
 differ in the repair alone share one audit. Runs of one seed draw the same pictures, so arms are compared in pairs with
 the first, seed by seed.
+
+Every `auditkit run` asks `is_study`, so what is heavy is imported where it is used.
 """
 
 import itertools
@@ -34,7 +36,7 @@ from pathlib import Path
 
 import yaml
 
-from auditkit import naming, params, report, runs, stats
+from auditkit import params, runs
 from auditkit.errors import AuditError
 
 KEYS = {"study": str, "question": str, "base": str, "seeds": list, "settings": dict, "arms": dict}
@@ -129,6 +131,8 @@ def _asked(summary: Mapping, stage: str) -> int | None:
 
 def _types(summary: Mapping) -> set[str]:
     """What is asked in its failure types; what is answered differs too easily from audit to audit."""
+    from auditkit import naming
+
     return {name.split(f" {naming.DASH} ")[0] for name in summary.get("findings", {}).get("by_type", {})}
 
 
@@ -243,6 +247,8 @@ def run(study: Study, jobs: int, tell: Callable[[str], None] = print) -> Path:
 
     A run that fails does not stop the others. Raises AuditError at the end where one failed, naming its log.
     """
+    from auditkit import report
+
     study.folder.mkdir(parents=True, exist_ok=True)
     total, number = len(study.seeds) * len(study.arms), itertools.count(1)
     tell(f"study {study.name}: {len(study.arms)} arms x {len(study.seeds)} seeds -> {runs.shown(study.folder)}")
@@ -275,6 +281,8 @@ def run(study: Study, jobs: int, tell: Callable[[str], None] = print) -> Path:
 
 def write(study: Study) -> Path:
     """Write the study's summary.json and report.html from the summaries of its runs; returns the report's path."""
+    from auditkit import report
+
     summaries = {
         arm: [json.loads((_folder(study, arm, seed) / "summary.json").read_text()) for seed in study.seeds]
         for arm in study.arms
@@ -286,6 +294,8 @@ def compare(summaries: Mapping[str, list[Mapping]]) -> dict[str, dict[str, dict]
     """Arm -> measure -> {"mean", "low", "high" (95 %, over seeds), "seeds": values, "against"?: difference to the first
     arm, seed by seed, with interval and p (`stats.over_seeds`)}. What not every run measured is absent.
     """
+    from auditkit import stats
+
     first = next(iter(summaries))
     table: dict[str, dict[str, dict]] = {}
     for arm, found in summaries.items():
