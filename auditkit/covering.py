@@ -19,7 +19,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
 from auditkit.auditor import Probe
-from auditkit.rollouts import Kinds
+from auditkit.kinds import Kinds
 
 EVENNESS = 2  # a text counts by its chance of a find, over this power of (1 + finds of its kind expected so far)
 

@@ -53,11 +53,12 @@ from auditkit.album import Album, painters
 from auditkit.auditor import Probe
 from auditkit.errors import AuditError
 from auditkit.images import Picture
+from auditkit.kinds import Kinds
 from auditkit.memory import frozen_vision, shrunk
 from auditkit.params import Params
 from auditkit.processors import is_paligemma
 from auditkit.rectify import TEXT_PART
-from auditkit.rollouts import Kinds, Rollout, Scorer, kept_text, rewards
+from auditkit.rollouts import Rollout, Scorer, kept_text, rewards
 from auditkit.vlm import VLM, AnswerBook
 
 STAGE = "04_auditor"

@@ -16,14 +16,13 @@ from pathlib import Path
 
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from sklearn.cluster import KMeans
-from sklearn.feature_extraction.text import TfidfVectorizer
 
 from auditkit import auditor as writing
 from auditkit import disagreement, lines
 from auditkit.album import Album, granted, seed_of
 from auditkit.errors import AuditError
 from auditkit.images import Picture
+from auditkit.kinds import Kinds
 from auditkit.likeness import unlike
 from auditkit.params import Params
 from auditkit.vlm import VLM, AnswerBook
@@ -203,19 +202,6 @@ class Scorer:
             text = rng.choice(sorted(text for text, kept in self.bank[cluster].items() if kept))
             drawn.append(rng.choice(self.bank[cluster][text]))
         return drawn
-
-
-class Kinds:
-    """Kinds of text by their words alone: k-means on words and word pairs of what the untrained auditor writes."""
-
-    def __init__(self, texts: Sequence[str], n: int, seed: int):
-        self.words = TfidfVectorizer(ngram_range=(1, 2), use_idf=False, token_pattern=r"\w+")
-        features = self.words.fit_transform(texts)
-        self.n = min(n, len(set(texts)))
-        self.means = KMeans(self.n, n_init=4, random_state=seed).fit(features)
-
-    def of(self, texts: Sequence[str]) -> list[int]:
-        return self.means.predict(self.words.transform(texts)).tolist() if len(texts) else []
 
 
 def kept_text(text: str, way: str) -> str | None:
