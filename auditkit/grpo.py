@@ -62,6 +62,7 @@ from auditkit.rollouts import Rollout, Scorer, kept_text, rewards
 from auditkit.vlm import VLM, AnswerBook
 
 STAGE = "04_auditor"
+WAYS = list(params.WAYS)  # a trainer logs numbers, so a way is one
 SHARED = {  # files that several processes add to -> what makes two rows the same
     "answers": ("model", "picture", "question"),
     "judged": ("judge", "question", "a", "b"),
@@ -85,6 +86,7 @@ class AuditorTrainer(GRPOTrainer):
             self.drawn = self.scorer.replay(own // 2 * self.accelerator.num_processes, random.Random(seed))
             self._metrics["train"]["distinct"].append(len({r.text for r in rollouts}) / len(rollouts))
             self._metrics["train"]["kinds"].append(len({r.cluster for r in rollouts if r.success}))
+            self._metrics["train"]["way"].append(WAYS.index(rollouts[0].way))  # all of a step are of one
             for name, value in watch.measured(rollouts, list(self.scorer.recent)[-watch.LATELY :]).items():
                 self._metrics["train"][name].append(value)
             if wished := [rollout for rollout in rollouts if rollout.made]:
@@ -172,6 +174,7 @@ class History(TrainerCallback):
             )
             if k in logs
         }
+        row |= {"way": WAYS[int(logs["way"])]} if "way" in logs else {}
         self.rows.append(row)
         if state.is_world_process_zero:
             lines.append(self.path, [row])

@@ -58,17 +58,19 @@ def measured(rollouts: Sequence[Rollout], lately: Sequence[int]) -> dict[str, fl
 def collapsed(history: Sequence[dict], p: Params) -> str:
     """What went wrong and what to change, in words, if the training has collapsed by its latest step; "" if not.
 
-    It has if each of the last `grpo_patience` steps shows the same of: nearly all texts of the step are one; nearly
-    every group wrote one text; nearly no group has any spread of reward, while lately one kind of text succeeds.
+    It has if each of the last `grpo_patience` steps of one way shows the same of: nearly all texts of the step are one;
+    nearly every group wrote one text; nearly no group has any spread of reward, while lately one kind of text succeeds.
 
     Args:
         history: rows of history.jsonl, oldest first; what was written before there was a watch is passed over.
         p: uses grpo_patience (0: never), and says what replay_weight and grpo_learning_rate are now.
     """
-    last = [row for row in history if "commonest" in row][-p.grpo_patience :] if p.grpo_patience else []
-    if not last or len(last) < p.grpo_patience:
+    watched = [row for row in history if "commonest" in row]
+    last = [row for row in watched if row.get("way") == watched[-1].get("way")][-p.grpo_patience :]
+    if not p.grpo_patience or len(last) < p.grpo_patience:
         return ""
     now = last[-1]
+    of_one_way = f" of {now['way']}" if len({row.get("way") for row in watched}) > 1 else ""
     if all(row["commonest"] >= ONE_TEXT for row in last):
         seen = f"{now['commonest']:.0%} of all texts are one and the same"
     elif all(row["alike_groups"] >= ALIKE for row in last):
@@ -78,8 +80,8 @@ def collapsed(history: Sequence[dict], p: Params) -> str:
     else:
         return ""
     return (
-        f"grpo_patience: by step {now['step']} the auditor has collapsed: for {len(last)} steps in a row nearly all it "
-        f"does is one thing (at the last, {seen}). What it wrote and its checkpoints are kept. Raise replay_weight "
+        f"grpo_patience: by step {now['step']} the auditor has collapsed: for {len(last)} steps{of_one_way} in a row "
+        f"nearly all it does is one thing (at the last, {seen}). What it wrote and its checkpoints are kept. Raise replay_weight "
         f"(now {p.replay_weight:g}) or coverage_weight (now {p.coverage_weight:g}), or lower grpo_learning_rate "
         f"(now {p.grpo_learning_rate:g}), and start this stage over with resume=False (on the command line --from 04 "
         "--start-over); grpo_patience: 0 would train on."

@@ -74,6 +74,13 @@ def test_what_is_only_narrow_is_no_collapse(figures):
     assert watch.collapsed(rows(50, **figures), P) == ""
 
 
+def test_one_way_that_collapses_is_seen_between_steps_of_the_others():
+    turns = [row | {"way": "edit" if row["step"] % 4 == 0 else "question"} for row in rows(16)]
+    history = [row | {"commonest": 0.9} if row["way"] == "edit" else row for row in turns]
+    assert "by step 12 the auditor has collapsed: for 3 steps of edit in a row" in watch.collapsed(history[:12], P)
+    assert watch.collapsed(history[:11], P) == watch.collapsed(turns, P) == ""
+
+
 def test_it_takes_as_many_steps_in_a_row_as_patience_says():
     bad, good = {"commonest": 1.0}, {}
     mixed = rows(2, **bad) + rows(1, **good) + rows(2, **bad)
