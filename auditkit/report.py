@@ -10,7 +10,7 @@ images/<slug(record["picture"])>.png in 06_findings, then in 05_audit. More keys
                                       "parameters": {}, "commit"?, "hosted"?: as from spending.spent}
     02_disagreement   metrics        {"untrained"?: rate, "untrained_by_consensus"?: rate}
     04_auditor        history.jsonl  one object a step: {"step", "reward/disagreement", "reward/format"?, "distinct"?,
-                                      "kinds"?, and what watch.measured gives?}
+                                      "kinds"?, "way"?, and what watch.measured gives?}
     05_audit          metrics        {"trained"?: rate, "trained_by_consensus"?: rate, "precision"?: rate,
                                       "best_blind_question"?: as from findings.best_blind_question (or in 02),
                                       "ways"?, "pairings"?: as from findings.by, "gates"?: as from gates.effect, and
