@@ -83,8 +83,8 @@ def collapsed(history: Sequence[dict], p: Params) -> str:
         f"grpo_patience: by step {now['step']} the auditor has collapsed: for {len(last)} steps{of_one_way} in a row "
         f"nearly all it does is one thing (at the last, {seen}). What it wrote and its checkpoints are kept. Raise "
         f"replay_weight (now {p.replay_weight:g}) or coverage_weight (now {p.coverage_weight:g}), or lower "
-        f"grpo_learning_rate (now {p.grpo_learning_rate:g}), and start this stage over with resume=False (on the command line --from 04 "
-        "--start-over); grpo_patience: 0 would train on."
+        f"grpo_learning_rate (now {p.grpo_learning_rate:g}), and start this stage over with resume=False (on the "
+        "command line --from 04 --start-over); grpo_patience: 0 would train on."
     )
 
 
