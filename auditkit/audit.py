@@ -47,7 +47,7 @@ Loader = Callable[[], Writer]  # loads a model when it is called: partial(vlm.lo
 
 
 def shares(checkpoints: Sequence[str], probes: int) -> dict[str, int]:
-    """How many probes each checkpoint writes: 40 % the first, 30 % the last, the others the rest, all of them if one.
+    """How many pictures each checkpoint gets: 40 % the first, 30 % the last, the others the rest, all of them if one.
 
     >>> shares(["untrained", "60", "120", "180"], 2000)
     {'untrained': 800, '60': 300, '120': 300, '180': 600}
@@ -97,8 +97,8 @@ def run(
         ways: that take turns, if not p.ways.
         own: the source's own question about a picture, as Source.question.
         again: a picture may come more than once, as one with several labelled questions does on the labeled route.
-        rollouts: of the auditor's training. With them p.candidates questions are written in place of each one of all
-            checkpoints but the last, and one of these is asked (covering.py).
+        rollouts: of the auditor's training. With them p.candidates questions are written about each picture but those
+            of the last checkpoint, by all the others in their proportions, and one is asked (covering.py).
 
     Returns records {"key", "picture", "question", "text", "way", "pairing", "checkpoint", "target": answer,
     "references": {name: answer}} and what else a Probe has; one without a question has target None and no references.
@@ -123,7 +123,7 @@ def run(
     first = _candidates(batches, list(auditors), p.candidates if rollouts else 1, p.batch_size)
     probes = _propose(auditors, batches, where, p, out)
     if first:
-        probes = _chosen(probes, first, rollouts, p)
+        probes = _chosen(probes, first, rollouts, p, out / "chosen.jsonl")
     return _answer(probes, target, references, where, p, out)
 
 
@@ -387,14 +387,22 @@ def _candidates(batches: list[dict], auditors: Sequence[str], candidates: int, s
     return first
 
 
-def _chosen(probes: Sequence[Probe], first: Mapping[str, str], rollouts: Sequence[Mapping], p) -> list[Probe]:
-    """The probes without those that were written beside another about the same picture, and not chosen."""
+def _chosen(
+    probes: Sequence[Probe], first: Mapping[str, str], rollouts: Sequence[Mapping], p, path: Path
+) -> list[Probe]:
+    """The probes without those that were written beside another about the same picture, and not chosen.
+
+    What was chosen is filed, for on another machine a tie might fall the other way.
+    """
     beside: dict[str, list[Probe]] = {}
     for probe in probes:
         if probe.key in first:
             beside.setdefault(first[probe.key], []).append(probe)
     certain = [probe for probe in probes if probe.key not in first]
-    kept = {probe.key for probe in covering.chosen(list(beside.values()), certain, rollouts, p)}
+    if not path.is_file():
+        chosen = covering.chosen(list(beside.values()), certain, rollouts, p)
+        lines.replace(path, [{"key": probe.key} for probe in chosen])
+    kept = {row["key"] for row in lines.read(path)}
     return [probe for probe in probes if probe.key not in first or probe.key in kept]
 
 

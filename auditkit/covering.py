@@ -1,11 +1,11 @@
 """Of several candidate questions about a picture, the one to ask: likely to find a failure, of a kind that has few.
 
 Training an auditor raises the rate of its finds and narrows what they are of. A text costs the auditor a few tokens, a
-question asked an answer of the target and of every reference. So with `candidates` above 1 all checkpoints but the last
-write several texts about each picture, and one is asked; the last checkpoint's are asked as they come, for its search
-success is what the paper measures. No model is asked in order to choose. How likely a text finds a failure is learnt
-from the rollouts of the auditor's own training, each of which was asked and scored; how many failures of its kind are
-to be expected so far is summed up as the pictures are gone through.
+question asked an answer of the target and of every reference. So with `candidates` above 1 several texts are written
+about a picture, by all checkpoints but the last, and one is asked; the last checkpoint's are asked as they come, for
+its search success is what the paper measures. No model is asked in order to choose. How likely a text finds a failure
+is learnt from the rollouts of the auditor's own training, each of which was asked and scored; how many failures of its
+kind are to be expected so far is summed up as the pictures are gone through.
 
 Not of the paper, whose auditor asks the one question it writes.
 """
@@ -19,6 +19,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
 from auditkit.auditor import Probe
+from auditkit.disagreement import normalise
 from auditkit.kinds import Kinds
 
 EVENNESS = 2  # a text counts by its chance of a find, over this power of (1 + finds of its kind expected so far)
@@ -29,8 +30,8 @@ def chosen(
 ) -> list[Probe]:
     """One probe of each picture's candidates, in the order of the pictures.
 
-    A text that the audit's first gates would drop anyway, no question or an implausible one, is chosen only where there
-    is nothing else.
+    A text that the audit's first gates would drop anyway, no question, an implausible one or one that is asked of the
+    same picture already, is chosen only where there is nothing else.
 
     Args:
         candidates: for each picture, what the auditors wrote about it.
@@ -50,14 +51,19 @@ def chosen(
     for probe in certain:
         expected[kind[probe.key]] += chance[probe.key]
 
+    asked = {(probe.picture, normalise(probe.question)) for probe in certain}
+
     def worth(probe: Probe) -> float:
-        return chance[probe.key] / (1 + expected[kind[probe.key]]) ** EVENNESS if probe.key in chance else -1.0
+        if probe.key not in chance or (probe.picture, normalise(probe.question)) in asked:
+            return -1.0
+        return chance[probe.key] / (1 + expected[kind[probe.key]]) ** EVENNESS
 
     taken = []
     for some in candidates:
         best = max(some, key=worth)
         if best.key in chance:
             expected[kind[best.key]] += chance[best.key]
+            asked.add((best.picture, normalise(best.question)))
         taken.append(best)
     return taken
 

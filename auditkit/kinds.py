@@ -7,7 +7,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 
 class Kinds:
-    """Kinds of text by their words alone: k-means on words and word pairs of what the untrained auditor writes."""
+    """Kinds of text by their words alone: k-means on words and word pairs of given texts."""
 
     def __init__(self, texts: Sequence[str], n: int, seed: int):
         self.words = TfidfVectorizer(ngram_range=(1, 2), use_idf=False, token_pattern=r"\w+")

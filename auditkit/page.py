@@ -217,7 +217,7 @@ def figures(summary: Mapping, types: Sequence[Mapping], history: Sequence[Mappin
         "types": types and _drawn("types", "Failure rate of each failure type", plots.types_bar, types),
         "versus": compared and _drawn("versus", "Target against peer on each failure type", plots.versus, compared),
         "versus_untrained": alone
-        and _drawn("versus_untrained", "The same over the untrained auditor's probes", plots.versus, alone),
+        and _drawn("versus_untrained", "The same over the untrained auditor's questions", plots.versus, alone),
         "history": history and _drawn("history", "Rewards step by step", plots.training_curve, history),
         "skills": before and _drawn("skills", "Accuracy on each skill", plots.skills, before, after, peer),
     }

@@ -87,12 +87,12 @@ class Params:
     format_weight: float = 1.0  # of the reward for one well-formed question or wish
     coverage_weight: float  # of the novelty reward; 0 for none
     grpo_checkpoints: int  # kept, evenly spaced; the last is the trained auditor
-    grpo_patience: int = 10  # steps in a row that must show a collapse before training is stopped (watch.py); 0: never
+    grpo_patience: int = 10  # steps of one way in a row that show a collapse before training stops (watch.py); 0: never
 
     # --- 05 and 06, the audit and its findings
     asks: str = "auditor"  # (its checkpoints), untrained (it alone), or as a control source (the images' own questions)
     audit_probes: int  # probes of one audit, over all checkpoints
-    candidates: int = 1  # questions the earlier checkpoints write about a picture; the one that covers most is asked
+    candidates: int = 1  # questions written about a picture but by the last checkpoint; one is asked (covering.py)
     gates: list[str] = dataclasses.field(default_factory=list)  # beyond the consensus: reproduces, sound, visual
     repeats: int = 4  # times a finding is put to the models again, with chance, for the gates reproduces and sound
     paraphraser: str = ""  # a model that says a finding's question in other words, which is put again too; "" for none
@@ -111,7 +111,7 @@ class Params:
     rectify_learning_rate: float
     rectify_lora_rank: int  # rank of the adapter; 0: all weights of the text part are trained instead
     rectify_on: str = "findings"  # or as controls consensus (whatever references agree on), labels (labelled examples)
-    rectify_pairs: int = 0  # of these, drawn evenly; 0: all findings, and beside them the probes all agreed on
+    rectify_pairs: int = 0  # of these, over failure types in turn; 0: as many as there are, and agreed probes beside
     rectify_original: int  # labelled original examples, those the target knows are mixed in against forgetting; 0: none
 
     # --- 08, before and after
@@ -120,11 +120,12 @@ class Params:
 
 
 FIELDS = {field.name: field for field in dataclasses.fields(Params)}
-REQUIRED = [
-    name
+DEFAULTS = {
+    name: field.default if field.default is not dataclasses.MISSING else field.default_factory()
     for name, field in FIELDS.items()
-    if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-]
+    if field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
+}
+REQUIRED = [name for name, field in FIELDS.items() if name not in DEFAULTS]
 CHOICES = {
     "dtype": ("auto", "float32", "bfloat16", "float16"),
     "memory": ("together", "turns"),

@@ -11,8 +11,9 @@ Departs from the paper in four ways:
    `rectify_lora_rank: 0` trains all weights of the text part, the vision tower still frozen;
 2) where findings are few, they are repeated until they make up a fifth of the training set, or the rest would drown
    them out;
-3) failure types take turns in what is learnt, for an audit finds a few of them most of the time, and of the probes all
-   agreed on an answer that outweighs its kind of question is thinned;
+3) on the unlabeled route failure types take turns in what is learnt, for an audit finds a few of them most of the
+   time: rare ones are repeated, of the frequent ones a part is learnt. And of the probes all agreed on an answer that
+   outweighs its kind of question is thinned. Measured by `params/study_equal_data.yaml`;
 4) original examples the target gets wrong are left out: their labels alone would repair it, and what the findings are
    worth could not be told. 6,000 of them, labels and all, did as much for the miniature without any finding (with
    earlier settings).
@@ -44,7 +45,7 @@ from auditkit.memory import frozen_vision
 
 FINDINGS_SHARE = 1 / 5  # least share of the training set
 HARMLESS = 10  # so many probes of one answer are learnt even where all to their kind of question say the same
-OFTENER = 5  # a finding of a rare failure type is learnt at most so many times as often as one of a frequent type
+OFTENER = 5  # a finding of a rare failure type is learnt at most so many times as often as without turns
 PROJECTIONS = "q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj"
 # peft's "all-linear" and bare names would match the vision tower too, whose projections have the same names
 TEXT_PART = rf".*(?:language_model|text_model)\.(?!.*vision).*\.(?:{PROJECTIONS})"
@@ -85,7 +86,8 @@ def pairs(
 ) -> list[list[Example]]:
     """What is to be learnt: the findings of each failure type, with the consensus for their answer.
 
-    A control in their place, probes or labels at random, is all of one type.
+    The types are found anew, for near-duplicates are gone here and earlier rounds and a person may have their part. A
+    control in their place, probes or labels at random, is all of one type.
 
     Args:
         scored: records of an audit (audit.score).
@@ -146,8 +148,10 @@ def training_set(
     every = list(itertools.chain.from_iterable(learnt))
     keys = {example.key for example in every}
     counted = p.rectify_pairs or p.rectify_on != "findings"
-    agreed = scored if p.route == "labeled" else balanced(scored, p.failure_types)
-    agreed = [] if counted else _labelled(agreed, ["agrees"], functools.cache(picture))
+    agreed = []
+    if not counted:
+        thinned = scored if p.route == "labeled" else balanced(scored, p.failure_types)
+        agreed = _labelled(thinned, ["agrees"], functools.cache(picture))
     given = originals if p.route == "labeled" else originals[: p.rectify_original]
     rest = [*agreed, *(example for example in given if example.key not in keys)]
     if p.route == "unlabeled":
@@ -160,7 +164,7 @@ def training_set(
 
 def balanced(scored: Sequence[dict], kinds: int) -> list[dict]:
     """The records without some on which the target agreed: of each kind of question no more of one answer than of all
-    others together, findings counted, but for a handful (HARMLESS).
+    others together, findings counted, but for a handful (HARMLESS). The last in order go first.
 
     An auditor asks "what is left of a2?" where nothing is, nine times in ten, and a target that learnt from all of it
     would say "none" too often.

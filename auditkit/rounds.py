@@ -153,7 +153,7 @@ def gains(row: dict) -> bool:
 def measured(one: Round, summary: dict, first: dict) -> dict:
     """A row of the table, from the summary of a round and that of the first: {"round", "run_name", "seed", "target",
     "auditor", "search_success"?: {"untrained", "trained"} (by consensus where nobody knows the truth), "findings",
-    "learnt"?: all findings learnt from, "near_duplicates"?, "gain"?: benchmark.gain, "skills"?: means {"before",
+    "learnt"?: different findings learnt from, "near_duplicates"?, "gain"?: benchmark.gain, "skills"?: means {"before",
     "after", "peer"}, "fall"?: {"skill", "points"}, the most any skill has lost since before the first round}.
     """
     p, rectified = one.p, summary.get("rectification", {})

@@ -34,7 +34,7 @@ import filelock
 
 from auditkit import lines, specs, spending
 from auditkit.errors import AuditError
-from auditkit.params import Params, root
+from auditkit.params import DEFAULTS, Params, root
 
 MODELS = "images seed auditor target references dtype"
 ASKING = f"{MODELS} temperature min_token_probability max_question_tokens max_answer_tokens quorum same"
@@ -52,7 +52,7 @@ STAGES = {  # the stages in order, each with the parameters that its own records
     "blind_candidates blind_images",
     "06_findings": f"{ASKING} peer failure_types types_by namer",
     "07_rectify": f"{ASKING} rectify_steps rectify_batch rectify_learning_rate rectify_lora_rank rectify_original "
-    "rectify_on rectify_pairs route earlier",
+    "rectify_on rectify_pairs failure_types types_by route earlier",
     "08_benchmark": f"{ASKING} peer benchmark_examples benchmark_images",
 }
 NEVER_MATTER = (  # where, how fast, and when to give up; see Params on batch_size
@@ -286,8 +286,11 @@ def would_fit(p: Params, folder: Path) -> bool:
 
 
 def differences(manifest: dict, p: Params, stage: str) -> str:
-    """What a stage was made with against what it would be made with now, for the parameters that matter to it."""
-    before, now = manifest["parameters"], asdict(p)
+    """What a stage was made with against what it would be made with now, for the parameters that matter to it.
+
+    What was made before there was such a parameter was made with its default.
+    """
+    before, now = DEFAULTS | manifest["parameters"], asdict(p)
     return ", ".join(
         f"{name} {before[name]!r} then, {now[name]!r} now"
         for name in STAGES[stage].split()

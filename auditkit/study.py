@@ -263,8 +263,8 @@ def run(study: Study, jobs: int, tell: Callable[[str], None] = print) -> Path:
                     code = subprocess.run(command, cwd=params.root(), stdout=out, stderr=out).returncode
         if code == 130:
             raise KeyboardInterrupt
-        if not code:
-            report.write(runs.run_folder(p))  # a run of some stages writes none
+        if not code and study.stages is AUDIT:
+            report.write(runs.run_folder(p))  # which notebook 08 does elsewhere
         said = "FAILED, see " + runs.shown(log) if code else "done"
         tell(f"  {next(number)} of {total}: {arm}, seed {seed}: {said}")
         return runs.shown(log) if code else None

@@ -5,8 +5,8 @@ target was. The paper shows normalised shares, target / (target + peer), each pa
 often either fails, so the absolute rates stand beside them, with intervals.
 
 The probes were hunted for the target: where it fails is where the auditor asked. That flatters the peer, of which
-nobody asked what it gets wrong. So the same is counted over the untrained auditor's probes alone, which were hunted for
-nobody, where these are at least `FEW`.
+nobody asked what it gets wrong. So the same is counted over the untrained auditor's questions of notebook 02, which
+were hunted for nobody, where a type has at least `FEW` of them.
 """
 
 from __future__ import annotations
@@ -14,22 +14,29 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from auditkit import disagreement
-from auditkit.findings import FailureType
+from auditkit import disagreement, naming
+from auditkit.disagreement import normalise
+from auditkit.findings import ASKED, FailureType
 from auditkit.stats import rate
 from auditkit.vlm import AnswerBook, Writer
 
-UNTRAINED = "untrained"  # the checkpoint whose probes were hunted for nobody (notebook 05)
 FEW = 20  # probes of a type below which a rate of the untrained auditor's alone says nothing
 
 
 def compared(
-    types: Sequence[FailureType], scored: Sequence[dict], peer: Writer, source, p, folder: Path
+    types: Sequence[FailureType],
+    scored: Sequence[dict],
+    untrained: Sequence[dict],
+    peer: Writer,
+    source,
+    p,
+    folder: Path,
 ) -> dict[str, dict]:
     """How often target and peer depart from the consensus on the same probes of each failure type.
 
     Args:
         scored: the audit's records (audit.score).
+        untrained: those of notebook 02; none where it was not run.
         source: images of the run, those that were made among them (album.within).
         p: uses quorum, same and max_answer_tokens.
         folder: gets answers.jsonl; what it holds is not asked again.
@@ -38,21 +45,35 @@ def compared(
     are those that ask alike and whose consensus is one of the type's, as for `rate_when`.
     """
     rows = {row["key"]: row for row in scored}
-    keys = sorted({key for kind in types for key in kind.asked})
-    pictures, questions = [source.picture(rows[k]["picture"]) for k in keys], [rows[k]["question"] for k in keys]
+    asked = {kind.name: [rows[key] for key in kind.asked] for kind in types}
+    nobody = {kind.name: _of_type(kind, untrained) for kind in types}
+    put = {(row["picture"], row["question"]): row for some in (asked, nobody) for of in some.values() for row in of}
+    pictures, questions = [source.picture(key) for key, _ in put], [question for _, question in put]
     said = AnswerBook(folder / "answers.jsonl").ask(peer, pictures, questions, p.max_answer_tokens)
-    judged = [(q, s, list(rows[k]["references"].values())) for k, q, s in zip(keys, questions, said, strict=True)]
+    judged = [(row["question"], s, list(row["references"].values())) for row, s in zip(put.values(), said, strict=True)]
     verdicts = disagreement.verdicts(judged, disagreement.same(p, folder), p.quorum)
-    peers = {key: verdict.disagrees for key, verdict in zip(keys, verdicts, strict=True)}
+    peers = {one: verdict.disagrees for one, verdict in zip(put, verdicts, strict=True)}
 
-    def both(some: Sequence[str]) -> dict:
-        wrong = sum(rows[key]["gate"] == "ok" for key in some), sum(peers[key] for key in some)
+    def both(some: Sequence[dict]) -> dict:
+        wrong = (
+            sum(row["gate"] == "ok" for row in some),
+            sum(peers[row["picture"], row["question"]] for row in some),
+        )
         return {side: rate(n, len(some)) for side, n in zip(("target", "peer"), wrong, strict=True)}
 
     found = {}
     for kind in types:
-        found[kind.name] = both(kind.asked)
-        first = [key for key in kind.asked if rows[key].get("checkpoint") == UNTRAINED]
-        if len(first) >= FEW:
-            found[kind.name]["untrained"] = both(first)
+        found[kind.name] = both(asked[kind.name])
+        if len(nobody[kind.name]) >= FEW:
+            found[kind.name]["untrained"] = both(nobody[kind.name])
     return found
+
+
+def _of_type(kind: FailureType, records: Sequence[dict]) -> list[dict]:
+    matches = naming.matcher(kind.template, kind.questions)
+    consensus = {normalise(pair["consensus"]) for pair in kind.confusion}
+    return [
+        row
+        for row in records
+        if row["gate"] in ASKED and normalise(row["consensus"]) in consensus and matches(row["question"])
+    ]

@@ -63,7 +63,7 @@ def collapsed(history: Sequence[dict], p: Params) -> str:
 
     Args:
         history: rows of history.jsonl, oldest first; what was written before there was a watch is passed over.
-        p: uses grpo_patience (0: never), and says what replay_weight and grpo_learning_rate are now.
+        p: uses grpo_patience (0: never), and says what replay_weight, coverage_weight and grpo_learning_rate are now.
     """
     watched = [row for row in history if "commonest" in row]
     last = [row for row in watched if row.get("way") == watched[-1].get("way")][-p.grpo_patience :]

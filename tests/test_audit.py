@@ -270,6 +270,29 @@ def test_of_several_candidates_one_is_asked_and_the_last_checkpoint_s_are_asked_
     assert world.run(tmp_path / "chosen", p, rollouts=tried) == records and sum(world.calls.values()) == calls
 
 
+def test_only_questions_have_candidates_and_what_was_chosen_stays_so(world, tmp_path, monkeypatch):
+    dealt = {"untrained": PICTURES[:12], "60": PICTURES[12:18], "trained": PICTURES[18:]}
+    batches = audit._batches(dealt, ["question", "question", "edit"], lambda key: "what is it?", 4)
+    before = [dict(batch) for batch in batches]
+    first = audit._candidates(batches, list(dealt), 3, 4)
+    assert [batch for batch in batches if batch in before] == before, "those that were there are as they were"
+    more = [batch for batch in batches if batch not in before]
+    assert {batch["way"] for batch in more} == {"question"} and {b["checkpoint"] for b in more} == {"untrained", "60"}
+    keys = [key for batch in more for key in batch["keys"]]
+    assert len(keys) == len(set(keys)) == 2 * (8 + 4) and len(first) == 3 * (8 + 4)
+    assert [batch["checkpoint"] for batch in batches] == sorted(
+        (b["checkpoint"] for b in batches), key=list(dealt).index
+    )
+    of = {key: picture for batch in batches for key, picture in zip(batch["keys"], batch["pictures"], strict=True)}
+    assert all(of[key] == of[its_first] for key, its_first in first.items())
+
+    p = SimpleNamespace(**{**vars(P), "candidates": 2, "replay_clusters": 4})
+    tried = [{"way": "question", "question": "is it?", "text": "is it?", "success": n == 0} for n in range(4)]
+    records = world.run(tmp_path, p, rollouts=tried)
+    monkeypatch.setattr(audit.covering, "chosen", lambda *_: pytest.fail("chosen anew"))
+    assert world.run(tmp_path, p, rollouts=tried) == records
+
+
 def test_candidates_that_were_interrupted_end_in_the_same_records(monkeypatch, tmp_path):
     p = SimpleNamespace(**{**vars(P), "candidates": 2, "replay_clusters": 4})
     tried = [{"way": "question", "question": "is it?", "text": "is it?", "success": n == 0} for n in range(4)]

@@ -26,7 +26,9 @@ def cluster():
 @pytest.fixture
 def p(repository, monkeypatch):
     monkeypatch.setattr(audit, "CHUNK", 16)
-    return params.load(repository / "params" / "smoke.yaml", audit_probes=60, batch_size=16, engine="ray", workers=2)
+    return params.load(
+        repository / "params" / "smoke.yaml", audit_probes=60, batch_size=16, candidates=2, engine="ray", workers=2
+    )
 
 
 def run(p, out):
@@ -34,11 +36,12 @@ def run(p, out):
     auditors = {"untrained": partial(load, p.auditor), "the same": partial(load, p.auditor)}
     references = [partial(load, spec) for spec in p.references]
     pictures = images.load(p.images).pictures("audit", p.audit_probes, p.seed)
-    return audit.run(auditors, partial(load, p.target), references, pictures, p, out)
+    tried = [{"way": "question", "question": q, "text": q, "success": "colour" in q} for q in ("what colour?", "why?")]
+    return audit.run(auditors, partial(load, p.target), references, pictures, p, out, rollouts=tried)
 
 
 def test_two_workers_killed_and_started_again_make_the_local_runs_records(cluster, p, tmp_path, monkeypatch, capsys):
-    local = run(params.load(p.params_file, audit_probes=60, batch_size=16), tmp_path / "local")
+    local = run(params.load(p.params_file, audit_probes=60, batch_size=16, candidates=2), tmp_path / "local")
     append, out, times = lines.append, tmp_path / "ray", []
 
     def killed_at_the_third(path, rows):
@@ -52,7 +55,7 @@ def test_two_workers_killed_and_started_again_make_the_local_runs_records(cluste
     with pytest.raises(Killed):
         run(p, out)
     monkeypatch.setattr(lines, "append", append)
-    assert len(lines.read(out / "proposals.jsonl")) == 60 and 28 <= len(lines.read(out / "records.jsonl")) <= 32
+    assert len(lines.read(out / "proposals.jsonl")) == 60 + 24 and 28 <= len(lines.read(out / "records.jsonl")) <= 32
     before = lines.read(out / "answers.jsonl")
     assert len(before) >= 4 * 40
     capsys.readouterr()

@@ -364,10 +364,10 @@ def test_the_peer_is_judged_on_the_probes_of_each_type_as_the_target_was(records
             return [said[keys[id(i)], q][self.side] for i, q in zip(images, questions, strict=True)]
 
     source = SimpleNamespace(picture=lambda key: SimpleNamespace(key=key, image=pictures[key]))
-    half = [{**r, "checkpoint": "untrained" if n % 2 else "step 9"} for n, r in enumerate(records)]
+    half = [{**r, "key": f"untrained/{n}"} for n, r in enumerate(records) if n % 2]  # as if of notebook 02
     right, like = Peer("right", "consensus"), Peer("like", "target")
     for peer, same in ((right, False), (like, True)):
-        compared = versus.compared(types, half, peer, source, P, tmp_path)
+        compared = versus.compared(types, records, half, peer, source, P, tmp_path)
         for t in types:
             rates = compared[t.name]
             assert rates["target"]["n"] == rates["peer"]["n"] == t.rate_when["n"]
@@ -378,5 +378,5 @@ def test_the_peer_is_judged_on_the_probes_of_each_type_as_the_target_was(records
             assert "untrained" not in rates or rates["untrained"]["peer"]["n"] == first
     assert any("untrained" in rates for rates in compared.values())
     asked = like.asked
-    versus.compared(types, half, like, source, P, tmp_path)
+    versus.compared(types, records, half, like, source, P, tmp_path)
     assert like.asked == asked, "what is on file is not asked again"

@@ -113,6 +113,20 @@ def test_another_value_that_matters_is_refused_with_the_difference(p):
     assert run.records() == [] and not run.done and manifest(run.folder)["counts"] == {}
 
 
+def test_what_was_made_before_there_was_a_parameter_was_made_with_its_default(p):
+    finished(p, "05_audit")
+    path = runs.run_folder(p) / "05_audit" / "manifest.json"
+    before = json.loads(path.read_text())
+    del before["parameters"]["candidates"]
+    path.write_text(json.dumps(before))
+    assert runs.is_done(changed(candidates=1), "05_audit") and not runs.is_done(changed(candidates=3), "05_audit")
+
+
+def test_a_repair_depends_on_the_failure_types_it_learns_in_turn(p):
+    finished(p, "07_rectify")
+    assert runs.is_done(p, "07_rectify") and not runs.is_done(changed(failure_types=5), "07_rectify")
+
+
 def test_a_stage_that_made_nothing_yet_takes_other_parameters(p):
     runs.open(p, "05_audit")
     assert manifest(runs.open(changed(audit_probes=5), "05_audit").folder)["parameters"]["audit_probes"] == 5

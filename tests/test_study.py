@@ -109,6 +109,11 @@ def test_runs_are_made_side_by_side_and_one_that_fails_is_named(write, project, 
     assert said[0].startswith("study two: 2 arms x 3 seeds") and len(said) == 7
 
 
+def test_what_is_measured_of_audits_alone_needs_no_repair(write):
+    assert study.load(write(measures=["trained", "half", "again"])).stages == ("02", "04", "05", "06")
+    assert study.load(write(measures=["trained", "gain"])).stages == study.STAGES
+
+
 def finished(folder, p, stage: str, needs: dict) -> str:
     """A stage folder as a run leaves it, and its id."""
     (folder / stage).mkdir(parents=True)
