@@ -271,7 +271,10 @@ def test_what_was_learnt_leads_back_to_the_audit(smoke):
         asked |= {found["key"]: found} if found else {}
     scored = [row for row in lines.read(folder.parent / "05_audit" / "scored.jsonl") if row["gate"] in ("ok", "agrees")]
     repeats = json.loads((folder / "manifest.json").read_text())["counts"]["near_duplicates"]
-    assert len(asked) == len(scored) - repeats and {row["run"] for row in traced if "run" in row} == {"smoke"}
+    assert asked.keys() <= {row["key"] for row in scored} and {row["run"] for row in traced if "run" in row} == {
+        "smoke"
+    }
+    assert 0.8 * len(scored) <= len(asked) <= len(scored) - repeats, "frequent types and answers are learnt in part"
 
 
 def test_running_again_does_nothing_but_write_a_report_that_is_missing(smoke):
