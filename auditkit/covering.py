@@ -15,12 +15,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
 from auditkit.auditor import Probe
 from auditkit.disagreement import normalise
-from auditkit.kinds import Kinds
+from auditkit.kinds import Kinds, words
 
 EVENNESS = 2  # a text counts by its chance of a find, over this power of (1 + finds of its kind expected so far)
 
@@ -81,9 +80,9 @@ def chances(texts: Sequence[str], rollouts: Sequence[Mapping]) -> list[float]:
     found = [row["success"] for row in tried]
     if len(set(found)) < 2:  # nothing to tell one from the other by
         return [0.5] * len(texts)
-    words = TfidfVectorizer(ngram_range=(1, 2), use_idf=False, token_pattern=r"\w+")
-    learnt = LogisticRegression(C=10, max_iter=500).fit(words.fit_transform(row["text"] for row in tried), found)
-    return learnt.predict_proba(words.transform(texts))[:, 1].tolist()
+    reader = words()
+    learnt = LogisticRegression(C=10, max_iter=500).fit(reader.fit_transform(row["text"] for row in tried), found)
+    return learnt.predict_proba(reader.transform(texts))[:, 1].tolist()
 
 
 def _sound(probe: Probe, p) -> bool:

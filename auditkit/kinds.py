@@ -6,11 +6,16 @@ from sklearn.cluster import KMeans
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 
+def words() -> TfidfVectorizer:
+    """What a text is read as: its words and word pairs, the rare ones counting no more than the others."""
+    return TfidfVectorizer(ngram_range=(1, 2), use_idf=False, token_pattern=r"\w+")
+
+
 class Kinds:
     """Kinds of text by their words alone: k-means on words and word pairs of given texts."""
 
     def __init__(self, texts: Sequence[str], n: int, seed: int):
-        self.words = TfidfVectorizer(ngram_range=(1, 2), use_idf=False, token_pattern=r"\w+")
+        self.words = words()
         features = self.words.fit_transform(texts)
         self.n = min(n, len(set(texts)))
         self.means = KMeans(self.n, n_init=4, random_state=seed).fit(features)

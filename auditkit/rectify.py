@@ -13,7 +13,7 @@ Departs from the paper in four ways:
    them out;
 3) on the unlabeled route failure types take turns in what is learnt, for an audit finds a few of them most of the
    time: rare ones are repeated, of the frequent ones a part is learnt. And of the probes all agreed on an answer that
-   outweighs its kind of question is thinned. Measured by `params/study_equal_data.yaml`;
+   outweighs its kind of question is thinned (README, Choosing what to ask);
 4) original examples the target gets wrong are left out: their labels alone would repair it, and what the findings are
    worth could not be told. 6,000 of them, labels and all, did as much for the miniature without any finding (with
    earlier settings).
@@ -167,7 +167,7 @@ def balanced(scored: Sequence[dict], kinds: int) -> list[dict]:
     others together, findings counted, but for a handful (HARMLESS). The last in order go first.
 
     An auditor asks "what is left of a2?" where nothing is, nine times in ten, and a target that learnt from all of it
-    would say "none" too often.
+    may come to say "none" too often (a guess: the thinning was only measured together with the turns of types).
 
     Args:
         kinds: most kinds of question told apart, by their words.
