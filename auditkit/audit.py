@@ -1,10 +1,7 @@
 """The audit: the auditor asks about pictures it never saw, target and references answer, and every word is kept.
 
 (paper, Sec. 3.2: one pass per picture, no further search.) Departs from the paper in one way: probes come from several
-checkpoints of the auditor, the untrained one among them. The last succeeds most often, but training narrows what an
-auditor asks about, and the earlier checkpoints still reach what the last one forgot. Of the miniature's 28 gaps, 2,000
-probes found 25 and 26 (two seeds, auditors trained for 240 steps) with 40 % of them by the untrained auditor and 30 %
-by the last one; with 15 % and 50 % they found 19 and 25.
+checkpoints of the auditor, the untrained one among them (dealing.py).
 
 Three files grow in the audit's folder, so it can be killed anywhere and started again: proposals.jsonl (what the
 auditors wrote), answers.jsonl (what each model said), records.jsonl (one row a probe). Answers are saved before they
@@ -29,7 +26,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from auditkit import auditor as auditing
-from auditkit import covering, lines
+from auditkit import covering, dealing, lines
 from auditkit.album import FILE, MADE, Album, granted, kept, painters, seed_of
 from auditkit.auditor import Probe
 from auditkit.disagreement import Same, Verdict, normalise, same, unfulfilled, verdicts
@@ -39,32 +36,9 @@ from auditkit.likeness import unlike
 from auditkit.memory import free
 from auditkit.vlm import AnswerBook, Writer
 
-SOURCE = "source"  # stands for an auditor where the probes are the images' own questions
-UNTRAINED, LAST = 0.4, 0.3  # shares of the first and the last checkpoint; those between share the rest
 CHUNK = 512  # probes answered by all models before the next ones
 
 Loader = Callable[[], Writer]  # loads a model when it is called: partial(vlm.loader(p), spec), or lambda: model
-
-
-def shares(checkpoints: Sequence[str], probes: int) -> dict[str, int]:
-    """How many pictures each checkpoint gets: 40 % the first, 30 % the last, the others the rest, all of them if one.
-
-    >>> shares(["untrained", "60", "120", "180"], 2000)
-    {'untrained': 800, '60': 300, '120': 300, '180': 600}
-    >>> shares(["untrained", "180"], 10)
-    {'untrained': 4, '180': 6}
-    """
-    names = list(checkpoints)
-    if len(names) == 1:
-        return {names[0]: probes}
-    counts = dict.fromkeys(names, 0)
-    counts[names[0]] = round(UNTRAINED * probes + 1e-9)
-    between = names[1:-1]
-    for i, name in enumerate(between):
-        rest = round((1 - LAST - UNTRAINED) * probes)
-        counts[name] = rest * (i + 1) // len(between) - rest * i // len(between)
-    counts[names[-1]] = probes - sum(counts.values())
-    return counts
 
 
 def run(
@@ -86,14 +60,14 @@ def run(
     target and references.
 
     Args:
-        auditors: checkpoint name -> what loads that auditor, the untrained one first, the trained one last. SOURCE
-            alone stands for the questions that come with the pictures: a control without any auditor.
+        auditors: checkpoint name -> what loads that auditor, the untrained one first, the trained one last.
+            dealing.SOURCE alone stands for the questions that come with the pictures: a control without any auditor.
         target, references: what loads the models that answer.
         pictures: pictures the auditors never saw, all different; with fewer than p.audit_probes there are fewer probes.
         p: uses audit_probes, candidates, seed, batch_size, temperature, max_question_tokens, max_answer_tokens, engine;
             under "ray" also workers, device and images, from which the workers take the pictures.
         out: the folder; what is there already is not asked again.
-        counts: pictures of each checkpoint, if not by `shares`.
+        counts: pictures of each checkpoint, if not by `dealing.shares`.
         ways: that take turns, if not p.ways.
         own: the source's own question about a picture, as Source.question.
         again: a picture may come more than once, as one with several labelled questions does on the labeled route.
@@ -110,7 +84,7 @@ def run(
     """
     _refuse_confusion(references, pictures, auditors, again)
     if counts is None:
-        counts = shares(list(auditors), min(p.audit_probes, len(pictures)))
+        counts = dealing.shares(list(auditors), min(p.audit_probes, len(pictures)))
     if sum(counts.values()) > len(pictures):
         raise AuditError(f"audit: {sum(counts.values())} probes need as many pictures, but there are {len(pictures)}.")
     out = Path(out).absolute()  # workers may stand elsewhere
@@ -119,8 +93,9 @@ def run(
         dealt[name] = pictures[start : start + counts.get(name, 0)]
         start += counts.get(name, 0)
     where = {picture.key: picture for picture in pictures}
-    batches = _batches(dealt, list(ways or p.ways), own, p.batch_size)
-    first = _candidates(batches, list(auditors), p.candidates if rollouts else 1, p.batch_size)
+    batches, names = dealing.batches(dealt, list(ways or p.ways), own, p.batch_size), list(auditors)
+    more, first = dealing.further(batches, names, p.candidates if rollouts else 1, p.batch_size)
+    batches = sorted(batches + more, key=lambda batch: names.index(batch["checkpoint"]))  # each is loaded once
     probes = _propose(auditors, batches, where, p, out)
     if first:
         probes = _chosen(probes, first, rollouts, p, out / "chosen.jsonl")
@@ -238,9 +213,9 @@ class Proposing:
 
         Returns {"probes": rows, "pictures": rows for pictures.jsonl}.
         """
-        if batch["checkpoint"] == SOURCE:
+        if batch["checkpoint"] == dealing.SOURCE:
             asked = zip(batch["keys"], batch["pictures"], batch["own"], strict=True)
-            probes = [Probe(key, seen, own, own or "", checkpoint=SOURCE) for key, seen, own in asked]
+            probes = [Probe(key, seen, own, own or "", checkpoint=dealing.SOURCE) for key, seen, own in asked]
             return {"probes": list(map(asdict, probes)), "pictures": []}
         first = next(iter(self.auditors))
         self.untrained = self.untrained or self.auditors[first]()
@@ -344,47 +319,6 @@ class Answering:
 
     def _picture(self, key: str, picture: Callable[[str], Picture]) -> Picture:
         return kept(self.out, key) if key.startswith(MADE) else picture(key)
-
-
-def _batches(
-    dealt: Mapping[str, Sequence[Picture]], ways: Sequence[str], own: Callable[[str], str | None], size: int
-) -> list[dict]:
-    """The pictures of each checkpoint in batches of one way; the ways take turns over the pictures."""
-    batches = []
-    for name, pictures in dealt.items():
-        for way in dict.fromkeys(ways):
-            places = [i for i in range(len(pictures)) if ways[i % len(ways)] == way]
-            for start in range(0, len(places), size):
-                some = places[start : start + size]
-                keys = [pictures[i].key for i in some]
-                batches.append(
-                    {"checkpoint": name, "way": way, "keys": [f"{name}/{i:05d}" for i in some], "pictures": keys}
-                    | {"own": [own(key) if name == SOURCE or way != "question" else None for key in keys]}
-                )
-    return batches
-
-
-def _candidates(batches: list[dict], auditors: Sequence[str], candidates: int, size: int) -> dict[str, str]:
-    """Adds batches for the further questions about the pictures of all auditors but the last, in the same proportions.
-
-    Returns, for each of these pictures' questions, its key -> that of the first question about the same picture.
-    """
-    open_to_choice = [b for b in batches if b["way"] == "question" and b["checkpoint"] in auditors[:-1]]
-    slots = [slot for batch in open_to_choice for slot in zip(batch["keys"], batch["pictures"], strict=True)]
-    if candidates < 2 or not slots:
-        return {}
-    first, more, start = {key: key for key, _ in slots}, slots * (candidates - 1), 0
-    for name in auditors[:-1]:
-        own = (candidates - 1) * sum(len(batch["keys"]) for batch in open_to_choice if batch["checkpoint"] == name)
-        for at in range(start, start + own, size):
-            some = more[at : min(at + size, start + own)]
-            keys = [f"{name}/+{at + i:05d}" for i in range(len(some))]
-            first |= dict(zip(keys, (key for key, _ in some), strict=True))
-            batches.append({"checkpoint": name, "way": "question", "keys": keys, "own": [None] * len(some)}
-                           | {"pictures": [picture for _, picture in some]})  # fmt: skip
-        start += own
-    batches.sort(key=lambda batch: auditors.index(batch["checkpoint"]))  # each is loaded once
-    return first
 
 
 def _chosen(

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 
 from auditkit import params as parameters
 from auditkit import sizes
-from auditkit.audit import shares
 from auditkit.crossexam import ELSEWHERE
+from auditkit.dealing import shares
 from auditkit.errors import AuditError
 from auditkit.fitting import Model
 from auditkit.params import Params

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from auditkit import audit, auditor, images, lines, vlm
+from auditkit import audit, auditor, dealing, images, lines, vlm
 from auditkit.errors import AuditError
 
 P = SimpleNamespace(
@@ -227,7 +227,7 @@ def test_nothing_asked_and_never_agreeing_references_are_errors():
 @pytest.mark.parametrize("probes", [1, 2, 7, 20, 1999, 2000])
 def test_shares_use_every_probe(probes):
     for names in (["a"], ["a", "b"], list("abc"), list("abcde")):
-        counts = audit.shares(names, probes)
+        counts = dealing.shares(names, probes)
         assert sum(counts.values()) == probes and min(counts.values()) >= 0
 
 
@@ -272,18 +272,14 @@ def test_of_several_candidates_one_is_asked_and_the_last_checkpoint_s_are_asked_
 
 def test_only_questions_have_candidates_and_what_was_chosen_stays_so(world, tmp_path, monkeypatch):
     dealt = {"untrained": PICTURES[:12], "60": PICTURES[12:18], "trained": PICTURES[18:]}
-    batches = audit._batches(dealt, ["question", "question", "edit"], lambda key: "what is it?", 4)
-    before = [dict(batch) for batch in batches]
-    first = audit._candidates(batches, list(dealt), 3, 4)
-    assert [batch for batch in batches if batch in before] == before, "those that were there are as they were"
-    more = [batch for batch in batches if batch not in before]
+    batches = dealing.batches(dealt, ["question", "question", "edit"], lambda key: "what is it?", 4)
+    more, first = dealing.further(batches, list(dealt), 3, 4)
     assert {batch["way"] for batch in more} == {"question"} and {b["checkpoint"] for b in more} == {"untrained", "60"}
     keys = [key for batch in more for key in batch["keys"]]
     assert len(keys) == len(set(keys)) == 2 * (8 + 4) and len(first) == 3 * (8 + 4)
-    assert [batch["checkpoint"] for batch in batches] == sorted(
-        (b["checkpoint"] for b in batches), key=list(dealt).index
-    )
-    of = {key: picture for batch in batches for key, picture in zip(batch["keys"], batch["pictures"], strict=True)}
+    of = {
+        key: picture for batch in batches + more for key, picture in zip(batch["keys"], batch["pictures"], strict=True)
+    }
     assert all(of[key] == of[its_first] for key, its_first in first.items())
 
     p = SimpleNamespace(**{**vars(P), "candidates": 2, "replay_clusters": 4})

@@ -16,7 +16,7 @@ import nbformat
 import pytest
 import yaml
 
-from auditkit import audit, crossexam, learning, lines, params, report, review, runs
+from auditkit import crossexam, dealing, learning, lines, params, report, review, runs
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("[0-9]*.ipynb"))
 FIRST = ["run_name", "params_file", "seed", "resume"]
@@ -210,7 +210,7 @@ def test_what_each_notebook_measured(metrics, manifests, p):
     assert metrics["04_auditor"]["steps"] == p.grpo_steps
     assert metrics["04_auditor"]["checkpoints"] == p.grpo_checkpoints
 
-    last = list(audit.shares(["untrained", *map(str, range(p.grpo_checkpoints))], p.audit_probes).values())[-1]
+    last = list(dealing.shares(["untrained", *map(str, range(p.grpo_checkpoints))], p.audit_probes).values())[-1]
     assert last / len(p.ways) - 3 <= metrics["05_audit"]["trained"]["n"] <= last, "questions of the last checkpoint"
     ways = metrics["05_audit"]["ways"]
     assert set(ways) == set(p.ways) and all(ways[way]["probes"] > 0 for way in ways)
