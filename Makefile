@@ -4,8 +4,6 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-# Tiny models on two cores: threads that spin while they wait cost more than they bring.
-export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
 .PHONY: demo test lint clean
@@ -14,7 +12,7 @@ demo: .venv/.ready
 	$(BIN)/auditkit run params/demo.yaml
 
 test: .venv/.ready
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: .venv/.ready
 	$(BIN)/ruff check .

@@ -25,6 +25,7 @@ Every `auditkit run` asks `is_study`, so what is heavy is imported where it is u
 
 import itertools
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -251,6 +252,7 @@ def run(study: Study, jobs: int, tell: Callable[[str], None] = print) -> Path:
 
     study.folder.mkdir(parents=True, exist_ok=True)
     total, number = len(study.seeds) * len(study.arms), itertools.count(1)
+    threads = {"OMP_NUM_THREADS": "1"} if jobs > 1 else {}  # a core for each job
     tell(f"study {study.name}: {len(study.arms)} arms x {len(study.seeds)} seeds -> {runs.shown(study.folder)}")
 
     def one(seed: int, arm: str) -> str | None:
@@ -260,7 +262,9 @@ def run(study: Study, jobs: int, tell: Callable[[str], None] = print) -> Path:
             for stage in study.stages:
                 if not code and not _borrowed(p, stage):
                     command = _command(study, arm, seed, stage)
-                    code = subprocess.run(command, cwd=params.root(), stdout=out, stderr=out).returncode
+                    code = subprocess.run(
+                        command, cwd=params.root(), env=threads | os.environ, stdout=out, stderr=out
+                    ).returncode
         if code == 130:
             raise KeyboardInterrupt
         if not code and study.stages is AUDIT:
