@@ -300,3 +300,16 @@ def test_candidates_that_were_interrupted_end_in_the_same_records(monkeypatch, t
         with pytest.raises(Killed):
             world.run(out, p, rollouts=tried)
         assert world.run(out, p, rollouts=tried) == wanted
+
+
+def test_a_picture_that_comes_again_is_not_asked_the_same_where_there_is_a_choice(world, tmp_path):
+    p = SimpleNamespace(**{**vars(P), "candidates": 3, "replay_clusters": 4})
+    tried = [{"way": "question", "question": "is it?", "text": "is it?", "success": n == 0} for n in range(4)]
+    shown = [PICTURES[i // 5] for i in range(20)]  # as on the labeled route, where each has five examples
+    runs = [
+        audit.run(*world.loaders(), shown, p, tmp_path / str(len(rollouts)), again=True, rollouts=rollouts)
+        for rollouts in (tried, [])
+    ]
+    assert all(sorted(r["picture"] for r in records) == sorted(picture.key for picture in shown) for records in runs)
+    repeats = [sum(row["gate"] == "duplicate" for row in audit.score(records, p)) for records in runs]
+    assert repeats[0] < repeats[1]
