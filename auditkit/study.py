@@ -267,8 +267,9 @@ def run(study: Study, jobs: int, tell: Callable[[str], None] = print) -> Path:
                     ).returncode
         if code == 130:
             raise KeyboardInterrupt
-        if not code and study.stages is AUDIT:
-            report.write(runs.run_folder(p))  # which notebook 08 does elsewhere
+        folder = runs.run_folder(p)
+        if not code and (study.stages is AUDIT or not (folder / "summary.json").is_file()):
+            report.write(folder)  # which notebook 08 does, unless it too was copied
         said = "FAILED, see " + runs.shown(log) if code else "done"
         tell(f"  {next(number)} of {total}: {arm}, seed {seed}: {said}")
         return runs.shown(log) if code else None

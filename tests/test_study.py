@@ -109,6 +109,16 @@ def test_runs_are_made_side_by_side_and_one_that_fails_is_named(write, project, 
     assert said[0].startswith("study two: 2 arms x 3 seeds") and len(said) == 7
 
 
+def test_a_run_of_which_every_stage_was_copied_gets_its_report(write, project, monkeypatch):
+    def report_of(folder):
+        folder.mkdir(parents=True)
+        (folder / "summary.json").write_text(json.dumps(summary(0, 0)))
+
+    monkeypatch.setattr(study, "_borrowed", lambda p, stage: True)
+    monkeypatch.setattr(report, "write", report_of)
+    assert study.run(study.load(write()), 1, lambda said: None).is_file()
+
+
 def test_what_is_measured_of_audits_alone_needs_no_repair(write):
     assert study.load(write(measures=["trained", "half", "again"])).stages == ("02", "04", "05", "06")
     assert study.load(write(measures=["trained", "gain"])).stages == study.STAGES
