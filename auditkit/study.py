@@ -260,7 +260,7 @@ def run(study: Study, jobs: int, tell: Callable[[str], None] = print) -> Path:
         code = 0
         with log.open("a", encoding="utf-8") as out:
             for stage in study.stages:
-                if not code and not _borrowed(p, stage):
+                if not code and not runs.is_done(p, _name(stage)) and not _borrowed(p, stage):
                     command = _command(study, arm, seed, stage)
                     code = subprocess.run(
                         command, cwd=params.root(), env=threads | os.environ, stdout=out, stderr=out
@@ -326,7 +326,7 @@ def _folder(study: Study, arm: str, seed: int) -> Path:
 
 def _borrowed(p: params.Params, number: str) -> bool:
     """Whether a stage could be copied from another run of a study, made with the same settings, on the same stages."""
-    stage = next(name for name in runs.STAGES if name.startswith(number))
+    stage = _name(number)
     here = runs.run_folder(p) / stage
     if here.exists():
         return False
@@ -338,6 +338,10 @@ def _borrowed(p: params.Params, number: str) -> bool:
             beside.rename(here)
             return True
     return False
+
+
+def _name(number: str) -> str:
+    return next(name for name in runs.STAGES if name.startswith(number))
 
 
 def _command(study: Study, arm: str, seed: int, stage: str) -> list[str]:
