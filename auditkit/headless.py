@@ -212,8 +212,8 @@ def _kernels() -> Iterator["Config"]:
     from traitlets.config import Config
 
     logging.getLogger("papermill").setLevel(logging.ERROR)  # it warns of each parameter the notebook does not list
-    # A second thread spares tiny models a third of their time, more bring little. Unless GNU's OpenMP has it wait no
-    # longer than this before it sleeps, it takes the core that whatever else is running needs.
+    # A second thread spares tiny models up to a third of a GRPO step. Unless GNU's OpenMP has it wait no longer than
+    # this before it sleeps, it takes the core that whatever else is running needs.
     os.environ.setdefault("OMP_NUM_THREADS", str(min(2, os.cpu_count() or 1)))
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
