@@ -26,7 +26,6 @@ from auditkit.params import Params
 
 FAR = 1000  # between the seeds of two rounds, so that they are no seeds somebody would run beside the first
 AUDITOR, REPAIR, LAST = "04_auditor", "07_rectify", "08_benchmark"
-STAGES = [stage for stage in runs.STAGES if stage[:2] in study.STAGES]
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ def run(
         this = following(path, settings, base, done)
         _hold_to(folder, this, done)
         tell(f"round {number}: {this.p.run_name}, target {specs.parse(this.p.target).name}")
-        for stage in STAGES:
+        for stage in study.STAGES:
             if not runs.is_done(this.p, stage) and (code := work(command(this, settings, stage))):
                 if code == 130:
                     raise KeyboardInterrupt

@@ -42,7 +42,8 @@ from auditkit.errors import AuditError
 
 KEYS = {"study": str, "question": str, "base": str, "seeds": list, "settings": dict, "arms": dict}
 OPTIONAL = {"measures": list, "curve": dict}
-STAGES = ("02", "04", "05", "06", "07", "08")  # what a study measures needs no more
+NEEDED = ("02", "04", "05", "06", "07", "08")  # what a study measures needs no more
+STAGES = tuple(stage for stage in runs.STAGES if stage.startswith(NEEDED))
 AUDIT = STAGES[:4]  # what is measured of audits alone needs no repair
 
 
@@ -260,7 +261,7 @@ def run(study: Study, jobs: int, tell: Callable[[str], None] = print) -> Path:
         code = 0
         with log.open("a", encoding="utf-8") as out:
             for stage in study.stages:
-                if not code and not runs.is_done(p, _name(stage)) and not _borrowed(p, stage):
+                if not code and not runs.is_done(p, stage) and not _borrowed(p, stage):
                     command = _command(study, arm, seed, stage)
                     code = subprocess.run(
                         command, cwd=params.root(), env=threads | os.environ, stdout=out, stderr=out
@@ -324,9 +325,8 @@ def _folder(study: Study, arm: str, seed: int) -> Path:
     return runs.run_folder(_parameters(study, arm, seed))
 
 
-def _borrowed(p: params.Params, number: str) -> bool:
+def _borrowed(p: params.Params, stage: str) -> bool:
     """Whether a stage could be copied from another run of a study, made with the same settings, on the same stages."""
-    stage = _name(number)
     here = runs.run_folder(p) / stage
     if here.exists():
         return False
@@ -340,14 +340,10 @@ def _borrowed(p: params.Params, number: str) -> bool:
     return False
 
 
-def _name(number: str) -> str:
-    return next(name for name in runs.STAGES if name.startswith(number))
-
-
 def _command(study: Study, arm: str, seed: int, stage: str) -> list[str]:
     settings = study.arms[arm] | {"seed": seed, "run_name": study.run_name(arm, seed)}
     return [
-        *(sys.executable, "-m", "auditkit.cli", "run", study.base, "--only", stage),
+        *(sys.executable, "-m", "auditkit.cli", "run", study.base, "--only", stage[:2]),
         *itertools.chain.from_iterable(("--set", text) for text in as_texts(settings)),
     ]
 

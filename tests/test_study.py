@@ -1,6 +1,7 @@
 """A study runs its arms with its seeds, compares them in pairs, and says in one table what came of each."""
 
 import json
+import subprocess
 
 import pytest
 import yaml
@@ -65,7 +66,7 @@ def test_a_file_that_cannot_work_is_told_before_anything_runs(write, change, say
 
 def test_each_run_gets_its_arm_and_seed(write):
     one = study.load(write())
-    words = study._command(one, "one & all", 2, "04")
+    words = study._command(one, "one & all", 2, "04_auditor")
     settings = dict(params.setting(text) for text in words if "=" in text)
     assert settings == {"ways": ["question"], "grpo_steps": 3, "grpo_checkpoints": 1, "seed": 2,
                         "run_name": "study_two.one_all.2"}  # fmt: skip
@@ -102,7 +103,7 @@ def test_the_report_holds_every_number_and_stands_alone(write, project):
 
 def test_runs_are_made_side_by_side_and_one_that_fails_is_named(write, project, monkeypatch):
     (project / "notebooks" / "00_fails.ipynb").write_text("{}")
-    monkeypatch.setattr(study, "STAGES", ("00",))
+    monkeypatch.setattr(study, "STAGES", ("00_fails",))
     said = []
     with pytest.raises(AuditError, match=r"6 of 6 runs failed; outputs/study_two/study_two.one_all.0.log says why"):
         study.run(study.load(write()), 2, said.append)
@@ -119,8 +120,32 @@ def test_a_run_of_which_every_stage_was_copied_gets_its_report(write, project, m
     assert study.run(study.load(write()), 1, lambda said: None).is_file()
 
 
+@pytest.mark.parametrize("jobs, threads", [(1, None), (2, "1")])
+def test_only_what_is_not_done_is_started_and_jobs_side_by_side_have_a_thread_each(
+    write, project, monkeypatch, jobs, threads
+):
+    one = study.load(write(measures=["trained"]))
+    for arm in one.arms:
+        for seed in one.seeds:
+            p, folder = study._parameters(one, arm, seed), study._folder(one, arm, seed)
+            for stage in one.stages:
+                finished(folder, p, stage, {})
+    (folder / "05_audit" / "DONE").unlink()  # of the last
+    started = []
+
+    def start(words, env, **_):
+        started.append((words[words.index("--only") + 1], env.get("OMP_NUM_THREADS")))
+        return subprocess.CompletedProcess(words, 0)
+
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(study.subprocess, "run", start)
+    monkeypatch.setattr(report, "write", lambda made: (made / "summary.json").write_text(json.dumps(summary(0, 0))))
+    study.run(one, jobs, lambda said: None)
+    assert started == [("05", threads)]
+
+
 def test_what_is_measured_of_audits_alone_needs_no_repair(write):
-    assert study.load(write(measures=["trained", "half", "again"])).stages == ("02", "04", "05", "06")
+    assert study.load(write(measures=["trained", "half", "again"])).stages[-1] == "06_findings"
     assert study.load(write(measures=["trained", "gain"])).stages == study.STAGES
 
 
@@ -140,11 +165,11 @@ def test_arms_share_the_stages_they_have_in_common(write, project):
     auditor = finished(made, first, "04_auditor", {})
     audit = finished(made, first, "05_audit", {"04_auditor": auditor})
     finished(made, first, "07_rectify", {"05_audit": audit})
-    assert not study._borrowed(more, "05"), "its own auditor is not there yet, so that one was another's"
-    assert [study._borrowed(more, number) for number in ("04", "05", "07")] == [True, True, False]
+    assert not study._borrowed(more, "05_audit"), "its own auditor is not there yet, so that one was another's"
+    assert [study._borrowed(more, stage) for stage in ("04_auditor", "05_audit", "07_rectify")] == [True, True, False]
     assert (study._folder(one, "more steps", 0) / "05_audit" / "DONE").is_file()
-    assert not study._borrowed(more, "04"), "what is there is not taken again"
-    assert not study._borrowed(other, "04"), "made at another temperature"
+    assert not study._borrowed(more, "04_auditor"), "what is there is not taken again"
+    assert not study._borrowed(other, "04_auditor"), "made at another temperature"
 
 
 def test_many_arms_are_rows_and_a_curve_joins_those_alike_up_to_a_comma(write, project):
