@@ -92,7 +92,7 @@ def render(
 
 def render_study(study, table: Mapping, measures: Mapping) -> str:
     """The page of a study (study.compare): a table of arms and measures, and a figure for each share among them."""
-    shares = [name for name, measure in measures.items() if measure.share and name in table[next(iter(table))]]
+    shares = [name for name, measure in measures.items() if measure.unit and name in table[next(iter(table))]]
     curve = []
     if study.curve:
         lines: dict[str, list] = {}
@@ -100,8 +100,9 @@ def render_study(study, table: Mapping, measures: Mapping) -> str:
             x, y = study.arms[arm].get(study.curve["x"]), found.get(study.curve["y"])
             if "," in arm and x is not None and y:
                 lines.setdefault(arm.split(",")[0], []).append((x, y))
-        label = measures[study.curve["y"]].label
-        curve = [_drawn("curve", label, plots.curve, lines, study.curve["x"], label)]
+        lines = {name: points for name, points in lines.items() if len(points) > 1}
+        y = measures[study.curve["y"]]
+        curve = [_drawn("curve", y.label, plots.curve, lines, study.curve["x"], y.label, y.unit)]
     html = _template("study.html.j2").render(
         study=study,
         table=table,
@@ -109,9 +110,9 @@ def render_study(study, table: Mapping, measures: Mapping) -> str:
         first=next(iter(table)),
         figures=curve
         + [
-            _drawn(name, measures[name].label, plots.arms, {arm: found[name] for arm, found in table.items()}, label)
+            _drawn(name, one.label, plots.arms, {arm: found[name] for arm, found in table.items()}, one.label, one.unit)
             for name in shares
-            for label in [measures[name].label]
+            for one in [measures[name]]
         ],
     )
     return html.strip() + "\n"
@@ -130,13 +131,20 @@ def _template(name: str) -> jinja2.Template:
     pages = jinja2.Environment(loader=folder, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     pages.filters |= {"percent": percent, "interval": interval, "confusion": confusion, "duration": duration}
     pages.filters |= {"points": lambda share: f"{100 * share:+.1f}"}
-    pages.filters |= {"shown": shown, "signed": lambda value, measure: shown(value, measure, "+")}
+    pages.filters |= {"shown": shown, "change": change}
     return pages.get_template(name)
 
 
-def shown(value: float, measure, sign: str = "") -> str:
-    """A study's figure as text: a share in per cent, a count as it is."""
-    return f"{100 * value:{sign}.1f}{SPACE}%" if measure.share else f"{value:{sign},.1f}".removesuffix(".0")
+def shown(value: float, measure) -> str:
+    """A study's figure as text: a share in per cent, a difference in points, a count as it is."""
+    text = f"{100 * value:.1f}" if measure.unit else f"{value:,.1f}".removesuffix(".0")
+    return text.replace("-", "\N{MINUS SIGN}") + (f"{SPACE}%" if measure.unit == "%" else "")
+
+
+def change(value: float, measure) -> str:
+    """How far two such figures are apart, with its sign; in points where they are no counts."""
+    text = f"{100 * value:+.1f}" if measure.unit else f"{value:+,.1f}".removesuffix(".0")
+    return text.replace("-", "\N{MINUS SIGN}")
 
 
 def percent(value: float | Mapping) -> str:

@@ -299,12 +299,13 @@ def skills(before: Mapping, after: Mapping | None = None, peer: Mapping | None =
     return figure
 
 
-def arms(found: Mapping[str, Mapping], label: str, width: float = 7.2) -> Figure:
+def arms(found: Mapping[str, Mapping], label: str, unit: str = "%", width: float = 7.2) -> Figure:
     """A study's measure, arm by arm: one dot a seed, a bar at their mean.
 
     Args:
         found: arm -> {"mean", "seeds": values}, shares from 0 to 1.
         label: what is measured.
+        unit: "%", or "points" where it is a difference.
     """
     names = list(found)
     figure = Plot(width, 0.85 + 0.36 * len(names))
@@ -318,18 +319,21 @@ def arms(found: Mapping[str, Mapping], label: str, width: float = 7.2) -> Figure
     axis.tick_params(axis="y", labelcolor=INK, length=0)
     axis.set_ylim(len(names) - 0.5, -0.5)
     axis.xaxis.set_major_locator(MaxNLocator(5))
-    axis.xaxis.set_major_formatter(PercentFormatter(1, None, " %"))
+    axis.xaxis.set_major_formatter(_shares(unit))
     axis.set_title(label, fontsize=9.5, color=INK, loc="left")
     return figure
 
 
-def curve(lines: Mapping[str, Sequence[tuple[float, Mapping]]], x: str, label: str, width: float = 7.2) -> Figure:
+def curve(
+    lines: Mapping[str, Sequence[tuple[float, Mapping]]], x: str, label: str, unit: str = "%", width: float = 7.2
+) -> Figure:
     """A study's measure against one of its parameters, on a logarithmic axis, one line a group of arms.
 
     Args:
         lines: group -> [(the parameter's value, {"mean", "low"?, "high"?: of a 95 % interval})].
         x: the parameter's name.
         label: what is measured, shares from 0 to 1.
+        unit: as in `arms`.
     """
     figure = Plot(width, 3.4)
     axis = figure.subplots()
@@ -349,10 +353,14 @@ def curve(lines: Mapping[str, Sequence[tuple[float, Mapping]]], x: str, label: s
     axis.set_xticks(places, [f"{place:,}" for place in places])
     axis.xaxis.set_minor_locator(NullLocator())
     axis.set_xlabel(x)
-    axis.yaxis.set_major_formatter(PercentFormatter(1, None, " %"))
+    axis.yaxis.set_major_formatter(_shares(unit))
     axis.set_title(label, fontsize=9.5, color=INK, loc="left")
     axis.legend(fontsize=8.5, labelcolor=INK)
     return figure
+
+
+def _shares(unit: str) -> PercentFormatter:
+    return PercentFormatter(1, None, " %" if unit == "%" else "")
 
 
 def rounds(rows: Sequence[Mapping], width: float = 7.2) -> Figure:

@@ -13,7 +13,7 @@ A study's file names a parameter file to start from, what all runs change in it,
       question only: {ways: [question]}
       edit only: {ways: [edit]}
     measures: [trained, gain]        # of MEASURES; all where this is left out
-    curve: {x: audit_probes, y: gain}  # one line for all arms whose names are alike up to their comma; may be left out
+    curve: {x: audit_probes, y: gain}  # one line for arms whose names are alike up to their comma; may be left out
 
 Every run is an ordinary run, in a folder outputs/study_NAME.ARM.SEED of its own, with a report of its own. What is done
 is not done again, and a stage that any study has made of the same seed and settings is copied from there: arms that
@@ -78,7 +78,7 @@ class Measure:
 
     label: str
     of: Callable[[Sequence[Mapping]], Sequence[float | None]]  # a value a run; None where it was not measured
-    share: bool = True  # shown in per cent; a count otherwise
+    unit: str = "%"  # of a share; "points" of a difference of shares, "" of a count
     repair: bool = False  # of the repair, not of the audit
 
 
@@ -166,31 +166,34 @@ def _fall(summary: Mapping) -> float | None:
 MEASURES = {
     "trained": Measure("search success, trained auditor", _each(_trained)),
     "success": Measure("search success, all probes", _each(_success)),
-    "findings": Measure("findings", _each(lambda s: s.get("findings", {}).get("total")), share=False),
+    "findings": Measure("findings", _each(lambda s: s.get("findings", {}).get("total")), unit=""),
     "precision": Measure("findings that are true", _each(lambda s: s.get("precision", {}).get("value"))),
     "ungated": Measure("findings that are true, before the gates", _each(lambda s: (
         s.get("gates", {}).get("none", {}).get("precision") or {}).get("value"))),
     "estimated": Measure("share of false findings, as estimated", _each(lambda s: (_estimate(s) or {}).get("value"))),
     "holds": Measure("the estimate's interval holds the truth", _each(lambda s: _holds(s))),
-    "gaps": Measure("planted gaps found", _each(lambda s: s.get("planted_gaps", {}).get("found")), share=False),
+    "gaps": Measure("planted gaps found", _each(lambda s: s.get("planted_gaps", {}).get("found")), unit=""),
     "recall": Measure("share of the planted gaps found", _each(_recall)),
-    "half": Measure("probes until half of the gaps have three findings", _each(_until("half")), share=False),
-    "every": Measure("probes until every gap has three findings", _each(_until("every")), share=False),
+    "half": Measure("probes until half of the gaps have three findings", _each(_until("half")), unit=""),
+    "every": Measure("probes until every gap has three findings", _each(_until("every")), unit=""),
     "types": Measure("failure types named", _each(
-        lambda s: len(s.get("findings", {}).get("by_type", {})) or None), share=False),
+        lambda s: len(s.get("findings", {}).get("by_type", {})) or None), unit=""),
     "again": Measure("failure types it shares with the other seeds' audits", _shared),
     "distinct": Measure("distinct texts, last steps", _each(lambda s: s.get("training", {}).get("distinct_last"))),
-    "asked": Measure("questions put to models in training", _each(lambda s: _asked(s, "04_auditor")), share=False),
+    "asked": Measure("questions put to models in training", _each(lambda s: _asked(s, "04_auditor")), unit=""),
     "pairs": Measure("pairs trained on", _each(
-        lambda s: s.get("rectification", {}).get("trained_on")), share=False, repair=True),
+        lambda s: s.get("rectification", {}).get("trained_on")), unit="", repair=True),
     "before": Measure("mean skill before", _each(lambda s: _mean(s, "before")), repair=True),
     "after": Measure("mean skill after the repair", _each(lambda s: _mean(s, "after")), repair=True),
-    "gain": Measure("gain", _each(lambda s: _ahead(s, "before")), repair=True),
-    "beats": Measure("ahead of the larger peer", _each(lambda s: _ahead(s, "peer")), repair=True),
-    "fall": Measure("largest fall of a skill", _each(_fall), repair=True),
-    "outside": Measure("lost outside the gaps", _each(lambda s: _lost(s.get("outside_gaps", {}))), repair=True),
-    "untouched": Measure("lost in a task no audit asks for", _each(lambda s: max(
-        (_lost(sides) for sides in s.get("untouched", {}).values() if "after" in sides), default=None)), repair=True),
+    "gain": Measure("gain, points", _each(lambda s: _ahead(s, "before")), unit="points", repair=True),
+    "beats": Measure("ahead of the larger peer, points", _each(
+        lambda s: _ahead(s, "peer")), unit="points", repair=True),
+    "fall": Measure("largest fall of a skill, points", _each(_fall), unit="points", repair=True),
+    "outside": Measure("lost outside the gaps, points", _each(
+        lambda s: _lost(s.get("outside_gaps", {}))), unit="points", repair=True),
+    "untouched": Measure("lost in a task no audit asks for, points", _each(lambda s: max(
+        (_lost(sides) for sides in s.get("untouched", {}).values() if "after" in sides), default=None)),
+        unit="points", repair=True),
 }  # fmt: skip
 
 

@@ -95,6 +95,7 @@ def test_the_report_holds_every_number_and_stands_alone(write, project):
     page = study.write(one).read_text()
     assert "one &amp; all" in page and "Is one better than the other?" in page
     assert "81.0\N{NO-BREAK SPACE}%" in page and "86.0\N{NO-BREAK SPACE}%" in page and "<svg" in page
+    assert "78.5\N{NO-BREAK SPACE}% to 83.5\N{NO-BREAK SPACE}%" in page and "Δ +5.0 in all seeds" in page
     assert "http://" not in page.replace("http://www.w3.org", "") and "<script" not in page
     written = json.loads((one.folder / "summary.json").read_text())
     assert written["arms"]["the other"]["after"]["against"]["mean"] == pytest.approx(0.05)
@@ -174,16 +175,18 @@ def test_arms_share_the_stages_they_have_in_common(write, project):
 
 def test_many_arms_are_rows_and_a_curve_joins_those_alike_up_to_a_comma(write, project):
     arms = {f"{who}, {n}": {"audit_probes": n} for who in ("audit", "random") for n in (24, 48, 96, 192)}
-    arms["on its own"] = {"audit_probes": 48}
+    arms |= {"on its own": {"audit_probes": 48}, "once, 48": {"audit_probes": 48}}
     one = study.load(write(arms=arms, measures=["gain", "findings"], curve={"x": "audit_probes", "y": "gain"}))
     summaries = {arm: [summary(seed, i) for seed in one.seeds] for i, arm in enumerate(arms)}
     one.folder.mkdir(parents=True)
     table = study.compare(summaries)
     page = report.write_study(one, table, {name: study.MEASURES[name] for name in one.measures}).read_text()
-    assert '<th scope="row">random, 192</th>' in page and '<th scope="col">gain</th>' in page
+    assert '<th scope="row">random, 192</th>' in page and '<th scope="col">gain, points</th>' in page
     figure = page[page.index('id="curve-') :][:20000]
     assert ">audit</text>" in figure and ">random</text>" in figure and ">192</text>" in figure
-    assert ">on its own</text>" not in figure, "a line is of arms that differ behind a comma"
+    assert ">on its own</text>" not in figure and ">once</text>" not in figure, (
+        "a line is of arms that differ behind a comma"
+    )
 
 
 def test_how_much_the_audits_of_several_seeds_find_alike():
