@@ -10,7 +10,11 @@ held out: a model that is no reference answers all probes too; where it says wha
 Both divide the contested share by how often the one who is asked knows an answer that nobody doubts (those on which
 target and references agree), for who errs cannot contest: Rogan and Gladen's correction of a prevalence, with a
 specificity of 1. So a contesting model that shares a fault of the target counts a true finding as false, and one that
-shares the references' blind spot overlooks a false one. Where the truth is known, `findings.planted` says what it is.
+shares the references' blind spot overlooks a false one. Among thousands of findings the former is more than chance, and
+the interval is told so where it can be: if a held-out model sides with the target against *all* references, either they
+have a blind spot in common or it has the target's fault, and nobody who was asked can tell. So the lower end leaves
+these findings out, and the upper one counts them all (bounds of what cannot be identified, as Manski's, beside chance).
+Where the truth is known, `findings.planted` says what it is.
 """
 
 from collections.abc import Mapping, Sequence
@@ -48,10 +52,14 @@ def held_out(scored: Sequence[dict], said: Mapping[str, str], alike: Same) -> di
 
     Args:
         said: what that model answers to the probes with gate "ok" and "agrees", by their keys.
+
+    The result has besides "against_all": contested findings on which all references agreed.
     """
     found, agreed = only_findings(scored), [row for row in scored if row["gate"] == "agrees"]
     contested = [_says(said[row["key"]], row, "target", alike) for row in found]
-    return _estimate(contested, [_says(said[row["key"]], row, "consensus", alike) for row in agreed])
+    divided = [one and row["agreement"] < 1 - 1e-9 for one, row in zip(contested, found, strict=True)]
+    knows = [_says(said[row["key"]], row, "consensus", alike) for row in agreed]
+    return _estimate(contested, knows, divided) | {"against_all": sum(contested) - sum(divided)}
 
 
 def estimates(scored: Sequence[dict], peer: Writer | None, source, p, folder: Path) -> dict[str, dict]:
@@ -84,16 +92,21 @@ def _says(said: str, row: Mapping, side: str, alike: Same) -> bool:
     return alike(said, row[side], row["question"])
 
 
-def _estimate(contested: Sequence[bool], knows: Sequence[bool]) -> dict:
-    """Contested share over how often the one asked knows the answer; the interval's ends take the other's ends."""
+def _estimate(contested: Sequence[bool], knows: Sequence[bool], surely: Sequence[bool] | None = None) -> dict:
+    """Contested share over how often the one asked knows the answer; the interval's ends take the other's ends.
+
+    Args:
+        surely: which findings the lower end counts as contested; the same where it is left out.
+    """
     if not contested or not any(knows):
         raise AuditError(
             f"false findings cannot be estimated from {len(contested)} findings and {sum(knows)} answers nobody doubts."
         )
     share, known = rate(sum(contested), len(contested)), rate(sum(knows), len(knows))
+    least = share if surely is None else rate(sum(surely), len(surely))
     ends = {
         "value": share["value"] / known["value"],
-        "low": share["low"] / known["high"],
+        "low": least["low"] / known["high"],
         "high": share["high"] / known["low"],
     }
     bounded = {end: round(min(1.0, value), 4) for end, value in ends.items()}

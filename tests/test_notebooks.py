@@ -224,6 +224,7 @@ def test_what_each_notebook_measured(metrics, manifests, p):
     assert gates["all"]["kept"] == metrics["06_findings"]["findings"], "what falls through a gate is no finding"
     estimated = metrics["06_findings"]["false_share"]
     assert estimated.keys() == {"leave_one_out", "held_out"} and estimated["held_out"]["knows"]["value"] > 0.9
+    assert 0 <= estimated["held_out"]["against_all"] <= estimated["held_out"]["contested"]
 
     findings = metrics["06_findings"]
     assert findings["findings"] == manifests["05_audit"]["counts"]["findings"] > 0
