@@ -11,7 +11,7 @@ Both divide the contested share by how often the one who is asked knows an answe
 target and references agree), for who errs cannot contest: Rogan and Gladen's correction of a prevalence, with a
 specificity of 1. So a contesting model that shares a fault of the target counts a true finding as false, and one that
 shares the references' blind spot overlooks a false one. Among thousands of findings the former is more than chance, and
-the interval is told so where it can be: if a held-out model sides with the target against *all* references, either they
+the interval allows for it where it can: if a held-out model sides with the target against *all* references, either they
 have a blind spot in common or it has the target's fault, and nobody who was asked can tell. So the lower end leaves
 these findings out, and the upper one counts them all (bounds of what cannot be identified, as Manski's, beside chance).
 Where the truth is known, `findings.planted` says what it is.
