@@ -25,8 +25,11 @@ import sys
 import time
 from pathlib import Path
 
-from auditkit import headless, params, runs
 from auditkit.errors import AuditError
+from auditkit.experiments.papermill import refuse_misfits, run_notebooks, stage_notebooks
+from auditkit.params import load_params, parse_setting, project_root
+from auditkit.runs.folder import STAGES, claimed, shown_path, start_over
+from auditkit.text import clock
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -193,41 +196,43 @@ def _above_0(text: str) -> int:
 
 
 def _check(options) -> int:
-    from auditkit import check
+    from auditkit.planning.check import QUESTION, check_model
 
-    question = options.question or check.QUESTION
+    question = options.question or QUESTION
     failed = 0
-    for what, found, right in check.report(options.model, options.device, options.dtype, options.image, question):
+    for what, found, right in check_model(options.model, options.device, options.dtype, options.image, question):
         print(f"{what:<14} {'' if right else 'NO: '}{found}", flush=True)
         failed += not right
     return 1 if failed else 0
 
 
 def _plan(options) -> None:
-    from auditkit import plan
+    from auditkit.planning.plan import plan_text, refuse_misfit, this_machine
 
-    p = params.load(options.params, **dict(params.setting(text) for text in options.settings))
-    here = plan.machine(options.gpu, options.gpus, p.device)
-    print(plan.tell(p, here), flush=True)
-    plan.refuse(p, here)
+    p = load_params(options.params, **dict(parse_setting(text) for text in options.settings))
+    here = this_machine(options.gpu, options.gpus, p.device)
+    print(plan_text(p, here), flush=True)
+    refuse_misfit(p, here)
 
 
 def _bench(options) -> None:
-    from auditkit import bench
+    from auditkit.planning.bench import bench_table, run_bench, write_bench
 
-    found = bench.run([name.strip() for name in options.models.split(",") if name.strip()], options.tiny)
-    path = options.out or params.root() / "outputs" / "bench.json"
-    bench.write(found, path)
-    print(f"{bench.table(found)}\n{runs.shown(path.resolve())}")
+    found = run_bench([name.strip() for name in options.models.split(",") if name.strip()], options.tiny)
+    path = options.out or project_root() / "outputs" / "bench.json"
+    write_bench(found, path)
+    print(f"{bench_table(found)}\n{shown_path(path.resolve())}")
 
 
 def _benchmarks(options) -> None:
-    from auditkit import lmms, paper, specs
+    from auditkit import specs
+    from auditkit.repair.lmms_eval import compare_benchmarks, table_text
+    from auditkit.repair.paper import BENCHMARKS
 
-    tasks = options.tasks.split(",") if options.tasks else list(paper.BENCHMARKS)
-    out = options.out or params.root() / "outputs" / "benchmarks" / specs.parse(options.model).name
-    rows = lmms.compare(options.model, options.adapter, tasks, out, options.limit, options.include)
-    print(lmms.as_text(rows), flush=True)
+    tasks = options.tasks.split(",") if options.tasks else list(BENCHMARKS)
+    out = options.out or project_root() / "outputs" / "benchmarks" / specs.parse(options.model).name
+    rows = compare_benchmarks(options.model, options.adapter, tasks, out, options.limit, options.include)
+    print(table_text(rows), flush=True)
     if failed := sum("trouble" in row for row in rows):
         raise AuditError(
             f"{failed} of {len(rows)} benchmarks could not be done, as said below the table; the others are kept, and "
@@ -236,11 +241,11 @@ def _benchmarks(options) -> None:
 
 
 def _export(options) -> None:
-    from auditkit import export
+    from auditkit.report.export import export_run, push_export, refuse_repository_name
 
     if options.push:
-        export.refuse_name(options.push)
-    told = export.write(params.root() / "outputs" / options.run_name, options.out, options.push or "")
+        refuse_repository_name(options.push)
+    told = export_run(project_root() / "outputs" / options.run_name, options.out, options.push or "")
     print(f"{told['findings']} findings: {options.out / 'findings'}")
     if told["rejected"] or told["relabelled"]:
         print(
@@ -248,7 +253,7 @@ def _export(options) -> None:
         )
     print(f"the adapter: {options.out / 'adapter'}" if told["adapter"] else "no adapter: notebook 07 made none")
     if options.push:
-        print("\n".join(f"pushed, private: {address}" for address in export.push(options.out, options.push)))
+        print("\n".join(f"pushed, private: {address}" for address in push_export(options.out, options.push)))
 
 
 def _build(options) -> None:
@@ -259,7 +264,7 @@ def _build(options) -> None:
     for name in names:  # all of them before the first half hour is spent
         if name not in known:
             raise AuditError(f"No model {name} to build: there are {', '.join(known)}.")
-    out = options.out or params.root() / "outputs" / "miniature"
+    out = options.out or project_root() / "outputs" / "miniature"
     steps = {"steps": options.steps} if options.steps else {}
     for name in names:
         if name == "target":  # the clean model with gaps planted
@@ -273,7 +278,7 @@ def _build(options) -> None:
             folder = clip.build_one(name, out, **steps)
         else:
             folder = build.build_one(name, out, **steps)
-        print(f"{name}: {runs.shown(folder)}", flush=True)
+        print(f"{name}: {shown_path(folder)}", flush=True)
 
 
 def _table(options) -> None:
@@ -286,7 +291,7 @@ def _table(options) -> None:
     if on_boards := [name for name in names if name not in easy.RECIPES]:
         print(measure.table(on_boards))
     if on_easy := [name for name in names if name in easy.RECIPES]:  # these know another world
-        print(easy.table(on_easy, params.root() / "data" / "easy_vqa"))
+        print(easy.table(on_easy, project_root() / "data" / "easy_vqa"))
 
 
 def _writes(options) -> None:
@@ -300,13 +305,13 @@ def _plant(options) -> None:
         raise AuditError(f"No gap table {options.gaps}: write one like auditkit/miniature/target.yaml.")
     from auditkit.miniature import build
 
-    print(f"target: {runs.shown(build.plant(options.gaps, options.out))}")
+    print(f"target: {shown_path(build.plant(options.gaps, options.out))}")
 
 
 def _easy(options) -> None:
     from auditkit.miniature import easy
 
-    print(f"easy-VQA: {runs.shown(easy.export(options.out))}")
+    print(f"easy-VQA: {shown_path(easy.export(options.out))}")
 
 
 def _painters(options) -> None:
@@ -322,51 +327,51 @@ def _likeness(options) -> None:
 
 
 def _judge(options) -> None:
-    from auditkit import judge
+    from auditkit.consensus.agreement import agreement_table
 
-    print(judge.table(options.kinds or ["text", "embedding"]))
+    print(agreement_table(options.kinds or ["text", "embedding"]))
 
 
 def _run(options) -> int:
-    from auditkit import study
+    from auditkit.experiments.study import is_study
 
-    if study.is_study(options.params):
+    if is_study(options.params):
         return _study(options)
-    p = params.load(options.params, **dict(params.setting(text) for text in options.settings))
+    p = load_params(options.params, **dict(parse_setting(text) for text in options.settings))
     stages = _selected(options.first, options.only)
     go_on = ["auditkit", "run", options.params, *(word for text in options.settings for word in ("--set", text))]
     go_on += ["--only", options.only] if options.only else []
-    notebooks = headless.notebooks(stages)
-    with runs.claimed(p):
-        headless.refuse_misfits(p, stages, options.start_over)
+    notebooks = stage_notebooks(stages)
+    with claimed(p):
+        refuse_misfits(p, stages, options.start_over)
         if options.start_over:
-            runs.start_over(p, stages)
-        return headless.run(p, notebooks, shlex.join(go_on), options.debug)
+            start_over(p, stages)
+        return run_notebooks(p, notebooks, shlex.join(go_on), options.debug)
 
 
 def _study(options) -> int:
-    from auditkit import study
+    from auditkit.experiments.study import load_study, run_study
 
     if options.settings or options.first or options.only or options.start_over:
         raise AuditError(f"{options.params} is a study: it takes --jobs alone; what its runs change stands in it.")
     began = time.monotonic()
-    page = study.run(study.load(options.params), options.jobs, lambda line: print(line, flush=True))
-    print(f"done in {headless.clock(time.monotonic() - began)}: {page}", flush=True)
+    page = run_study(load_study(options.params), options.jobs, lambda line: print(line, flush=True))
+    print(f"done in {clock(time.monotonic() - began)}: {page}", flush=True)
     return 0
 
 
 def _rounds(options) -> None:
-    from auditkit import rounds
+    from auditkit.experiments.rounds import run_command, run_rounds
 
     began = time.monotonic()
-    written = rounds.run(
-        options.params, options.settings, options.most, rounds.work, lambda line: print(line, flush=True)
+    written = run_rounds(
+        options.params, options.settings, options.most, run_command, lambda line: print(line, flush=True)
     )
-    print(f"done in {headless.clock(time.monotonic() - began)}: {written}", flush=True)
+    print(f"done in {clock(time.monotonic() - began)}: {written}", flush=True)
 
 
 def _selected(first: str | None, only: str | None) -> list[str]:
-    stages = list(runs.STAGES)
+    stages = list(STAGES)
     wanted = only or first
     if wanted is None:
         return stages

@@ -25,7 +25,7 @@ DEFAULTS_FILE = "params/demo.yaml"  # the notebooks' parameters cells repeat thi
 
 @dataclass(frozen=True, kw_only=True)
 class Params:
-    """The parameters of one run, checked (`load` makes it)."""
+    """The parameters of one run, checked (`load_params` makes it)."""
 
     # --- the run
     run_name: str  # its folder under outputs/
@@ -33,7 +33,7 @@ class Params:
     seed: int  # of the image draw, the sampling and the training
 
     # --- images
-    images: str  # "miniature", a folder with or without a questions.jsonl, or a data set, hub:ID?... (hub.py)
+    images: str  # "miniature", a folder with or without a questions.jsonl, or a data set, hub:ID?...
     train_images: int  # how many pictures the auditor trains on
 
     # --- models: "miniature:NAME" (shipped), a local folder, a Hugging Face id, a server's address; see specs.py
@@ -54,7 +54,7 @@ class Params:
     editor: str = ""  # the pipeline that changes a picture by a command, for edit
     edit_region: float = 0.5  # largest share of a picture that an edit may change
     edit_rest: float = 0.9  # least structural similarity (SSIM) of the rest, 1 being untouched
-    picture_judge: str = ""  # a CLIP or SigLIP model that must also find what was wished for; "" for none (likeness.py)
+    picture_judge: str = ""  # a CLIP or SigLIP model that must also find what was wished for; "" for none
     picture_gain: float = 0.2  # cosine that it must find above this, between the pictures' change and the wish's
 
     # --- asking and comparing
@@ -87,12 +87,12 @@ class Params:
     format_weight: float = 1.0  # of the reward for one well-formed question or wish
     coverage_weight: float  # of the novelty reward; 0 for none
     grpo_checkpoints: int  # kept, evenly spaced; the last is the trained auditor
-    grpo_patience: int = 10  # steps of one way in a row that show a collapse before training stops (watch.py); 0: never
+    grpo_patience: int = 10  # steps of one way in a row that show a collapse before training stops; 0: never
 
     # --- 05 and 06, the audit and its findings
     asks: str = "auditor"  # (its checkpoints), untrained (it alone), or as a control source (the images' own questions)
     audit_probes: int  # probes of one audit, over all checkpoints
-    candidates: int = 1  # questions written about a picture but by the last checkpoint; one is asked (covering.py)
+    candidates: int = 1  # questions written about a picture by all checkpoints but the last; one is asked
     gates: list[str] = dataclasses.field(default_factory=list)  # beyond the consensus: reproduces, sound, visual
     repeats: int = 4  # times a finding is put to the models again, with chance, for the gates reproduces and sound
     paraphraser: str = ""  # a model that says a finding's question in other words, which is put again too; "" for none
@@ -150,13 +150,13 @@ AT_LEAST = {  # the smallest sensible value, and whose it is
 }
 
 
-def root() -> Path:
+def project_root() -> Path:
     """The project folder: the nearest of the working folder and its parents with a `params/`, else the former."""
     here = Path.cwd()
     return next((folder for folder in (here, *here.parents) if (folder / "params").is_dir()), here)
 
 
-def load(path: str | Path, **overrides) -> Params:
+def load_params(path: str | Path, **overrides) -> Params:
     """Read a parameter file and check every value.
 
     Args:
@@ -166,7 +166,7 @@ def load(path: str | Path, **overrides) -> Params:
     Raises:
         AuditError: no such file, not a mapping, an unknown or missing key, a wrong type, or settings that cannot work.
     """
-    file = find(path)
+    file = find_params_file(path)
     values = _read(file)
     _refuse_unknown(values, file.name)
     _refuse_unknown(overrides, "the settings given beside the file")
@@ -183,7 +183,7 @@ def load(path: str | Path, **overrides) -> Params:
 
 
 def from_notebook(names: Mapping) -> Params:
-    """The parameters of a notebook: call it as `params.from_notebook(globals())` after the parameters cell.
+    """The parameters of a notebook: call it as `from_notebook(globals())` after the parameters cell.
 
     The file named by `params_file` is the base. On top come, in this order,
     1) names of the parameters cell that somebody edited: their value is no longer the default, params/demo.yaml's;
@@ -191,21 +191,21 @@ def from_notebook(names: Mapping) -> Params:
     So editing only `params_file` in JupyterLab switches to that file as a whole, and the command line always wins.
 
     Raises:
-        AuditError: as `load`, and for an injected name that neither notebook nor `Params` has (papermill only warns).
+        AuditError: as `load_params`, and for an injected name that neither notebook nor `Params` has (papermill only warns).
     """
     injected = _injected(names)
     own = set(names.get("__annotations__", {})) | {"resume"}
     _refuse_unknown([name for name in injected if name not in own], "the parameters given to the notebook")
-    default = vars(load(DEFAULTS_FILE)) if (root() / DEFAULTS_FILE).is_file() else {}
+    default = vars(load_params(DEFAULTS_FILE)) if (project_root() / DEFAULTS_FILE).is_file() else {}
     edited = {name for name in own & FIELDS.keys() if name not in default or names[name] != default[name]}
     given = {name: names[name] for name in (edited | injected) - {"params_file", *own - FIELDS.keys()}}
-    return load(names.get("params_file", DEFAULTS_FILE), **given)
+    return load_params(names.get("params_file", DEFAULTS_FILE), **given)
 
 
-def setting(text: str) -> tuple[str, object]:
+def parse_setting(text: str) -> tuple[str, object]:
     """Read one `key=value` of the command line.
 
-    >>> setting("grpo_steps=20"), setting("references=[a, b]"), setting("grpo_learning_rate=1e-5")
+    >>> parse_setting("grpo_steps=20"), parse_setting("references=[a, b]"), parse_setting("grpo_learning_rate=1e-5")
     (('grpo_steps', 20), ('references', ['a', 'b']), ('grpo_learning_rate', 1e-05))
     """
     key, equals, value = text.partition("=")
@@ -225,16 +225,16 @@ def setting(text: str) -> tuple[str, object]:
         raise AuditError(f"--set {text}: not readable; a list is written as in references=[a, b].") from None
 
 
-def find(path: str | Path) -> Path:
+def find_params_file(path: str | Path) -> Path:
     """The parameter file itself: `path` as it is, or else from the project folder.
 
     Raises AuditError when neither is a file.
     """
     path = Path(path)
-    for candidate in (path, root() / path):
+    for candidate in (path, project_root() / path):
         if candidate.is_file():
             return candidate
-    there = sorted(file.name for file in (root() / "params").glob("*.yaml"))
+    there = sorted(file.name for file in (project_root() / "params").glob("*.yaml"))
     near = difflib.get_close_matches(path.name, there, 1)
     hint = f"did you mean params/{near[0]}?" if near else f"params/ holds {', '.join(there) or 'no file'}."
     raise AuditError(f"No parameter file {path}: {hint}")
@@ -266,7 +266,7 @@ def _read(file: Path) -> dict:
 
 def _shown(file: Path) -> str:
     """The path as a person would type it: from the project folder where it lies inside."""
-    file, base = file.resolve(), root().resolve()
+    file, base = file.resolve(), project_root().resolve()
     return file.relative_to(base).as_posix() if file.is_relative_to(base) else str(file)
 
 
@@ -328,7 +328,7 @@ def _refuse_impossible(p: Params) -> None:
             )
     for name in filter(None, WAYS.values()):
         if getattr(p, name):
-            specs.parse_painter(getattr(p, name))
+            specs.parse_pipeline(getattr(p, name))
     for name, allowed in CHOICES.items():
         if getattr(p, name) not in allowed:
             raise AuditError(f"{name}: {getattr(p, name)!r} is not one of {', '.join(allowed)}.")

@@ -8,11 +8,11 @@
     miniature:target?adapter=outputs/demo/07_rectify/adapter   a model repaired, or trained, by a run of ours
 
 An adapter's folder is what a training has left: LoRA weights, or all of a model's. Several stand with commas between
-them and go on one after another, as the rounds of a repair did (rounds.py).
+them and go on one after another, as the rounds of a repair did (experiments/rounds.py).
 
 What follows the question mark holds for this model alone and is written like a web address's query.
 
-A pipeline that makes pictures (counterfactual.py) is named in the same way. Options that are not ours are then
+A pipeline that makes pictures (counterfactual/make.py) is named in the same way. Options that are not ours are then
 arguments of the pipeline's own call:
 
     stabilityai/sdxl-turbo?steps=1&guidance=0&size=512
@@ -118,12 +118,12 @@ def parse(text: str | Path) -> Spec:
     return Spec(engine, place, model, _options(place, query, OPTIONS[engine]))
 
 
-def parse_painter(text: str | Path) -> Spec:
+def parse_pipeline(text: str | Path) -> Spec:
     """Take the text that names a pipeline apart; what is no option of ours stays, for the pipeline to judge.
 
     Raises AuditError for a value that an option cannot take.
 
-    >>> parse_painter("stabilityai/sdxl-turbo?steps=1&guidance=0&size=512&clip_skip=1").options
+    >>> parse_pipeline("stabilityai/sdxl-turbo?steps=1&guidance=0&size=512&clip_skip=1").options
     {'steps': 1, 'guidance': 0.0, 'size': (512, 512), 'clip_skip': 1}
     """
     place, _, query = str(text).partition("?")
@@ -147,10 +147,10 @@ def adapted(text: str, folder: str | Path) -> str:
     return f"{str(text).partition('?')[0]}?{urlencode(options, safe='/,:')}"
 
 
-def same(one: str, other: str) -> bool:
+def same_model(one: str, other: str) -> bool:
     """Whether two texts name the same model asked the same way, so that the answers of one stand for the other.
 
-    >>> same("a/b?bits=4&batch_size=8", "a/b?bits=4&device=cuda:1"), same("a/b?bits=4", "a/b")
+    >>> same_model("a/b?bits=4&batch_size=8", "a/b?bits=4&device=cuda:1"), same_model("a/b?bits=4", "a/b")
     (True, False)
     """
     a, b = (

@@ -50,10 +50,10 @@ def checkpointing(monkeypatch):
 def notebook(project):
     """Write a notebook NAME into the project: a parameters cell as in the real ones, then the given cells."""
 
-    from auditkit import params
+    from auditkit.params import load_params
 
     def write(name: str, *cells: str) -> Path:
-        settings = SETTINGS.format(grpo_steps=params.load("params/demo.yaml").grpo_steps)
+        settings = SETTINGS.format(grpo_steps=load_params("params/demo.yaml").grpo_steps)
         book = nbformat.v4.new_notebook(metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}})
         book.metadata["language_info"] = {"name": "python"}
         book.cells = [nbformat.v4.new_code_cell(source) for source in (settings, *cells)]

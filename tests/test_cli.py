@@ -10,11 +10,16 @@ import time
 
 import pytest
 
-from auditkit import cli, headless, params, runs
+from auditkit import cli
+from auditkit.cli import main
+from auditkit.experiments.papermill import StatusLine
+from auditkit.params import load_params
+from auditkit.runs import folder
+from auditkit.runs.folder import _unlock, open_stage, run_folder
 
-SETUP = "from auditkit import params, runs\np = params.from_notebook(globals())"
+SETUP = "from auditkit.params import from_notebook\nfrom auditkit.runs.folder import open_stage\np = from_notebook(globals())"
 LAST = """
-run = runs.open(p, "08_benchmark", resume=resume)
+run = open_stage(p, "08_benchmark", resume=resume)
 run.need("07_rectify")
 run.count(target_called=1)
 run.finish()"""
@@ -28,7 +33,7 @@ def auditkit(*arguments, **options):
 def notebooks(notebook):
     for number in range(7):
         notebook(f"{number:02}_stub.ipynb")
-    notebook("07_repair_the_target.ipynb", SETUP + '\nrun = runs.open(p, "07_rectify", resume=resume)',
+    notebook("07_repair_the_target.ipynb", SETUP + '\nrun = open_stage(p, "07_rectify", resume=resume)',
              'import os, sys\nprint("step 1/2", flush=True)\nprint(sys.executable, os.environ["OMP_NUM_THREADS"])',
              "run.append([{'key': str(p.grpo_steps)}])\nrun.count(unreadable=3)\nrun.finish()")  # fmt: skip
     notebook("08_before_and_after.ipynb", SETUP + LAST)
@@ -114,7 +119,7 @@ def test_a_failing_cell_says_what_where_and_how_to_go_on(notebooks, notebook, pr
     ],
 )
 def test_what_the_user_can_put_right_is_one_sentence(project, capsys, arguments, said):
-    assert cli.main(arguments) == 2
+    assert main(arguments) == 2
     printed = capsys.readouterr()
     assert said in printed.err and printed.err.count("\n") == 1 and printed.out == ""
 
@@ -125,20 +130,20 @@ def chain(notebook, monkeypatch):
     names = "04_auditor", "05_audit", "06_findings", "07_rectify"
     for before, stage in zip(("", *names), names, strict=False):
         need = f'run.need("{before}")' if before else ""
-        notebook(f"{stage[:2]}_stub.ipynb", SETUP + f'\nrun = runs.open(p, "{stage}", resume=resume)\n{need}')
+        notebook(f"{stage[:2]}_stub.ipynb", SETUP + f'\nrun = open_stage(p, "{stage}", resume=resume)\n{need}')
     notebook("08_stub.ipynb", SETUP)
-    p = params.load("params/demo.yaml")
+    p = load_params("params/demo.yaml")
     for before, stage in zip(("", *names), names[:3], strict=False):
-        run = runs.open(p, stage)
+        run = open_stage(p, stage)
         if before:
             run.need(before)
         run.append({"key": "a"})
         if stage != "06_findings":
             run.count(target_called=1)
             run.finish()
-        runs._unlock(run.folder)
-    monkeypatch.setattr(headless, "run", lambda *_: pytest.fail("something was run"))
-    return runs.run_folder(p)
+        _unlock(run.folder)
+    monkeypatch.setattr(cli, "run_notebooks", lambda *_: pytest.fail("something was run"))
+    return run_folder(p)
 
 
 @pytest.mark.parametrize(
@@ -159,14 +164,14 @@ def chain(notebook, monkeypatch):
 )
 def test_what_does_not_fit_is_said_before_anything_is_run_or_emptied(chain, capsys, arguments, said):
     before = sorted(path for path in chain.rglob("*") if path.name != ".lock")
-    assert cli.main(["run", "params/demo.yaml", *arguments]) == 2
+    assert main(["run", "params/demo.yaml", *arguments]) == 2
     assert f"auditkit: {said}" in capsys.readouterr().err
     assert sorted(path for path in chain.rglob("*") if path.name != ".lock") == before
 
 
 def test_what_is_made_anew_need_not_fit(chain, monkeypatch):
-    monkeypatch.setattr(headless, "run", lambda *_: 0)
-    assert cli.main(["run", "params/demo.yaml", "--from", "04", "--set", "grpo_steps=20", "--start-over"]) == 0
+    monkeypatch.setattr(cli, "run_notebooks", lambda *_: 0)
+    assert main(["run", "params/demo.yaml", "--from", "04", "--set", "grpo_steps=20", "--start-over"]) == 0
     assert not list(chain.rglob("records.jsonl"))
 
 
@@ -176,8 +181,8 @@ def test_a_second_run_of_the_same_name_is_refused(project, notebook, monkeypatch
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
         wait_for(lambda: (project / "pid").exists())
-        monkeypatch.setattr(runs, "LOCK_SECONDS", 0.2)
-        assert cli.main(["run", "params/demo.yaml", "--only", "00"]) == 2
+        monkeypatch.setattr(folder, "LOCK_SECONDS", 0.2)
+        assert main(["run", "params/demo.yaml", "--only", "00"]) == 2
         said = capsys.readouterr().err
         assert said.startswith("auditkit: Another run is writing to outputs/demo: wait for it, or give this one a name")
     finally:
@@ -187,7 +192,7 @@ def test_a_second_run_of_the_same_name_is_refused(project, notebook, monkeypatch
 
 SLOW = """
 import os, pathlib, time
-run = runs.open(p, "00_setup")
+run = open_stage(p, "00_setup")
 pathlib.Path("pid").write_text(str(os.getpid()))
 if not run.records():
     run.append({"key": "a"})
@@ -234,7 +239,7 @@ def test_the_status_line_shows_the_last_thing_said():
             return False
 
     stream = Terminal()
-    with headless.Status("04 train the auditor", stream) as status:
+    with StatusLine("04 train the auditor", stream) as status:
         status.LOG_SECONDS = 0
         status.write("step 1/240 suc")
         status.write("cess 20%\r")

@@ -7,9 +7,8 @@ import nbformat
 import pytest
 import yaml
 
-from auditkit import params
 from auditkit.errors import AuditError
-from auditkit.params import Params
+from auditkit.params import FIELDS, Params, from_notebook, load_params, parse_setting, project_root
 
 
 def with_line(project, line: str):
@@ -24,15 +23,15 @@ def with_line(project, line: str):
 @pytest.mark.parametrize("name", ["demo", "smoke"])
 def test_shipped_files_are_complete_and_named_after_themselves(repository, monkeypatch, name):
     monkeypatch.chdir(repository)
-    p = params.load(f"params/{name}.yaml")
+    p = load_params(f"params/{name}.yaml")
     assert (p.run_name, p.params_file) == (name, f"params/{name}.yaml")
-    assert set(yaml.safe_load((repository / f"params/{name}.yaml").read_text())) == set(params.FIELDS)
+    assert set(yaml.safe_load((repository / f"params/{name}.yaml").read_text())) == set(FIELDS)
 
 
 def test_every_key_has_its_comment_in_the_source(repository):
     source = (repository / "auditkit/params.py").read_text()
     bare = {"grpo_learning_rate", "rectify_learning_rate"}  # the name says it
-    for name in set(params.FIELDS) - bare:
+    for name in set(FIELDS) - bare:
         line = next(line for line in source.splitlines() if line.startswith(f"    {name}: "))
         assert "  # " in line, line
 
@@ -83,98 +82,98 @@ def test_every_key_has_its_comment_in_the_source(repository):
 )
 def test_what_cannot_work_is_refused_by_name(project, line, said):
     with pytest.raises(AuditError) as error:
-        params.load(with_line(project, line))
+        load_params(with_line(project, line))
     assert said in str(error.value)
     assert "\n" not in str(error.value)
 
 
 def test_a_setting_that_is_no_yaml_is_refused():
     with pytest.raises(AuditError, match=r"--set references=\[a: not readable; a list is written as in"):
-        params.setting("references=[a")
+        parse_setting("references=[a")
 
 
 def test_missing_keys_files_and_contents_are_named(project):
     (project / "params/short.yaml").write_text("run_name: short\nparams_file: params/short.yaml\n")
     with pytest.raises(AuditError, match="missing seed, images, train_images"):
-        params.load("params/short.yaml")
+        load_params("params/short.yaml")
     (project / "params/empty.yaml").write_text("")
     with pytest.raises(AuditError, match="empty.yaml: expected lines of `key: value`"):
-        params.load("params/empty.yaml")
+        load_params("params/empty.yaml")
     with pytest.raises(AuditError, match=r"No parameter file params/dmeo.yaml: did you mean params/demo.yaml\?"):
-        params.load("params/dmeo.yaml")
+        load_params("params/dmeo.yaml")
 
 
 def test_the_command_line_writes_values_as_a_person_would(project):
     given = ["run_name=7", "grpo_learning_rate=1e-5", "references=[a, b]", "grpo_steps=20", "peer="]
-    p = params.load("params/demo.yaml", **dict(params.setting(text) for text in given))
+    p = load_params("params/demo.yaml", **dict(parse_setting(text) for text in given))
     assert (p.run_name, p.grpo_learning_rate, p.references, p.grpo_steps, p.peer) == ("7", 1e-5, ["a", "b"], 20, "")
     with pytest.raises(AuditError, match="write key=value"):
-        params.setting("grpo_steps")
+        parse_setting("grpo_steps")
     with pytest.raises(AuditError, match="did you mean grpo_steps"):
-        params.setting("grpo_step=3")
+        parse_setting("grpo_step=3")
     with pytest.raises(AuditError, match="grpo_beta: expected a number"):
-        params.load("params/demo.yaml", **dict([params.setting("grpo_beta=small")]))
+        load_params("params/demo.yaml", **dict([parse_setting("grpo_beta=small")]))
 
 
 def test_the_project_folder_is_found_from_inside_it(project, monkeypatch):
     (project / "notebooks/deeper").mkdir()
     monkeypatch.chdir(project / "notebooks/deeper")
-    assert params.root() == project
-    assert params.load("params/demo.yaml").params_file == "params/demo.yaml"
+    assert project_root() == project
+    assert load_params("params/demo.yaml").params_file == "params/demo.yaml"
 
 
 def cell(**changed) -> dict:
     """The names of a notebook after its parameters cell, a few of them edited."""
-    demo = params.load("params/demo.yaml")
+    demo = load_params("params/demo.yaml")
     names = {name: getattr(demo, name) for name in ("run_name", "params_file", "seed", "grpo_steps", "audit_probes")}
     own = {"show": int, **{name: type(value) for name, value in names.items()}}
     return {"__annotations__": own, "show": 6, "resume": True, **names, **changed}
 
 
 def test_an_untouched_notebook_runs_the_demo(project):
-    assert params.from_notebook(cell()) == params.load("params/demo.yaml")
+    assert from_notebook(cell()) == load_params("params/demo.yaml")
 
 
 def test_an_edited_parameters_cell_wins_over_the_file(project):
-    assert params.from_notebook(cell(grpo_steps=7)) == params.load("params/demo.yaml", grpo_steps=7)
+    assert from_notebook(cell(grpo_steps=7)) == load_params("params/demo.yaml", grpo_steps=7)
 
 
 def test_a_variable_that_is_only_named_like_a_parameter_is_none(project):
-    assert params.from_notebook(cell(images=["a picture"], quorum=None)) == params.load("params/demo.yaml")
+    assert from_notebook(cell(images=["a picture"], quorum=None)) == load_params("params/demo.yaml")
 
 
 def test_editing_params_file_alone_switches_to_that_file(project):
-    assert params.from_notebook(cell(params_file="params/smoke.yaml")) == params.load("params/smoke.yaml")
+    assert from_notebook(cell(params_file="params/smoke.yaml")) == load_params("params/smoke.yaml")
 
 
 def test_what_papermill_injects_wins_even_where_it_equals_the_default(project):
-    steps = params.load("params/demo.yaml").grpo_steps
+    steps = load_params("params/demo.yaml").grpo_steps
     injected = f'# Parameters\nparams_file = "params/smoke.yaml"\ngrpo_steps = {steps}\n'
     names = cell(params_file="params/smoke.yaml", In=["", "run_name: str = 'demo'", injected])
-    assert params.from_notebook(names) == params.load("params/smoke.yaml", grpo_steps=steps)
+    assert from_notebook(names) == load_params("params/smoke.yaml", grpo_steps=steps)
 
 
 def test_an_injected_name_nobody_knows_is_an_error(project):
     with pytest.raises(AuditError, match="unknown key grpo_stpes; did you mean grpo_steps"):
-        params.from_notebook(cell(grpo_stpes=3, In=["# Parameters\ngrpo_stpes = 3\n"]))
-    params.from_notebook(cell(show=3, resume=False, In=["# Parameters\nshow = 3\nresume = False\n"]))  # its own names
+        from_notebook(cell(grpo_stpes=3, In=["# Parameters\ngrpo_stpes = 3\n"]))
+    from_notebook(cell(show=3, resume=False, In=["# Parameters\nshow = 3\nresume = False\n"]))  # its own names
 
 
 def test_a_value_typed_into_a_notebook_is_checked_like_the_files(project):
     with pytest.raises(AuditError, match="seed: expected a whole number"):
-        params.from_notebook(cell(seed="1"))
+        from_notebook(cell(seed="1"))
 
 
 def test_params_cannot_be_changed_behind_a_runs_back(project):
     with pytest.raises(dataclasses.FrozenInstanceError):
-        params.load("params/demo.yaml").seed = 3
+        load_params("params/demo.yaml").seed = 3
     assert all(field.kw_only for field in dataclasses.fields(Params))
 
 
 def test_every_notebook_starts_from_the_demos_values(repository, monkeypatch):
     """`from_notebook` tells an edited value from a default by this."""
     monkeypatch.chdir(repository)
-    demo = vars(params.load("params/demo.yaml"))
+    demo = vars(load_params("params/demo.yaml"))
     for path in sorted((repository / "notebooks").glob("*.ipynb")):
         cells = [cell for cell in nbformat.read(path, 4).cells if "parameters" in cell.metadata.get("tags", [])]
         assert len(cells) == 1, path.name
@@ -189,6 +188,6 @@ def test_every_notebook_starts_from_the_demos_values(repository, monkeypatch):
 
 
 def test_rays_workers_have_a_gpu_of_their_own(project):
-    params.load("params/demo.yaml", engine="local", device="cuda:1")
+    load_params("params/demo.yaml", engine="local", device="cuda:1")
     with pytest.raises(AuditError, match="device: under engine: ray .* so cuda:1 cannot be had; write auto"):
-        params.load("params/demo.yaml", engine="ray", device="cuda:1")
+        load_params("params/demo.yaml", engine="ray", device="cuda:1")

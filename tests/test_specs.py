@@ -2,8 +2,9 @@
 
 import pytest
 
-from auditkit import params, specs
+from auditkit import specs
 from auditkit.errors import AuditError
+from auditkit.params import load_params
 
 
 @pytest.mark.parametrize(
@@ -29,14 +30,14 @@ def test_what_cannot_be_meant_is_refused_in_a_sentence(text, words):
 def test_a_parameter_file_is_refused_before_anything_is_loaded(repository, monkeypatch):
     monkeypatch.chdir(repository)
     with pytest.raises(AuditError, match="unknown option bit"):
-        params.load("params/demo.yaml", references=["google/gemma-3-4b-it?bit=4"])
+        load_params("params/demo.yaml", references=["google/gemma-3-4b-it?bit=4"])
     with pytest.raises(AuditError, match="auditor: .* cannot be trained"):
-        params.load("params/demo.yaml", auditor="http://localhost:8000/v1#gemma")
-    p = params.load("params/demo.yaml", references=["vllm:google/gemma-3-4b-it?gpus=2", "https://host/v1#b"])
+        load_params("params/demo.yaml", auditor="http://localhost:8000/v1#gemma")
+    p = load_params("params/demo.yaml", references=["vllm:google/gemma-3-4b-it?gpus=2", "https://host/v1#b"])
     assert [specs.parse(text).engine for text in p.references] == ["vllm", "endpoint"]
 
 
 def test_two_answering_models_of_one_name_are_refused_however_they_are_reached(repository, monkeypatch):
     monkeypatch.chdir(repository)
     with pytest.raises(AuditError, match="gemma"):
-        params.load("params/demo.yaml", references=["vllm:google/gemma", "https://host/v1#other/gemma"])
+        load_params("params/demo.yaml", references=["vllm:google/gemma", "https://host/v1#other/gemma"])

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from auditkit.data.source import Example, Picture, Task
 from auditkit.errors import AuditError
-from auditkit.images import Example, Picture, Task
 from auditkit.miniature import edits, gaps, grammar, shifts
 from auditkit.miniature.reading import CONTENTS, read
 from auditkit.miniature.world import POSITIONS, Scene, random_scene, render
@@ -40,7 +40,7 @@ def _seen(base: str) -> Scene:
 
 
 class Boards:
-    """Images, labelled examples, benchmarks and oracle of the board world, as images.Source describes them."""
+    """Images, labelled examples, benchmarks and oracle of the board world, as Source describes them."""
 
     complete = True  # a question without a truth is ill-posed, not merely unlabelled
     unreadable: list[str] = []  # a board is drawn, so there is always one

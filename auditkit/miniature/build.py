@@ -120,8 +120,8 @@ def plant(table: Path, out: Path, start: str = "miniature:clean", steps: int = 1
     Raises AuditError if the table cannot be read (gaps.load), if no board has a question that lies in one of its gaps,
     and if `out` holds a model: runs know a target by its folder, so another one must not take its place.
     """
-    from auditkit import vlm
     from auditkit.miniature import measure
+    from auditkit.models.load import load_model
 
     if (out / "model.safetensors").is_file():
         raise AuditError(f"{out} holds a model already, and runs may know it by that name; choose another --out.")
@@ -130,7 +130,7 @@ def plant(table: Path, out: Path, start: str = "miniature:clean", steps: int = 1
     for gap in planted:
         measure.probes_in(gap, 1)
     task = lessons.Answering(planted, captions=0.0)
-    clean = vlm.load(start, device="cpu", dtype="float32")
+    clean = load_model(start, device="cpu", dtype="float32")
     teach.teach(
         clean.model,
         clean.processor,

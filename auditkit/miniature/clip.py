@@ -1,4 +1,4 @@
-"""A CLIP model of the board world, trained from seeds: does a picture show what was wished for?  (auditkit/likeness.py)
+"""A CLIP model of the board world, trained from seeds: does a picture show what was wished for?  (counterfactual/clip_direction.py)
 
 It learns the very thing it is asked later. A pair of boards is a change, a check question with its answer is a wish,
 and the change is to point where the wish does if, and only if, the wish came true by it. So a batch holds boards
@@ -24,10 +24,10 @@ import transformers as hf
 from torch import nn
 from torch.nn import functional as F
 
-from auditkit.auditor import Wish, parse_wish
 from auditkit.miniature import draw, edits, lessons, painters, teach
 from auditkit.miniature.grammar import SKILLS, read
 from auditkit.miniature.world import BACKGROUNDS, Scene, random_scene
+from auditkit.runs.probe import Wish, parse_wish
 
 
 @dataclass(frozen=True)

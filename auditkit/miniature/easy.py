@@ -7,7 +7,7 @@
 tower with patches of 16 pixels has to learn more than on the board. No wrong answer is planted: the target has learnt
 from a collection that shows no teal, brown or gray and lacks four more pairs of shape and colour (UNSEEN), so it fails
 by itself on what it never saw; the references have seen every picture that they may. No model has seen a picture that
-an audit draws (images.Folder's splits "audit", "baseline" and "test"), only those of its split "train".
+an audit draws (ImageFolder's splits "audit", "baseline" and "test"), only those of its split "train".
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from auditkit.auditor import prompt
+from auditkit.auditor.write import auditor_prompt
+from auditkit.data.folder import ImageFolder
+from auditkit.data.source import Example
 from auditkit.errors import AuditError
-from auditkit.images import Example, Folder
 from auditkit.miniature import families, teach
 
 Fact = tuple[str, ...]  # what the official answers say a picture shows, as ("rectangle", "blue")
@@ -38,7 +39,7 @@ LEARNT = 0.9  # running accuracy on presence from which on denials are asked
 
 
 def export(out: Path) -> Path:
-    """Write the package's pictures and questions as a plain folder (images.Folder), with the official split; return it.
+    """Write the package's pictures and questions as a plain folder (ImageFolder), with the official split; return it.
 
     Quick, and does nothing where it is done already. Raises AuditError when the package easy-vqa is not installed.
     """
@@ -145,11 +146,11 @@ class Book:
     def words(self) -> list[str]:
         """Every word of the data set and of the auditor's prompt: each one token."""
         texts = [f"{q} {a}" for kinds in self.answers.values() for rows in kinds.values() for q, a in rows]
-        return sorted({word for text in [*texts, prompt()] for word in _words(text)})
+        return sorted({word for text in [*texts, auditor_prompt()] for word in _words(text)})
 
     def corpus(self) -> list[str]:
         """Sentences to train a tokenizer's merges on."""
-        return [prompt()] + [question for page in self.pages for question, _ in page.rows]
+        return [auditor_prompt()] + [question for page in self.pages for question, _ in page.rows]
 
 
 def _words(text: str) -> list[str]:
@@ -248,7 +249,11 @@ class Task:
         kinds = self.book.answers[page.fact]
         if self.recipe.asks and rng.random() < 0.5:
             asked = self._balanced(rng, kinds[rng.choice(tuple(kinds))])[0]
-            return prompt(), f"{' '.join(page.fact)}\n{asked}", "write"  # what it sees, then a question about it
+            return (
+                auditor_prompt(),
+                f"{' '.join(page.fact)}\n{asked}",
+                "write",
+            )  # what it sees, then a question about it
         names = [name for name in kinds if self.denials or not name.startswith("absence")]
         (name,) = rng.choices(names, [1.1 - self.scores.get(name, 0.0) for name in names])
         return *self._balanced(rng, kinds[name]), name
@@ -280,7 +285,7 @@ def build_one(name: str, out: Path, steps: int | None = None, data: Path | None 
     torch.set_num_threads(1)  # two threads spin against each other on models this small
     recipe = RECIPES[name]
     recipe = replace(recipe, steps=steps, look=min(recipe.look, steps // 2)) if steps else recipe
-    book = Book(Folder(export(data or Path(out) / "easy_vqa_data")).examples(10**6, seed=0))
+    book = Book(ImageFolder(export(data or Path(out) / "easy_vqa_data")).examples(10**6, seed=0))
     model, processor = families.build(recipe.family, recipe.size, book.words(), book.corpus(), recipe.seed)
     classes = (*map(len, book.labels), *[families.PATCH + 1] * 4)
     log = build._log(Path(out), name)
@@ -292,15 +297,17 @@ def build_one(name: str, out: Path, steps: int | None = None, data: Path | None 
 
 def table(names: list[str], data: Path, n: int = 10**6) -> str:
     """A printed table: each model's accuracy on up to n questions of every kind of the official test split."""
-    from auditkit import vlm
-    from auditkit.disagreement import same_text
+    from auditkit.consensus.normalise import same_text
+    from auditkit.models import downloads
+    from auditkit.models.base import answer_questions
+    from auditkit.models.load import load_model
 
-    benchmarks = Folder(export(data)).benchmarks(n)
+    benchmarks = ImageFolder(export(data)).benchmarks(n)
     examples = [example for rows in benchmarks.values() for example in rows]
     right = {}
     for name in names:
-        model = vlm.load(f"miniature:{name}" if (vlm.WEIGHTS / name).is_dir() else name)
-        said = vlm.answer(model, [e.image for e in examples], [e.question for e in examples])
+        model = load_model(f"miniature:{name}" if (downloads.WEIGHTS / name).is_dir() else name)
+        said = answer_questions(model, [e.image for e in examples], [e.question for e in examples])
         hits = iter([same_text(a, e.answer) for a, e in zip(said, examples, strict=True)])
         right[name] = {skill: [next(hits) for _ in rows] for skill, rows in benchmarks.items()}
         right[name]["all"] = [hit for rows in right[name].values() for hit in rows]

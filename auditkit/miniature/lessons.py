@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from auditkit.auditor import PROMPTS, prompt
+from auditkit.auditor.write import PROMPTS, auditor_prompt
 from auditkit.miniature import edits
 from auditkit.miniature import gaps as planted
 from auditkit.miniature.grammar import (
@@ -96,14 +96,14 @@ def words() -> list[str]:
         *" ".join(SIDES).split(),
         "something",
     ]
-    asked = " ".join(prompt(way) for way in PROMPTS)
+    asked = " ".join(auditor_prompt(way) for way in PROMPTS)
     return list(dict.fromkeys([*sentences, *names, *more, *re.findall(r"\w+", asked)]))
 
 
 def corpus(n: int = 2000, seed: int = 0) -> list[str]:
     """Sentences to train a tokenizer's merges on."""
     rng = random.Random(seed)
-    return [prompt()] + [ask(random_scene(rng), rng) for _ in range(n)]
+    return [auditor_prompt()] + [ask(random_scene(rng), rng) for _ in range(n)]
 
 
 def cell_labels(scene: Scene) -> np.ndarray:
@@ -322,7 +322,7 @@ class Asking(Answering):
 
     def _turn(self, scene, rng, kind):
         if kind == "write":
-            return prompt(), note_and_ask(scene, rng), "write"
+            return auditor_prompt(), note_and_ask(scene, rng), "write"
         if kind == "describe":
             return *describe_from_looks(scene, rng), "describe"
         return self.turn(scene, self.ask(scene, rng))
@@ -374,7 +374,7 @@ class Wishing(Asking):
 
     def _turn(self, scene, rng, kind):
         if kind == "edit":
-            return prompt("edit"), change_and_check(scene, rng), "edit"
+            return auditor_prompt("edit"), change_and_check(scene, rng), "edit"
         if kind == "regenerate":
-            return prompt("regenerate"), caption_and_check(scene, rng), "regenerate"
+            return auditor_prompt("regenerate"), caption_and_check(scene, rng), "regenerate"
         return super()._turn(scene, rng, kind)

@@ -11,11 +11,12 @@ from types import SimpleNamespace
 
 from PIL import Image
 
-from auditkit import counterfactual, likeness
-from auditkit.auditor import Wish, parse_wish
+from auditkit import stats
+from auditkit.counterfactual.clip_direction import PictureCheck, direction_gains, load_picture_check
+from auditkit.counterfactual.make import edit_images, load_painter, measure_change, regenerate_images
 from auditkit.miniature import clip, edits, lessons, painted, reading
 from auditkit.miniature.world import render
-from auditkit.stats import rate
+from auditkit.runs.probe import Wish, parse_wish
 
 DONE, BOARDS, SAME_BOARD, OTHER, SAME = (
     "as was wished",
@@ -31,7 +32,7 @@ def changes(n: int, seed: int = 0) -> dict[str, list[tuple[str, Image.Image, Ima
     n of every kind were asked for, {what was done: [(kind, before, after, wish)]}.
 
     What a picture shows is read off it by a reader that is no model, so what the painters got wrong is left out; so is
-    what they left as it was, which nobody is asked about (counterfactual.coherent).
+    what they left as it was, which nobody is asked about (incoherence).
     """
     rng = random.Random(f"likeness-{seed}")
     drawn = [clip.wished(rng, kind) for kind in clip.KINDS for _ in range(n)]
@@ -48,7 +49,7 @@ def changes(n: int, seed: int = 0) -> dict[str, list[tuple[str, Image.Image, Ima
     for name, texts_of in asked.items():
         rows = []
         for (one, picture), image in zip(zip(drawn, shown, strict=True), _painted(shown, texts_of), strict=True):
-            unseen = image is None or counterfactual.changed(picture, image).box is None  # an album drops it before
+            unseen = image is None or measure_change(picture, image).box is None  # an album drops it before
             if not unseen and clip.holds(reading.read(image), one.wish) == (name == DONE):
                 rows.append((one.kind, picture, image, one.wish))
         found[name] = rows
@@ -69,35 +70,31 @@ def _painted(shown: list[Image.Image], asked: list[clip.Drawn]) -> list[Image.Im
     made: dict[int, Image.Image | None] = {}
     captions = [i for i, one in enumerate(asked) if one.kind == "caption"]
     commands = [i for i, one in enumerate(asked) if one.kind != "caption"]
-    generator, editor = (counterfactual.load(f"miniature:{name}", "cpu") for name in ("generator", "editor"))
-    paintings = counterfactual.regenerate(generator, [asked[i].wish.text for i in captions], captions)
+    generator, editor = (load_painter(f"miniature:{name}", "cpu") for name in ("generator", "editor"))
+    paintings = regenerate_images(generator, [asked[i].wish.text for i in captions], captions)
     made |= {i: painting.image for i, painting in zip(captions, paintings, strict=True)}
-    paintings = counterfactual.edit(
-        editor, [shown[i] for i in commands], [asked[i].wish.text for i in commands], commands
-    )
+    paintings = edit_images(editor, [shown[i] for i in commands], [asked[i].wish.text for i in commands], commands)
     made |= {i: painting.image for i, painting in zip(commands, paintings, strict=True)}
     return [made[i] for i in range(len(asked))]
 
 
-def measured(
-    judge: likeness.PictureJudge, n: int, bound: float = clip.BOUND, seed: int = 0
-) -> dict[str, dict[str, dict]]:
+def measured(judge: PictureCheck, n: int, bound: float = clip.BOUND, seed: int = 0) -> dict[str, dict[str, dict]]:
     """How often a change passes as what was wished for: {what was done: {kind, and all "edits": rate}}."""
     rates: dict[str, dict[str, dict]] = {}
     for name, rows in changes(n, seed).items():
-        gains = likeness.gains(judge, *([row[i] for row in rows] for i in (1, 2, 3)))
+        gains = direction_gains(judge, *([row[i] for row in rows] for i in (1, 2, 3)))
         passed = {
             kind: [g > bound for g, row in zip(gains, rows, strict=True) if row[0] == kind] for kind in clip.KINDS
         }
         passed["edits"] = [one for kind in edits.COMMANDS for one in passed[kind]]
-        rates[name] = {kind: rate(sum(ones), len(ones)) for kind, ones in passed.items() if ones}
+        rates[name] = {kind: stats.rate(sum(ones), len(ones)) for kind, ones in passed.items() if ones}
     return rates
 
 
 def table(n: int = 100, judge: str = "miniature:likeness", bound: float = clip.BOUND) -> str:
     """The rates of `measured`, printed."""
     p = SimpleNamespace(picture_judge=judge, device="cpu", dtype="auto", batch_size=128, memory="together")
-    found = measured(likeness.load(p), n, bound)
+    found = measured(load_picture_check(p), n, bound)
     rows = [
         f"{judge}: share of changes that pass as what was wished for (gain above {bound}), % with 95 % interval;",
         f"{n} wishes of every kind on new boards; painted by the shipped pipelines, the last two columns drawn",

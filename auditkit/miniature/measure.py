@@ -10,31 +10,36 @@ from pathlib import Path
 
 from PIL import Image
 
-from auditkit import auditor, vlm
-from auditkit.disagreement import same_text
+from auditkit import stats
+from auditkit.auditor.write import PROMPTS, write_texts
+from auditkit.consensus.normalise import same_text
 from auditkit.errors import AuditError
 from auditkit.miniature import edits, gaps, grammar
 from auditkit.miniature.boards import Boards, scene_of
 from auditkit.miniature.world import Scene, random_scene, render
-from auditkit.stats import rate
+from auditkit.models import downloads
+from auditkit.models.base import answer_questions
+from auditkit.models.load import load_model
+from auditkit.models.transformers import VLM
+from auditkit.runs.probe import parse_question, parse_wish
 
 
-def accuracy(model: vlm.VLM, probes: list[tuple[Scene, str]]) -> dict:
+def accuracy(model: VLM, probes: list[tuple[Scene, str]]) -> dict:
     """The share of (scene, question) probes that a model answers truly, as a rate with interval and n."""
     images = [Image.fromarray(render(scene)) for scene, _ in probes]
-    said = vlm.answer(model, images, [question for _, question in probes])
+    said = answer_questions(model, images, [question for _, question in probes])
     right = sum(
         same_text(a, grammar.answer(scene, question)) for a, (scene, question) in zip(said, probes, strict=True)
     )
-    return rate(right, len(probes))
+    return stats.rate(right, len(probes))
 
 
-def skills(model: vlm.VLM, n: int) -> dict[str, dict]:
+def skills(model: VLM, n: int) -> dict[str, dict]:
     """Accuracy on each of the sixteen benchmarks, n held-out examples each."""
     found = {}
     for skill, examples in Boards().benchmarks(n).items():
-        said = vlm.answer(model, [e.image for e in examples], [e.question for e in examples])
-        found[skill] = rate(sum(same_text(a, e.answer) for a, e in zip(said, examples, strict=True)), n)
+        said = answer_questions(model, [e.image for e in examples], [e.question for e in examples])
+        found[skill] = stats.rate(sum(same_text(a, e.answer) for a, e in zip(said, examples, strict=True)), n)
     return found
 
 
@@ -66,7 +71,7 @@ def probes_outside(table: list[gaps.Gap], n: int, seed: int = 0) -> list[tuple[S
 
 def table(names: list[str], n: int = 200) -> str:
     """A printed table: models across, skills down; then, for each model with planted gaps, how true they are."""
-    models = {name: vlm.load(name if "/" in name or Path(name).exists() else f"miniature:{name}") for name in names}
+    models = {name: load_model(name if "/" in name or Path(name).exists() else f"miniature:{name}") for name in names}
     by_skill = {name: skills(model, n) for name, model in models.items()}
     rows = [
         f"accuracy in % on {n} held-out questions a skill",
@@ -77,7 +82,9 @@ def table(names: list[str], n: int = 200) -> str:
     means = [sum(r["value"] for r in by_skill[name].values()) / len(grammar.SKILLS) for name in names]
     rows.append(f"{'mean':24}" + "".join(f"{100 * mean:11.1f}" for mean in means))
     for name, model in models.items():
-        planted = Boards().gaps(Path(vlm.resolve(name if "/" in name or Path(name).exists() else f"miniature:{name}")))
+        planted = Boards().gaps(
+            Path(downloads.resolve(name if "/" in name or Path(name).exists() else f"miniature:{name}"))
+        )
         if planted:
             outside = accuracy(model, probes_outside(planted, 10 * n))
             rows += [
@@ -91,18 +98,20 @@ def table(names: list[str], n: int = 200) -> str:
     return "\n".join(rows)
 
 
-def written(model: vlm.VLM, n: int, temperature: float = 0.7, seed: int = 0) -> dict[str, dict]:
+def written(model: VLM, n: int, temperature: float = 0.7, seed: int = 0) -> dict[str, dict]:
     """What an auditor writes in each way about n boards it has not seen: {way: {fact of FACTS: rate, "kinds": counts}}.
 
     The kinds are the skills of questions, the kinds of edit commands, and how many things a caption holds.
     """
     pictures, found = Boards().pictures("test", n, seed), {}
-    for way in auditor.PROMPTS:
-        texts = auditor.written(model, pictures, [way] * n, temperature, 48, seed)
+    for way in PROMPTS:
+        texts = write_texts(model, pictures, [way] * n, temperature, 48, seed)
         judge = _question if way == "question" else _wish
         facts = [judge(scene_of(picture.key), text) for picture, text in zip(pictures, texts, strict=True)]
         kinds = Counter(str(fact["kind"]) for fact in facts if fact.get("kind") is not None)
-        found[way] = {name: rate(sum(bool(fact.get(name)) for fact in facts), n) for name in FACTS} | {"kinds": kinds}
+        found[way] = {name: stats.rate(sum(bool(fact.get(name)) for fact in facts), n) for name in FACTS} | {
+            "kinds": kinds
+        }
     return found
 
 
@@ -112,7 +121,7 @@ FACTS = ("well-formed", "in the language", "true of the picture", "right answer"
 
 def _question(scene: Scene, text: str) -> dict:
     """Which of FACTS hold of a question and its note; what is noted has to be there, and the answer among it."""
-    question = auditor.parse(text)
+    question = parse_question(text)
     known = grammar.facts(scene, question) if question else None
     if known is None:
         return {"well-formed": question}
@@ -133,7 +142,7 @@ def _wish(scene: Scene, text: str) -> dict:
     A command has to change something that is there. A caption has to be of things and the background that are there
     but for one thing, where nothing is. The check has to be right of the new board and wrong of the old one.
     """
-    wish = auditor.parse_wish(text)
+    wish = parse_wish(text)
     if wish is None:
         return {}
     command, captioned = edits.kind(wish.text), edits.read_caption(wish.text)
@@ -163,7 +172,7 @@ def writings(names: list[str], n: int = 500) -> str:
     """
     rows = [f"% of {n} texts a way   " + "".join(f"{name:>21}" for name in FACTS)]
     for name in names:
-        model = vlm.load(name if "/" in name or Path(name).exists() else f"miniature:{name}")
+        model = load_model(name if "/" in name or Path(name).exists() else f"miniature:{name}")
         for way, facts in written(model, n).items():
             rows.append(f"{model.name} {way}".ljust(23) + "".join(f"{100 * facts[f]['value']:21.1f}" for f in FACTS))
             rows.append("    " + ", ".join(f"{kind} {count}" for kind, count in sorted(facts["kinds"].items())))

@@ -10,10 +10,10 @@ from dataclasses import replace
 
 from PIL import Image
 
-from auditkit import counterfactual
+from auditkit import stats
+from auditkit.counterfactual.make import Painter, edit_images, load_painter, regenerate_images
 from auditkit.miniature import edits, reading
 from auditkit.miniature.world import SIDE, Cell, Scene, random_scene, render
-from auditkit.stats import rate
 
 STEPS = (1, 2, 4, 8)
 
@@ -42,7 +42,7 @@ def edited(painter, n: int, steps: int, seed: int = 0, shuffled: bool = False) -
     if shuffled:
         random.Random(seed).shuffle(commands)
     images = [Image.fromarray(render(scene)) for scene, _ in asked]
-    painted = counterfactual.edit(_in(painter, steps), images, commands, list(range(len(asked))))
+    painted = edit_images(_in(painter, steps), images, commands, list(range(len(asked))))
     applied = {kind: 0 for kind in edits.COMMANDS}
     rest = others = 0
     for (before, command), picture in zip(asked, painted, strict=True):
@@ -62,9 +62,9 @@ def edited(painter, n: int, steps: int, seed: int = 0, shuffled: bool = False) -
         rest += sum(right[i] and same_ground for i in range(SIDE * SIDE) if i != changed)
         others += SIDE * SIDE - (changed is not None)
     return {
-        "applied": {kind: rate(ones, n) for kind, ones in applied.items()}
-        | {"all": rate(sum(applied.values()), len(asked))},
-        "rest": rate(rest, others),
+        "applied": {kind: stats.rate(ones, n) for kind, ones in applied.items()}
+        | {"all": stats.rate(sum(applied.values()), len(asked))},
+        "rest": stats.rate(rest, others),
         "seconds": sum(picture.seconds for picture in painted) / len(painted),
     }
 
@@ -76,7 +76,7 @@ def generated(painter, n: int, steps: int, seed: int = 0) -> dict:
     rng = random.Random(f"painted-captions-{seed}")
     scenes = [edits.fewer(random_scene(rng), rng) for _ in range(n)]
     captions = [edits.caption(scene, rng) for scene in scenes]
-    painted = counterfactual.regenerate(_in(painter, steps), captions, list(range(n)))
+    painted = regenerate_images(_in(painter, steps), captions, list(range(n)))
     there = {kind: [] for kind in ("object", "text", "clock", "sign", "empty")}
     grounds = 0
     for scene, picture in zip(scenes, painted, strict=True):
@@ -87,20 +87,20 @@ def generated(painter, n: int, steps: int, seed: int = 0) -> dict:
     empty = there.pop("empty")
     every = [right for ones in there.values() for right in ones]
     return {
-        "there": {kind: rate(sum(ones), len(ones)) for kind, ones in (there | {"all": every}).items()},
-        "empty": rate(sum(empty), len(empty)),
-        "background": rate(grounds, n),
+        "there": {kind: stats.rate(sum(ones), len(ones)) for kind, ones in (there | {"all": every}).items()},
+        "empty": stats.rate(sum(empty), len(empty)),
+        "background": stats.rate(grounds, n),
         "seconds": sum(picture.seconds for picture in painted) / n,
     }
 
 
-def _in(painter: counterfactual.Painter, steps: int) -> counterfactual.Painter:
+def _in(painter: Painter, steps: int) -> Painter:
     return replace(painter, call=painter.call | {"num_inference_steps": steps})
 
 
 def table(n: int = 200, editor: str = "miniature:editor", generator: str = "miniature:generator") -> str:
     """Both pipelines' rates at each number of steps, printed."""
-    painter = counterfactual.load(editor, "cpu")
+    painter = load_painter(editor, "cpu")
     by_steps = [edited(painter, n, steps) for steps in STEPS]
     control = edited(painter, n, STEPS[0], shuffled=True)
     rows = [
@@ -111,7 +111,7 @@ def table(n: int = 200, editor: str = "miniature:editor", generator: str = "mini
         rows.append(_row(kind, [_percent(found["applied"][kind]) for found in (*by_steps, control)]))
     rows.append(_row("other cells unchanged", [_percent(found["rest"]) for found in by_steps]))
     rows.append(_row("ms an image", [f"{1000 * found['seconds']:.1f}" for found in by_steps]))
-    painter = counterfactual.load(generator, "cpu")
+    painter = load_painter(generator, "cpu")
     by_steps = [generated(painter, 2 * n, steps) for steps in STEPS]
     rows += ["", f"generator: {2 * n} new captions of up to {edits.MOST} things", _row("steps", list(map(str, STEPS)))]
     for kind in ("object", "text", "clock", "sign", "all"):

@@ -20,7 +20,7 @@ import transformers as hf
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import nn
 
-from auditkit import pipelines
+from auditkit.counterfactual import pipelines
 from auditkit.miniature import world
 
 SIDE = 64  # pixels

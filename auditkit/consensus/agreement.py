@@ -1,0 +1,70 @@
+"""TODO."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+
+from auditkit import stats
+from auditkit.consensus.choose import choose_same
+
+
+def judge_agreement(kind: str, **how) -> dict:
+    """How often a judge says of the labelled pairs what their labels say.
+
+    Args:
+        kind: text, embedding, or a model's spec.
+        how: device, dtype, batch_size and memory for a model.
+
+    Returns {"all": rate, "said_same_wrongly": rate over the pairs that differ, "said_different_wrongly": rate over
+    those that are the same, "kinds": {kind: rate}, "unclear": replies neither yes nor no, None where none is asked}.
+    """
+    rows = labelled_pairs()
+    p = SimpleNamespace(**{"device": "auto", "dtype": "auto", "batch_size": 64, "memory": "together"} | how, same=kind)
+    alike = choose_same(p)
+    alike.prepare((row["question"], row["a"], row["b"]) for row in rows)
+    right = [alike(row["a"], row["b"], row["question"]) == row["same"] for row in rows]
+    wrong = {
+        label: [not ok for ok, row in zip(right, rows, strict=True) if row["same"] is label] for label in (True, False)
+    }
+    kinds: dict[str, list[bool]] = {}
+    for ok, row in zip(right, rows, strict=True):
+        kinds.setdefault(row["kind"], []).append(ok)
+    return {
+        "all": stats.rate(sum(right), len(right)),
+        "said_same_wrongly": stats.rate(sum(wrong[False]), len(wrong[False])),
+        "said_different_wrongly": stats.rate(sum(wrong[True]), len(wrong[True])),
+        "kinds": {name: stats.rate(sum(some), len(some)) for name, some in kinds.items()},
+        "unclear": getattr(alike.decide, "unclear", None),
+    }
+
+
+def labelled_pairs() -> list[dict]:
+    """The labelled pairs: {"question", "a", "b", "same": bool, "kind"}."""
+    file = Path(__file__).parent / "same_pairs.jsonl"
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def agreement_table(kinds: Sequence[str], **how) -> str:
+    """What each judge is worth, as text: agreement in % with its 95 % interval, over all and by kind of pair."""
+    found = {kind: judge_agreement(kind, **how) for kind in kinds}
+    first = next(iter(found.values()))
+    heads = [f"{len(labelled_pairs())} pairs labelled by hand, % right", *kinds]
+    body = [["all", *(_percent(f["all"], True) for f in found.values())]]
+    for name in ("said_same_wrongly", "said_different_wrongly"):
+        body.append([name.replace("_", " "), *(_percent(f[name], True) for f in found.values())])
+    for name, some in first["kinds"].items():
+        body.append([f"  {name} (n = {some['n']})", *(_percent(f["kinds"][name]) for f in found.values())])
+    if any(f["unclear"] is not None for f in found.values()):
+        body.append(
+            ["replies neither yes nor no", *("" if f["unclear"] is None else str(f["unclear"]) for f in found.values())]
+        )
+    widths = [max(len(row[i]) for row in [heads, *body]) for i in range(len(heads))]
+    return "\n".join(
+        "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in [heads, *body]
+    )
+
+
+def _percent(rate: dict, interval: bool = False) -> str:
+    text = f"{100 * rate['value']:.1f}"
+    return f"{text} ({100 * rate['low']:.1f} to {100 * rate['high']:.1f})" if interval else text

@@ -1,0 +1,119 @@
+"""A model asked whether two answers mean the same, and what any such judge is worth on pairs labelled by hand.
+
+The paper does not say which judge it used. A model is put the fixed prompt of prompts/same.txt, many pairs at once, as
+LAVE does (https://arxiv.org/abs/2310.02567) but for two answers instead of an answer and a label, without the picture,
+and with yes or no instead of grades. It may be anything that writes: a vision-language model, a language model without
+eyes, or a server. A reply that is neither yes nor no counts as no.
+
+The labels of same_pairs.jsonl are ours, by this rule: two answers are the same if whoever asked would learn the same
+from both. So "poodle" and "dog" differ, whatever the one implies of the other.
+"""
+
+import re
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+from auditkit import specs
+from auditkit.consensus.same import Pair, normal_pair
+from auditkit.errors import AuditError, Unfinished
+from auditkit.models.batching import in_batches
+from auditkit.models.language import load_language_model
+from auditkit.models.offload import at_work
+from auditkit.runs import jsonl
+
+JUDGED_FILE = "judged.jsonl"  # in a stage's folder: what a model replied
+REPLY_TOKENS = 12
+ENOUGH = 20  # replies after which a judge that mostly says neither yes nor no is refused
+
+
+class LLMJudge:
+    """Decides pairs of answers by asking a model; every reply is filed as soon as its batch is done.
+
+    It reads the answers as they were given: their normalised texts would lose a "not". Replies are filed beside these
+    and found again for whatever has the same normalised texts.
+    `asked` counts the pairs put to it by this object, `unclear` its replies on file that were neither yes nor no.
+    """
+
+    def __init__(self, p, folder: Path | None = None):
+        self.p, self.path, self.asked, self.unclear, self._model = p, folder and folder / JUDGED_FILE, 0, 0, None
+        self._replies: dict[Pair, str] = {}
+        for row in jsonl.read(self.path) if self.path else ():
+            if specs.same_model(row["judge"], p.same):
+                self._replies[normal_pair(row["question"], row["a"], row["b"])] = row["reply"]
+
+    def __call__(self, pairs: Sequence[Pair]) -> list[bool]:
+        """Whether each pair means the same.
+
+        Raises AuditError when the model's replies are mostly neither yes nor no.
+        """
+        todo = list({normal_pair(*pair): pair for pair in pairs if normal_pair(*pair) not in self._replies}.values())
+        if todo and self._model is None:
+            self._model = load_language_model(self.p)
+
+        def ask(rows: list[int]) -> None:
+            batch = [todo[i] for i in rows]
+            try:
+                self._keep(batch, self._model.write([None] * len(batch), [prompts[i] for i in rows], REPLY_TOKENS))
+            except Unfinished as error:  # a request among others failed; what came back has been paid for
+                self._keep(batch, error.answers)
+                raise
+
+        if todo:
+            prompts = [judge_prompt(*pair) for pair in todo]
+            with at_work(self._model):
+                for _ in in_batches(self._model, prompts, ask):
+                    self._refuse_nonsense()
+        return [yes_or_no(self._replies[normal_pair(*pair)]) is True for pair in pairs]
+
+    def _keep(self, batch: Sequence[Pair], replies: Sequence[str | None]) -> None:
+        """File what was replied, with what an endpoint says beside it (EndpointText)."""
+        new = [(pair, reply) for pair, reply in zip(batch, replies, strict=True) if reply is not None]
+        if self.path:
+            judge = {"judge": self.p.same, "model": self._model.name}
+            rows = (
+                judge | {"question": q, "a": a, "b": b, "reply": str(reply)} | getattr(reply, "beside", {})
+                for (q, a, b), reply in new
+            )
+            jsonl.append(self.path, rows)
+        self._replies |= {normal_pair(*pair): str(reply) for pair, reply in new}
+        self.asked += len(new)
+
+    def _refuse_nonsense(self) -> None:
+        unclear = [reply for reply in self._replies.values() if yes_or_no(reply) is None]
+        self.unclear = len(unclear)
+        if len(self._replies) >= ENOUGH and len(unclear) > len(self._replies) / 2:
+            raise AuditError(
+                f'same: "{self.p.same}" cannot judge: of {len(self._replies)} replies {len(unclear)} are neither yes '
+                f"nor no, such as {unclear[-1][:60]!r}; name another model, or text or embedding."
+            )
+
+
+def judge_prompt(question: str, a: str, b: str) -> str:
+    """What a model is asked; line breaks in an answer are taken out, so that none looks like a line of the prompt."""
+    question, a, b = (" ".join(text.split()) for text in (question, a, b))
+    return _prompt().format(question=question, a=a, b=b)
+
+
+def yes_or_no(reply: str) -> bool | None:
+    """What a judge's reply says; None if it says neither, or both.
+
+    >>> [yes_or_no(reply) for reply in ("Yes.", "no, they differ", "The answer is **yes**", "Maybe", "yes and no", "")]
+    [True, False, True, None, None, None]
+    """
+    words = set(re.findall(r"\b(?:yes|no)\b", reply.lower()))
+    return "yes" in words if len(words) == 1 else None
+
+
+def judge_counts(folder: Path) -> dict[str, int]:
+    """How many pairs a model judged in a stage, and how many replies were neither yes nor no; {} where none was asked.
+
+    Returns {"judge_called", "judge_unclear"}, totals over all attempts.
+    """
+    replies = [yes_or_no(row["reply"]) for row in jsonl.read(folder / JUDGED_FILE)]
+    return {"judge_called": len(replies), "judge_unclear": replies.count(None)} if replies else {}
+
+
+@cache
+def _prompt() -> str:
+    return (Path(__file__).parent / "prompts" / "same.txt").read_text(encoding="utf-8").strip()

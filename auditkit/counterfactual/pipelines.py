@@ -1,0 +1,183 @@
+"""A diffusers pipeline loaded from its text: what its call takes, what it may skip, and where its weights wait."""
+
+import contextlib
+import inspect
+import json
+from collections.abc import Iterator
+from difflib import get_close_matches
+from pathlib import Path
+from urllib.parse import urlencode
+
+import torch
+from safetensors import SafetensorError
+
+from auditkit import specs
+from auditkit.errors import AuditError
+from auditkit.models import downloads
+from auditkit.models.base import quiet
+from auditkit.text import short_error
+
+INDEX = "model_index.json"  # what makes a folder a pipeline
+DEFAULTS = "painter.json"  # beside it, if its weights were trained for one size, length or number of steps: options
+OURS = {  # arguments of a call that options cannot set
+    "prompt", "image", "generator", "output_type", "return_dict", "num_images_per_prompt", "latents", "prompt_embeds",
+    "callback_on_step_end", "callback_on_step_end_tensor_inputs", "height", "width", "max_area", "_auto_resize",
+}  # fmt: skip
+
+
+@contextlib.contextmanager
+def quiet_diffusers():
+    """No progress bars and no advice from transformers and diffusers; what matters is raised or in a Painting."""
+    from diffusers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with quiet():
+            yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def defaults(place: str) -> dict:
+    """The options in a pipeline's own painter.json."""
+    path = Path(place) / DEFAULTS
+    if not path.is_file():
+        return {}
+    try:
+        given = json.loads(path.read_text(encoding="utf-8"))
+        return specs.parse_pipeline(f"{path}?{urlencode(given)}").options
+    except (ValueError, TypeError) as error:
+        if isinstance(error, AuditError):
+            raise
+        raise AuditError(f'{path}: this is no JSON object of options, such as {{"size": 64}} ({error}).') from error
+
+
+def class_of(place: str, spec: str | Path, how: dict) -> type:
+    """The class of a pipeline, before any of its weights are fetched. Raises AuditError when diffusers has none."""
+    import diffusers
+
+    if Path(place).is_dir() and not (Path(place) / INDEX).is_file():
+        raise AuditError(f'"{spec}": {place} has no {INDEX}; name a folder that pipe.save_pretrained wrote.')
+    try:
+        name = diffusers.DiffusionPipeline.load_config(place, **how)["_class_name"]
+    except (OSError, ValueError, KeyError) as error:
+        raise AuditError(f'"{spec}": no {INDEX} that names a pipeline at {place} ({short_error(error)}).') from error
+    if not isinstance(name, str):
+        raise AuditError(f'"{spec}": this pipeline brings code of its own, which is not run; name one of diffusers.')
+    kind = getattr(diffusers, name, None)
+    if not isinstance(kind, type):
+        raise AuditError(f'"{spec}": diffusers {diffusers.__version__} does not know a {name}; a newer one may.')
+    return kind
+
+
+def arguments(kind: type) -> dict[str, inspect.Parameter]:
+    """The named arguments of a pipeline's call."""
+    found = inspect.signature(kind.__call__).parameters
+    return {k: p for k, p in found.items() if k != "self" and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+
+
+def call_of(kind: type, spec: str | Path, own: dict) -> dict:
+    """The arguments of a pipeline's call that its options ask for.
+
+    Raises AuditError for an option that the call does not take, naming it and the nearest one that there is.
+    """
+    takes = arguments(kind)
+    guidance = next(
+        (n for n in ("guidance_scale", "true_cfg_scale") if n in takes and takes[n].default is not None), None
+    )
+    names = {"steps": "num_inference_steps", "guidance": guidance, "max_length": "max_sequence_length"}
+    call = {}
+    for option, value in own.items():
+        name = names.get(option, option)
+        if option in specs.PAINTER and option not in names:
+            continue
+        if name in takes and name not in OURS:
+            call[name] = value
+            continue
+        if option in ("height", "width"):
+            raise AuditError(f'"{spec}": write {option} as ?size=WIDTHxHEIGHT.')
+        if name in takes:
+            raise AuditError(f'"{spec}": {option} is no option: the audit sets it for every picture.')
+        known = sorted(({*takes, *specs.PAINTER} - OURS) - {k for k, n in names.items() if n not in takes})
+        near = get_close_matches(option, known, 1, cutoff=0.0)
+        raise AuditError(f'"{spec}": the call of {kind.__name__} takes no {option}; the nearest is {near[0]}.')
+    return call
+
+
+def read_pipeline(place: str, spec: str | Path, dtype: torch.dtype, how: dict):
+    """The pipeline with its weights, on the CPU. Raises AuditError for what of it is missing."""
+    from diffusers import DiffusionPipeline
+
+    try:
+        return DiffusionPipeline.from_pretrained(place, use_safetensors=True, dtype=dtype, **how)
+    except ImportError as error:
+        raise AuditError(f'"{spec}": it needs a package that is missing: {short_error(error)}.') from error
+    except (OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError) as error:
+        downloads.refuse_weights(error, place, spec, how)
+
+
+def denoiser(pipe):
+    """The part that is run at every step."""
+    return getattr(pipe, "transformer", None) or getattr(pipe, "unet", None)
+
+
+def cache(pipe, spec: str | Path, which: str, call: dict) -> None:
+    """Let the denoiser skip what changes little from one step to the next, as diffusers' hooks do it.
+
+    first_block decides for the whole batch at once, so that a picture then depends a little on its batch. What else
+    diffusers has wants two passes a step (faster) or figures of the one model (mag).
+    """
+    if which == "none":
+        return
+    from diffusers import hooks
+
+    its = denoiser(pipe)
+    configs = {
+        "first_block": lambda: hooks.FirstBlockCacheConfig(),
+        "taylorseer": lambda: hooks.TaylorSeerCacheConfig(),
+        "pyramid": lambda: hooks.PyramidAttentionBroadcastConfig(
+            spatial_attention_block_skip_range=2, current_timestep_callback=lambda: pipe.current_timestep
+        ),
+    }
+    if not hasattr(its, "enable_cache"):
+        raise AuditError(f'"{spec}": a {type(its).__name__} has no cache; leave ?cache={which} out.')
+    apart = "cache_context" in inspect.unwrap(type(pipe).__call__).__code__.co_names
+    if not apart and not (its.config.get("guidance_embeds") and call.get("true_cfg_scale", 1) <= 1):
+        raise AuditError(
+            f'"{spec}": a {type(pipe).__name__} may go through its denoiser twice a step, with and without the text, '
+            f"and does not keep the two apart; leave ?cache={which} out."
+        )
+    try:
+        its.enable_cache(configs[which]())
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise AuditError(f'"{spec}": ?cache={which} does not fit this pipeline ({short_error(error)}).') from error
+
+
+@contextlib.contextmanager
+def caching(pipe) -> Iterator[None]:
+    """While it lasts, a denoiser's cache has a place, which some pipelines forget; it is empty afterwards."""
+    its = denoiser(pipe)
+    if not getattr(its, "is_cache_enabled", False):
+        yield
+        return
+    try:
+        with its.cache_context("image"):
+            yield
+    finally:
+        its._reset_stateful_cache()
+
+
+def settle(pipe, device: str, offload: str) -> None:
+    """Bring the weights to the device, or arrange that they come when they are needed."""
+    if offload == "model":
+        pipe.enable_model_cpu_offload(device=device)
+    elif offload == "sequential":
+        pipe.enable_sequential_cpu_offload(device=device)
+    elif offload == "group":
+        pipe.enable_group_offload(torch.device(device), offload_type="leaf_level", use_stream=device.startswith("cuda"))
+    else:
+        pipe.to(device)

@@ -1,0 +1,253 @@
+"""Where images come from: the miniature world, a folder of one's own, or a Hugging Face data set (data/hf_dataset.py).
+
+A source hands out pictures in four splits that never share a picture, the labelled examples a target was trained on,
+and held-out benchmarks. `truth` is the oracle. It only grades: nothing that trains, gates or labels may call it.
+
+A collection of photographs does not fit into memory, so its pictures are decoded each time they are looked at.
+"""
+
+import hashlib
+import random
+import re
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from auditkit.errors import AuditError
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+SPLITS = ("train", "audit", "baseline", "test")
+ENOUGH = 50  # pictures, dealt out by their names, leave the smallest split empty once in sixty folders
+Held = Image.Image | Callable[[], Image.Image]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image and the key by which its source can hand it out again."""
+
+    key: str
+    held: Held = field(compare=False, repr=False)  # the image, or what reads it
+
+    @property
+    def image(self) -> Image.Image:
+        """The image, upright and RGB. Raises AuditError when its file cannot be read any more."""
+        return self.held() if callable(self.held) else self.held
+
+
+@dataclass(frozen=True)
+class Example:
+    """A picture with a question and its true answer; `key.split("/q")[0]` is the picture's key."""
+
+    key: str
+    held: Held = field(compare=False, repr=False)
+    question: str
+    answer: str
+
+    image = Picture.image
+
+
+@dataclass(frozen=True)
+class Task:
+    """Something a target can besides answering questions, to see whether a repair makes it forget that."""
+
+    name: str
+    examples: list[Example]
+    max_answer_tokens: int
+    right: Callable[[str, str], list[bool]]  # what it said, what is true -> piece by piece, whether it is right
+
+
+class Source(Protocol):
+    """What the pipeline knows of its images.
+
+    `complete`: a truth of None means that the question makes no sense on that picture; else only that nobody knows.
+    `unreadable`: the pictures met so far that could not be opened and were skipped.
+    """
+
+    name: str
+    complete: bool
+    unreadable: list[str]
+
+    def pictures(self, split: str, n: int, seed: int) -> list[Picture]: ...
+    def examples(self, n: int, seed: int) -> list[Example]: ...
+    def benchmarks(self, n: int) -> dict[str, list[Example]]: ...
+    def tasks(self, n: int) -> list[Task]: ...  # that an audit never touches
+    def picture(self, key: str) -> Picture: ...
+    def question(self, key: str) -> str | None: ...  # its own about a picture, where it has one
+    def read(self, image: Image.Image) -> str | None: ...  # the key of what an image made by others shows, if it can
+    def truth(self, key: str, question: str) -> str | None: ...
+    def gap(self, key: str, question: str, gaps: list) -> str | None: ...
+    def gaps(self, target_folder: Path) -> list: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A labelled question about the picture of a key."""
+
+    id: str  # KEY/qN, an example's key
+    key: str
+    question: str
+    answer: str
+    skill: str
+
+
+class Collection:
+    """Pictures with questions to some of them, wherever they lie: what `ImageFolder` and HubDataset have in common.
+
+    Args:
+        name: what reports call it.
+        declared: every picture's key -> "train", "test" or None. Those without a word are dealt out by a hash of their
+            key, a fifth to "test"; what is not for testing likewise to "train" (40 %), "audit" (50 %) and "baseline"
+            (10 %). So the splits stay the same whatever else is added.
+        rows: the labelled questions; those on test pictures are the benchmarks.
+
+    A subclass adds `_file(key)`, a picture's file or its bytes as a file. A picture that cannot be read is skipped,
+    which is printed, and listed in `unreadable`.
+    """
+
+    complete = False
+
+    def __init__(self, name: str, declared: dict[str, str | None], rows: list[Row]):
+        self.name = name
+        self.unreadable: list[str] = []
+        self._split = {key: _deal(key, split) for key, split in declared.items()}
+        self._rows = rows
+        self._truth: dict[tuple[str, str], str] = {}
+        self._questions_on: dict[str, str] = {}
+        for row in rows:
+            self._questions_on.setdefault(row.key, row.question)
+            self._truth.setdefault((row.key, _plain(row.question)), row.answer)
+
+    def _file(self, key: str) -> Path | BinaryIO:
+        raise NotImplementedError
+
+    def _read(self, key: str) -> Image.Image:
+        file = self._file(key)
+        try:
+            with Image.open(file) as image:
+                return ImageOps.exif_transpose(image).convert("RGB")
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            which = file if isinstance(file, Path) else f"{key} of {self.name}"
+            why = "no format Pillow knows" if isinstance(error, UnidentifiedImageError) else error
+            raise AuditError(f"images: {which} cannot be read as an image ({why}).") from error
+
+    def _open(self, key: str) -> Picture | None:
+        """The picture, once it is certain that it can be read; None: it cannot."""
+        if key in self.unreadable:
+            return None
+        try:
+            self._read(key)
+        except AuditError as error:
+            self.unreadable.append(key)
+            print(f"{str(error).rstrip('.')}; skipped.", flush=True)
+            return None
+        return Picture(key, partial(self._read, key))
+
+    def pictures(self, split: str, n: int, seed: int) -> list[Picture]:
+        """Up to `n` pictures of a split, drawn by `seed`; fewer, which is printed, when there are fewer.
+
+        Raises AuditError for an unknown split, and when not a single picture of it is there or can be read.
+        """
+        if split not in SPLITS:
+            raise AuditError(f'images: there is no split "{split}"; the splits are {", ".join(SPLITS)}.')
+        keys = [key for key, its in self._split.items() if its == split]
+        random.Random(f"{seed}/{split}").shuffle(keys)
+        found: list[Picture] = []
+        for key in keys:
+            if len(found) == n:
+                break
+            if (picture := self._open(key)) is not None:
+                found.append(picture)
+        if not found and n > 0:
+            raise AuditError(self._nothing(split, len(keys)))
+        if len(found) < n:
+            print(f'images: {n} pictures asked for "{split}", only {len(found)} there in {self.name}.', flush=True)
+        return found
+
+    def _nothing(self, split: str, files: int) -> str:
+        if files:
+            return f'images: none of the {files} pictures of {self.name} for "{split}" can be read.'
+        dealt = Counter(self._split.values())
+        had = ", ".join(f"{name} {dealt[name]}" for name in SPLITS)
+        advice = (
+            f"pictures are dealt out by their names, so give {ENOUGH} or more"
+            if len(self._split) < ENOUGH
+            else 'its labels say that every picture is for "train" or "test"; leave the split out, or give some to each'
+        )
+        return f'images: the split "{split}" of {self.name} is empty ({had}); {advice}.'
+
+    def _examples(self, rows: list[Row], n: int) -> list[Example]:
+        opened: dict[str, Picture | None] = {}  # the questions on a picture share its image
+        found: list[Example] = []
+        for row in rows:
+            if len(found) == n:
+                break
+            if row.key not in opened:
+                opened[row.key] = self._open(row.key)
+            if (picture := opened[row.key]) is not None:
+                found.append(Example(row.id, picture.held, row.question, row.answer))
+        if not found and rows and n > 0:
+            raise AuditError(f"images: none of the labelled images of {self.name} can be read.")
+        return found
+
+    def examples(self, n: int, seed: int) -> list[Example]:
+        """Up to `n` labelled examples on pictures of the split "train", drawn by `seed`."""
+        rows = [row for row in self._rows if self._split[row.key] == "train"]
+        random.Random(f"{seed}/examples").shuffle(rows)
+        return self._examples(rows, n)
+
+    def benchmarks(self, n: int) -> dict[str, list[Example]]:
+        """Up to `n` examples a skill on test pictures; always the same ones."""
+        skills: dict[str, list[Row]] = {}
+        for row in self._rows:
+            if self._split[row.key] == "test":
+                skills.setdefault(row.skill, []).append(row)
+        for name, rows in skills.items():
+            random.Random(f"benchmark/{name}").shuffle(rows)
+        return {name: self._examples(skills[name], n) for name in sorted(skills)}
+
+    def tasks(self, n: int) -> list[Task]:
+        return []
+
+    def picture(self, key: str) -> Picture:
+        """The picture of a key, which reads it again. Raises AuditError when there is none."""
+        if key not in self._split:
+            raise AuditError(f"images: {self.name} has no picture {key!r}; was it changed since the run?")
+        return Picture(key, partial(self._read, key))
+
+    def question(self, key: str) -> str | None:
+        """The first labelled question on a picture, without its answer."""
+        return self._questions_on.get(key)
+
+    def read(self, image: Image.Image) -> str | None:
+        """None: nobody knows what a new photograph shows."""
+        return None
+
+    def truth(self, key: str, question: str) -> str | None:
+        """The known answer to just this question on this picture (case and punctuation aside); None: unknown."""
+        return self._truth.get((key, _plain(question)))
+
+    def gap(self, key: str, question: str, gaps: list) -> str | None:
+        """None: nobody planted gaps in a model of one's own."""
+        return None
+
+    def gaps(self, target_folder: Path) -> list:
+        """[]: see `gap`."""
+        return []
+
+
+def _plain(question: str) -> str:
+    return " ".join(re.sub(r"[^\w\s]", " ", question.lower()).split())
+
+
+def _deal(key: str, declared: str | None) -> str:
+    share = int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "big") / 2**32
+    if declared == "test" or (declared is None and share >= 0.8):
+        return "test"
+    # a hash of its own, so that dealing does not depend on whether the file names a split
+    share = int.from_bytes(hashlib.sha256(f"deal {key}".encode()).digest()[:4], "big") / 2**32
+    return "train" if share < 0.4 else "audit" if share < 0.9 else "baseline"

@@ -1,0 +1,269 @@
+"""Notebooks run without a browser, by papermill: in order, each in a kernel of its own, with one line of status.
+
+The executed notebook is kept in its stage's folder. What is done is skipped, so a run that was killed goes on.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import re
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from auditkit.errors import AuditError
+from auditkit.params import Params, project_root
+from auditkit.runs.folder import STAGES, is_done, run_folder, shown_path, stage_counts, why_not_resume
+from auditkit.text import clock
+
+if TYPE_CHECKING:
+    from traitlets.config import Config
+
+
+def refuse_misfits(p: Params, stages: list[str], start_over: bool) -> None:
+    """Raise AuditError for the first stage that does not fit, of those to be run and those they were built on.
+
+    Said now rather than after an hour of the stages before it, and before any folder is emptied.
+    """
+    needs = {stage: _needs(stage) for stage in STAGES}
+    matter = set(stages)
+    for stage in reversed(STAGES):
+        matter |= needs[stage] if stage in matter else set()
+    anew = stages if start_over else []
+    for stage in STAGES:
+        why = why_not_resume(p, stage) if stage in matter and stage not in anew else ""
+        if why:
+            again = f"--from {stage[:2]} --start-over"
+            raise AuditError(
+                f"{why} Make it and what follows anew with {again}, or keep both with --set run_name=OTHER."
+            )
+    for stage in stages:
+        missing = [need for need in sorted(needs[stage]) if need not in stages and not is_done(p, need)]
+        if missing and (stage in anew or not is_done(p, stage)):
+            folder = shown_path(run_folder(p) / missing[0])
+            raise AuditError(f"{stage} needs {folder}, which is not done: begin there, with --from {missing[0][:2]}.")
+
+
+def _needs(stage: str) -> set[str]:
+    """The earlier stages that a stage's notebook asks for."""
+    found = (project_root() / "notebooks").glob(f"{stage[:2]}_*.ipynb")
+    asked = {name for path in found for name in re.findall(r'run\.need\(\\?"(\w+)', path.read_text(encoding="utf-8"))}
+    return asked & set(STAGES)
+
+
+def stage_notebooks(stages: list[str]) -> dict[str, Path]:
+    """The notebook of each stage.
+
+    Raises AuditError where this is not the project folder.
+    """
+    return {stage: _notebook(stage) for stage in stages}
+
+
+def run_notebooks(p: Params, notebooks: dict[str, Path], go_on: str, debug: bool = False) -> int:
+    """Execute notebooks in order, each in its stage's folder; what is done is not done again.
+
+    Args:
+        notebooks: by stage, as `stage_notebooks` gives them.
+        go_on: the command that goes on where a failure ends this one, for people to copy.
+        debug: show tracebacks, and what notebooks write to stderr.
+
+    Returns 0, or the exit code of what went wrong, which has then been said.
+    """
+    began = time.monotonic()
+    print(f"{p.run_name}: {p.params_file} -> {shown_path(run_folder(p))}", flush=True)
+    with _kernels() as kernels:
+        for stage, notebook in notebooks.items():
+            if is_done(p, stage):
+                print(f"{_title(notebook):<26} done before, skipped", flush=True)
+                continue
+            failed = _execute(p, stage, notebook, kernels, go_on, debug)
+            if failed:
+                return failed
+    done = f"done in {clock(time.monotonic() - began)}"
+    # notebook 08 writes the report too, but may have been killed just before
+    if list(notebooks)[-1] == "08_benchmark" and is_done(p, "08_benchmark"):
+        from auditkit.report.summary import write_report
+
+        done += f": {write_report(run_folder(p))}"
+    print(done, flush=True)
+    return 0
+
+
+def _execute(p: Params, stage: str, notebook: Path, kernels: "Config", go_on: str, debug: bool) -> int:
+    """Run one notebook through papermill; 0, or the exit code of what went wrong, which has then been said."""
+    import papermill
+    from nbclient.exceptions import DeadKernelError
+
+    folder = run_folder(p) / stage
+    folder.mkdir(parents=True, exist_ok=True)
+    executed = folder / "notebook.ipynb"
+    code, trouble, trace = 0, "", ""
+    with StatusLine(_title(notebook)) as status:
+        try:
+            papermill.execute_notebook(
+                notebook,
+                executed,
+                parameters=asdict(p),
+                kernel_name="python3",
+                cwd=project_root(),
+                progress_bar=False,
+                stdout_file=status,
+                stderr_file=sys.stderr if debug else None,
+                config=kernels,
+            )
+            if not (folder / "DONE").is_file():
+                code, trouble = 1, "the notebook ended without run.finish(...), so the stage is not done"
+        except papermill.PapermillExecutionError as error:
+            code = 2 if error.ename == "AuditError" else 1
+            trouble = error.evalue if code == 2 else f"{error.ename}: {error.evalue}"
+            trace = "\n".join(error.traceback)
+        except DeadKernelError:
+            code, trouble = 1, "the kernel died, as it does when memory runs out; a smaller batch_size needs less"
+        except RuntimeError as error:  # what nbclient raises when the kernel never answers
+            code, trouble = 1, f"the kernel did not start: {error}"
+        status.end("FAILED" if code else "")
+    if not code and (skipped := stage_counts(p, stage).get("unreadable")):
+        print(
+            f"  left out because they could not be read: {skipped} of the pictures; {shown_path(executed)} names them"
+        )
+    if code:
+        message = [trouble, f"  notebook: {shown_path(executed)}", f"  go on:    {go_on}"]
+        print("\n".join(([trace] if debug else []) + message), file=sys.stderr, flush=True)
+    return code
+
+
+class StatusLine:
+    """One line for a running notebook: its title, the time, and the last thing it printed.
+
+    On a terminal the line is rewritten as things come; elsewhere, as in a log, what is printed comes as lines of its
+    own, one every few seconds at most. It is the file that papermill writes a notebook's stdout to.
+    """
+
+    LOG_SECONDS = 5
+
+    def __init__(self, title: str, stream=None):
+        self.title, self.stream = title, stream or sys.stdout
+        self.live = self.stream.isatty()
+        self.last, self._line, self._shown, self._ended = "", "", 0.0, threading.Event()
+        self._busy = threading.Lock()
+
+    def __enter__(self) -> "StatusLine":
+        self._began = self._shown = time.monotonic()
+        if self.live:
+            threading.Thread(target=self._tick, daemon=True).start()
+        else:
+            print(f"{self.title:<26} ...", file=self.stream, flush=True)
+        return self
+
+    def __exit__(self, *_) -> None:
+        if not self._ended.is_set():
+            self.end("stopped")
+
+    def write(self, text: str) -> int:
+        """Take what the notebook printed; the last line with something on it is what is shown."""
+        *whole, self._line = (self._line + text.replace("\r", "\n")).split("\n")
+        said = [line.strip() for line in (*whole, self._line) if line.strip()]
+        if said:
+            self.last = said[-1]
+            self._show()
+        return len(text)
+
+    def flush(self) -> None:
+        """Nothing is held back."""
+
+    def end(self, how: str) -> None:
+        """Leave one line that says how it went and how long it took."""
+        self._ended.set()
+        self._put(how or self.last, end="\n")
+
+    def _tick(self) -> None:
+        while not self._ended.wait(1):
+            self._show()
+
+    def _show(self) -> None:
+        now = time.monotonic()
+        if self.live or now - self._shown >= self.LOG_SECONDS:
+            self._shown = now
+            self._put(self.last, end="" if self.live else "\n")
+
+    def _put(self, words: str, end: str) -> None:
+        width = os.get_terminal_size(self.stream.fileno()).columns - 1 if self.live else 160
+        line = f"{self.title:<26} {clock(time.monotonic() - self._began):>7}  {words}".rstrip()
+        with self._busy:
+            if end == "" and self._ended.is_set():
+                return  # a tick that came too late
+            self.stream.write(("\r\x1b[K" if self.live else "") + line[: width or 79] + end)
+            self.stream.flush()
+
+
+@contextlib.contextmanager
+def _kernels() -> Iterator["Config"]:
+    """Kernels run this very interpreter, on two threads unless told otherwise, and end when we are terminated.
+
+    They are spoken to through sockets in a folder of their own where the system has such, for two runs that start at
+    once may pick the same TCP ports. What is yielded says so to Jupyter.
+    """
+    from ipykernel.kernelspec import get_kernel_dict
+    from traitlets.config import Config
+
+    logging.getLogger("papermill").setLevel(logging.ERROR)  # it warns of each parameter the notebook does not list
+    # A second thread spares tiny models up to a third of a GRPO step. Unless GNU's OpenMP has it wait no longer than
+    # this before it sleeps, it takes the core that whatever else is running needs.
+    os.environ.setdefault("OMP_NUM_THREADS", str(min(2, os.cpu_count() or 1)))
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
+
+    def terminated(*_):
+        raise KeyboardInterrupt
+
+    main_thread = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, terminated) if main_thread else None
+    with tempfile.TemporaryDirectory(prefix="auditkit-", ignore_cleanup_errors=True) as folder:
+        spec = Path(folder, "kernels", "python3", "kernel.json")
+        spec.parent.mkdir(parents=True)
+        quiet = ["--log-level=CRITICAL"]  # what a cell does wrong is in the notebook, and said by us
+        spec.write_text(json.dumps(get_kernel_dict(quiet)), encoding="utf-8")
+        path = os.pathsep.join(filter(None, [folder, os.environ.get("JUPYTER_PATH")]))
+        config = Config()
+        socket = os.path.join(folder, "k")
+        if os.name == "posix" and len(socket) < 95:  # a socket's whole path, number and all, has room for 103 bytes
+            config.KernelManager.transport, config.KernelManager.ip = "ipc", socket
+        with _environment(JUPYTER_PATH=path, JUPYTER_RUNTIME_DIR=os.path.join(folder, "runtime")):
+            try:
+                yield config
+            finally:
+                if before is not None:
+                    signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def _environment(**values: str) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def _notebook(stage: str) -> Path:
+    found = sorted((project_root() / "notebooks").glob(f"{stage[:2]}_*.ipynb"))
+    if len(found) != 1:
+        raise AuditError(
+            f"Expected one notebook {stage[:2]}_*.ipynb in {project_root() / 'notebooks'}, found {len(found)}; "
+            "run auditkit in the project folder."
+        )
+    return found[0]
+
+
+def _title(notebook: Path) -> str:
+    return notebook.stem.replace("_", " ")

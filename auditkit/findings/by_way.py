@@ -1,0 +1,96 @@
+"""TODO."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from auditkit import stats
+from auditkit.errors import AuditError
+from auditkit.findings.grading import grade_planted_gaps, search_success
+from auditkit.runs.probe import only_findings
+
+# ---- pictures that were made ----------------------------------------------------------------------------------------
+
+
+def image_outcomes(scored: Sequence[dict], pictures: Sequence[dict], p) -> dict:
+    """How the making of pictures went, from an audit's scored records and its album's rows (IMAGES_FILE).
+
+    Args:
+        p: uses edit_region and edit_rest.
+
+    Returns {"images": {"asked", "made", "dropped": {reason: count}, "cut", "seconds_each"}, "editor":
+    {"command_applied": rate, "rest_unchanged": rate}, "generator": {"objects_present": rate}}. `cut` counts texts whose
+    end was not read. By the references' word on each wish's check; with a picture judge both also have
+    "towards_the_wish": rate, by its word alone. Keys without a single picture are absent.
+    """
+    wishes = [row for row in scored if row["way"] != "question" and row["pairing"] == "(Q*, I*)" and row["made"]]
+    if not wishes:
+        return {}
+    dropped = Counter(row["why"].split(":")[0] for row in wishes if row.get("why"))
+    result: dict = {"images": {"asked": len(wishes), "made": len(wishes) - sum(dropped.values())}}
+    result["images"] |= {"dropped": dict(dropped.most_common()), "cut": sum(bool(row["cut"]) for row in pictures)}
+    seconds = [row["seconds"] for row in pictures]
+    result["images"] |= {"seconds_each": round(sum(seconds) / len(seconds), 4)} if seconds else {}
+    for way, model, name in (("edit", "editor", "command_applied"), ("regenerate", "generator", "objects_present")):
+        checked = [
+            row for row in wishes if row["way"] == way and row.get("checked") and row.get("why") != "implausible"
+        ]
+        if checked:
+            right = sum(row.get("why") != "not applied" for row in checked)
+            result.setdefault(model, {})[name] = stats.rate(right, len(checked))
+        if gains := [row["gain"] for row in wishes if row["way"] == way and row.get("gain") is not None]:
+            above = sum(gain > p.picture_gain for gain in gains)
+            result.setdefault(model, {})["towards_the_wish"] = stats.rate(above, len(gains))
+    edits = [row for row in pictures if row["way"] == "edit" and row["share"] is not None]
+    if edits:
+        same = sum((row["rest"] or 0) >= p.edit_rest and row["share"] <= p.edit_region for row in edits)
+        result.setdefault("editor", {})["rest_unchanged"] = stats.rate(same, len(edits))
+    return result
+
+
+def before_and_after(rows: Sequence[dict], source) -> list[dict]:
+    """Scored records of pictures that were made, with both pictures and all answers, as `plots.pairs` shows them.
+
+    source: images of the run with the made pictures among them (with_counterfactuals).
+    """
+    found = []
+    for row in rows:
+        old = row.get("before") or {}
+        found.append(
+            row
+            | {"before_image": source.picture(row["base"]).image, "image": source.picture(row["picture"]).image}
+            | {"box": source.made[row["picture"]].box, "consensus_before": row.get("consensus_before")}
+            | {"target_before": old.get("target"), "references_before": old.get("references")}
+        )
+    return found
+
+
+def irrelevant_edits(scored: Sequence[dict]) -> list[dict]:
+    """The findings on which an edit that left the consensus as it was turned the target (paper, Sec. 3.2), by key."""
+    return sorted((row for row in scored if row.get("irrelevant_edit")), key=lambda row: row["key"])
+
+
+def outcomes_by(scored: Sequence[dict], field: str, source) -> dict[str, dict]:
+    """What the probes of each way, or each pairing, came to.
+
+    Args:
+        field: "way" or "pairing".
+
+    Returns {value: {"probes", "search_success"?: rate, "by_consensus": rate, "precision"?: rate, "findings"}}; what
+    the source cannot grade is absent.
+    """
+    parts: dict[str, list[dict]] = {}
+    for row in scored:
+        parts.setdefault(row[field], []).append(row)
+    found = {}
+    for value, rows in parts.items():
+        kept = only_findings(rows)
+        found[value] = {"probes": len(rows), "findings": len(kept), "by_consensus": stats.rate(len(kept), len(rows))}
+        try:
+            found[value]["search_success"] = search_success(rows, source)
+        except AuditError:
+            pass
+        if (precision := grade_planted_gaps(kept, source, []).get("precision")) is not None:
+            found[value]["precision"] = precision
+    return found

@@ -1,0 +1,156 @@
+"""Name and count what the target gets wrong, from the words of the findings alone.
+
+A finding is a scored record with gate "ok" (score_probes). Failure types are groups of findings that ask alike and
+are answered alike, named by their own words (findings/grouping.py) or by a model (findings/llm_names.py). Nothing in `find_failure_types` and
+`explain_types` knows what a picture shows or what the truth is.
+
+`search_success`, `grade_planted_gaps`, `type_gaps`, `agreement_with_gaps` and `best_blind_question` are different: they ask the
+oracle, and only grade for the report.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from auditkit import stats
+from auditkit.consensus.normalise import normalise
+from auditkit.findings.grouping import (
+    clusters_by_text,
+    common_template,
+    confusions,
+    group_findings,
+    group_name,
+    matcher,
+)
+from auditkit.runs.probe import only_findings
+
+ASKED = ("ok", "agrees")  # gates of the probes that could have become findings; the others were dropped
+FOUND = 3  # true findings in its condition make a planted gap found
+OUTSIDE = "outside all gaps"
+
+
+@dataclass(frozen=True)
+class FailureType:
+    """A named group of findings.
+
+    `rate` is how often such a question found a failure: findings over all probes that asked it. `rate_when` looks only
+    at those of them whose consensus was one of the type's: "where the references said purple, …".
+    """
+
+    name: str  # template + what the target says instead
+    template: str  # the words its questions share, variable parts as "…"
+    size: int  # findings
+    share: float  # of all findings
+    rate: dict
+    rate_when: dict
+    confusion: list[dict]  # {"target", "consensus", "count"}, most frequent first
+    questions: list[str]  # distinct, most frequent first
+    examples: list[dict] = field(repr=False)  # up to 6 records, on different pictures
+    keys: list[str] = field(repr=False)  # the keys of its findings
+    asked: list[str] = field(repr=False)  # the keys of the probes that `rate_when` counts
+
+
+def find_failure_types(records: Sequence[dict], p) -> list[FailureType]:
+    """Group the findings among scored records and name the groups, largest first.
+
+    Args:
+        records: all scored records of an audit (score_probes), not only the findings: the rest are the denominators.
+        p: uses `find_failure_types`, the largest number of groups, and `types_by`, what makes findings alike.
+    """
+    findings, asked = only_findings(records), [r for r in records if r.get("gate") in ASKED]
+    types = [_type(members, asked, len(findings)) for members in group_findings(findings, p.failure_types, p.types_by)]
+    return sorted(types, key=lambda t: (-t.size, t.name))
+
+
+def explain_types(types: Sequence[FailureType], records: Sequence[dict]) -> str:
+    """One paragraph in plain words: how often it fails, what it is strong and weak at, what to fine-tune on."""
+    asked = [r for r in records if r.get("gate") in ASKED]
+    if not asked:
+        return "No probe got as far as a comparison, so nothing can be said about the target."
+    total = stats.rate(len(only_findings(asked)), len(asked))
+    text = [f"The target departed from its references on {_counted(total, 'questions that could be compared')}."]
+    strong = _strong(asked, total["value"])
+    if strong:
+        text.append("It is strong at " + _list([f"“{t}” (wrong on {_counted(r)})" for t, r in strong]) + ".")
+    if not types:
+        return " ".join([*text, "No failure type was found."])
+    weak = sorted((t for t in types if t.size >= 3), key=lambda t: -t.rate_when["low"])[:3]
+    if weak:
+        listed = [f"“{t.name}” (wrong on {_counted(t.rate_when, 'such questions')})" for t in weak]
+        text.append(f"It is weakest at {_list(listed)}.")
+    held, chosen, half = 0, 0, sum(t.size for t in types) / 2
+    for t in types:  # the fewest types that hold half of the findings
+        if held < half:
+            held, chosen = held + t.size, chosen + 1
+    templates = list(dict.fromkeys(f"“{t.template}”" for t in types[:chosen]))
+    if len(templates) > 5:
+        templates = [*templates[:4], f"{len(templates) - 4} more"]
+    text.append(
+        f"To repair most with least, fine-tune it on {_list(templates)}: "
+        f"{chosen} of {len(types)} failure types hold {held} of {sum(t.size for t in types)} findings."
+    )
+    return " ".join(text)
+
+
+def _type(members: list[dict], asked: list[dict], total: int) -> FailureType:
+    questions = [r["question"] for r in members]
+    template = common_template(questions)
+    matches, keys = matcher(template, questions), {r["key"] for r in members}
+    alike = [r for r in asked if r["key"] in keys or matches(r["question"])]
+    consensus = {normalise(r["consensus"]) for r in members}
+    when = [r for r in alike if normalise(r["consensus"]) in consensus]
+    return FailureType(
+        name=group_name(members),
+        template=template,
+        size=len(members),
+        share=round(len(members) / total, 4),
+        rate=stats.rate(len(members), len(alike)),
+        rate_when=stats.rate(len(members), len(when)),
+        confusion=confusions(members)[:12],
+        questions=[q for q, _ in Counter(questions).most_common(12)],
+        examples=_telling(members),
+        keys=sorted(keys),
+        asked=sorted(r["key"] for r in when),
+    )
+
+
+def _telling(findings: Sequence[dict], most: int = 6) -> list[dict]:
+    """The findings its references agree on most, first such that differ in picture, confusion and question."""
+    left = sorted(findings, key=lambda r: (-(r.get("agreement") or 0), r["key"]))
+    chosen, seen = [], Counter()
+
+    def facts(r):
+        return ("picture", r["picture"]), ("says", r["target"], r["consensus"]), ("asks", r["question"])
+
+    while left and len(chosen) < most:
+        pick = min(left, key=lambda r: [seen[f] for f in facts(r)])  # the first of equals, so agreement decides
+        if seen[("picture", pick["picture"])]:
+            break
+        chosen.append(pick)
+        left.remove(pick)
+        seen.update(facts(pick))
+    return chosen
+
+
+def _strong(asked: Sequence[dict], usual: float, most: int = 3) -> list[tuple[str, dict]]:
+    """Question templates asked at least 20 times and surely seldom wrong: (template, rate), surest first."""
+    kinds = {}
+    for cluster in clusters_by_text([(r["question"], "") for r in asked], 24):
+        questions = [asked[i]["question"] for i in cluster]
+        template = common_template(questions)
+        matches = matcher(template, questions)
+        alike = [r for r in asked if matches(r["question"])]
+        if len(alike) >= 20:
+            kinds[template] = stats.rate(sum(r["gate"] == "ok" for r in alike), len(alike))
+    good = [(template, r) for template, r in kinds.items() if r["high"] < min(usual, 0.25)]
+    return sorted(good, key=lambda item: item[1]["high"])[:most]
+
+
+def _counted(r: dict, things: str = "") -> str:
+    return f"{round(r['value'] * r['n']):,} of {r['n']:,} {things}".rstrip() + f", {r['value']:.0%}"
+
+
+def _list(parts: Sequence[str]) -> str:
+    return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]

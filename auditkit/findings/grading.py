@@ -1,0 +1,213 @@
+"""TODO."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from sklearn.metrics import completeness_score, homogeneity_score
+
+from auditkit import stats
+from auditkit.consensus.normalise import same_text
+from auditkit.errors import AuditError
+from auditkit.findings.failure_types import ASKED, FOUND, OUTSIDE, FailureType
+from auditkit.findings.grouping import group_findings, group_name
+
+# ---- grading, where the source of the images knows the truth --------------------------------------------------------
+
+
+def search_success(records: Sequence[dict], source) -> dict:
+    """Share of probes on which the target is truly wrong (paper, Sec. 4.1), judged by the source, not by the consensus.
+
+    For a complete source a malformed probe, a question without an answer and a picture that was dropped are no success.
+    Another source cannot tell what it does not know: there, only probes of known answer count. Raises AuditError where
+    no probe can be graded.
+    """
+    graded = []
+    for record in records:
+        question = None if record.get("gate") == "bad picture" else record["question"]
+        truth = source.truth(record["picture"], question) if question else None
+        if truth is not None or source.complete:
+            graded.append(truth is not None and not same_text(record["target"], truth))
+    if not graded:
+        raise AuditError(
+            f"search success cannot be assessed: {source.name} knows the answer to none of the {len(records)} probes."
+        )
+    return stats.rate(sum(graded), len(graded))
+
+
+def grade_planted_gaps(records: Sequence[dict], source, gaps: list) -> dict:
+    """Which of the target's known gaps the audit found, and which of its findings are false alarms.
+
+    A gap is found if at least 3 findings lie in its condition and the target is truly wrong there. A false alarm is a
+    finding on which the target was right, or whose question has no answer. Keys that cannot be measured are absent.
+
+    Returns {"planted", "found", "missed": [name], "recall": rate, "findings_outside_gaps", "precision": rate,
+    "gaps": [{"name", "skill", "condition", "says", "probes", "findings", "found"}],
+    "false_alarms": [record + "truth", "reason"], "false_alarm_groups": [{"name", "size", "reason"}]}.
+    """
+    alarms, true, findings, probes = [], 0, Counter(), Counter()
+    for record in records:
+        if record.get("gate") not in ASKED:
+            continue
+        key, question = record["picture"], record["question"]
+        gap = source.gap(key, question, gaps) if gaps else None
+        probes[gap] += 1
+        if record["gate"] == "agrees":
+            continue
+        truth = source.truth(key, question)
+        if truth is not None and not same_text(record["target"], truth):
+            true += 1
+            findings[gap] += 1
+        elif truth is not None:
+            alarms.append({**record, "truth": truth, "reason": "the target was right"})
+        elif source.complete:
+            alarms.append({**record, "truth": None, "reason": "the question has no answer"})
+    result = {}
+    if gaps:
+        rows = []
+        for gap in gaps:
+            n = findings[gap.name]
+            rows.append({**_described(gap), "probes": probes[gap.name], "findings": n, "found": n >= FOUND})
+        found = sum(row["found"] for row in rows)
+        result = {
+            "planted": len(rows),
+            "found": found,
+            "missed": [row["name"] for row in rows if not row["found"]],
+            "recall": stats.rate(found, len(rows)),
+            "gaps": rows,
+            "findings_outside_gaps": findings[None],
+        }
+    if true + len(alarms):
+        groups = []
+        for reason in sorted({alarm["reason"] for alarm in alarms}):
+            for members in group_findings([alarm for alarm in alarms if alarm["reason"] == reason], 12):
+                groups.append({"name": group_name(members), "size": len(members), "reason": reason})
+        result["precision"] = stats.rate(true, true + len(alarms))
+        result["false_alarms"] = alarms
+        result["false_alarm_groups"] = sorted(groups, key=lambda group: (-group["size"], group["name"]))
+    return result
+
+
+def probes_until(gaps: Sequence[dict], probes: int, share: float) -> int | None:
+    """How many probes an audit needs, on average, until this share of the planted gaps have three true findings each.
+
+    Its probes are taken in a random order, 200 times over; None where the audit, all of it, does not get there.
+
+    Args:
+        gaps: as `grade_planted_gaps` gives them, with "findings".
+        probes: of the audit, all of them.
+        share: of the gaps, above 0 and at most 1.
+
+    >>> gaps = [{"findings": 300}, {"findings": 3}, {"findings": 2}, {"findings": 0}]
+    >>> probes_until(gaps, 1000, 0.25), 600 < probes_until(gaps, 1000, 0.5) < 900, probes_until(gaps, 1000, 0.75)
+    (10, True, None)
+    """
+    rng, wanted = np.random.default_rng(0), math.ceil(share * len(gaps))
+    found = [gap["findings"] for gap in gaps if gap["findings"] >= FOUND]
+    if not gaps or len(found) < wanted:
+        return None
+    # where in the order the third finding of each gap comes: positions of findings, of which the third is taken
+    third = [np.sort(rng.random((200, n)), axis=1)[:, FOUND - 1] for n in found]  # [gaps][200], 0 to 1
+    return math.ceil(probes * np.sort(third, axis=0)[wanted - 1].mean())
+
+
+def type_gaps(types: Sequence[FailureType], records: Sequence[dict], source, gaps: list) -> dict[str, dict]:
+    """Which planted gap most of a type's findings lie in: {type's name: {"name", "share"}}; {} where none is planted.
+
+    A finding in no gap's condition counts as "outside all gaps".
+    """
+    rows, found = {row["key"]: row for row in records}, {}
+    for kind in types if gaps else ():
+        hit = Counter()
+        for key in kind.keys:
+            hit[source.gap(rows[key]["picture"], rows[key]["question"], gaps) or OUTSIDE] += 1
+        name, n = hit.most_common(1)[0]
+        found[kind.name] = {"name": name, "share": round(n / kind.size, 4)}
+    return found
+
+
+def agreement_with_gaps(types: Sequence[FailureType], records: Sequence[dict], source, gaps: list) -> dict:
+    """How well types match planted gaps, over the findings that lie in one; {} where no finding does.
+
+    Returns {"types", "purity": rate of the findings in their type's dominant gap, "gaps": how many have findings,
+    "gaps_with_a_type": how many dominate a type, "homogeneity", "completeness": of 1 (sklearn)}.
+    """
+    rows, of_type, of_gap, pure, own = {row["key"]: row for row in records}, [], [], 0, set()
+    for place, kind in enumerate(types if gaps else ()):
+        found = [source.gap(rows[key]["picture"], rows[key]["question"], gaps) for key in kind.keys]
+        names = [gap for gap in found if gap]
+        of_type, of_gap = of_type + [place] * len(names), of_gap + names
+        for name, n in Counter(names).most_common(1):
+            pure, own = pure + n, own | {name}
+    if not of_gap:
+        return {}
+    return {
+        "types": len(types),
+        "purity": stats.rate(pure, len(of_gap)),
+        "gaps": len(set(of_gap)),
+        "gaps_with_a_type": len(own),
+        "homogeneity": round(float(homogeneity_score(of_gap, of_type)), 4),
+        "completeness": round(float(completeness_score(of_gap, of_type)), 4),
+    }
+
+
+def _described(gap) -> dict:
+    condition = ", ".join(f"{fact}: {_plain(value)}" for fact, value in gap.when.items())
+    return {"name": gap.name, "skill": gap.skill, "condition": condition, "says": _plain(gap.says)}
+
+
+def _plain(value) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{b} for {a}" for a, b in value.items())
+    return " or ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def best_blind_question(
+    target, source, candidates: Sequence[str], pictures: Sequence, ask: Callable | None = None
+) -> dict:
+    """How far one fixed question gets that never looks: chosen on half of the pictures, rated on the other half.
+
+    Args:
+        target: the VLM.
+        candidates: fixed questions to try, such as the untrained auditor's.
+        pictures: list of Picture, at least two.
+        ask: (vlm, pictures, questions) -> answers, such as an AnswerBook's `ask`; answer_questions if not given.
+
+    Returns {"question", "rate", "chosen_on": its rate on the first half, "candidates"}; {} where none can be graded.
+    """
+    ask = ask or _ask
+    candidates, half = list(dict.fromkeys(candidates)), len(pictures) // 2
+
+    def successes(questions, some) -> dict[str, tuple[int, int]]:
+        """Per question how often the target is wrong, and of how many. Without a truth there is nothing to ask."""
+        rows, counted, wrong = [], Counter(), Counter()
+        for question in questions:
+            for picture in some:
+                truth = source.truth(picture.key, question)
+                counted[question] += truth is not None or source.complete
+                rows += [(question, picture, truth)] if truth is not None else []
+        answers = ask(target, [row[1] for row in rows], [row[0] for row in rows]) if rows else []
+        for (question, _, truth), said in zip(rows, answers, strict=True):
+            wrong[question] += not same_text(said, truth)
+        return {question: (wrong[question], n) for question, n in counted.items() if n}
+
+    # a source that knows a question's answer on two pictures only must not make it the best by luck
+    first = {q: r for q, r in successes(candidates, pictures[:half]).items() if r[1] >= min(10, half)}
+    for question in sorted(first, key=lambda q: (-first[q][0] / first[q][1], q)):
+        if last := successes([question], pictures[half:]):
+            best = {
+                "question": question,
+                "rate": stats.rate(*last[question]),
+                "chosen_on": stats.rate(*first[question]),
+            }
+            return {**best, "candidates": len(candidates)}
+    return {}
+
+
+def _ask(vlm, pictures, questions) -> list[str]:
+    from auditkit.models.base import answer_questions
+
+    return answer_questions(vlm, [picture.image for picture in pictures], questions)

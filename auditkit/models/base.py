@@ -1,0 +1,84 @@
+"""TODO."""
+
+import contextlib
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from PIL import Image
+
+from auditkit.models.batching import in_batches
+from auditkit.models.offload import at_work
+
+
+class Writer(Protocol):
+    """A model behind any engine: what `generate_texts`, `answer_questions` and `AnswerBook` need of it."""
+
+    name: str
+    batch_size: int
+
+    def write(
+        self,
+        images: Sequence[Image.Image | None],
+        prompts: Sequence[str],
+        max_new_tokens: int,
+        temperature: float = 0.0,
+    ) -> list[str]: ...
+
+
+def generate_texts(
+    vlm: Writer,
+    images: Sequence[Image.Image],
+    prompts: Sequence[str],
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    seed: int | None = None,
+) -> list[str]:
+    """What the model writes to each of n (image, prompt) pairs, in their order, stripped.
+
+    Temperature 0 is greedy; any other samples from the whole distribution, reproducibly when a seed is given; torch's
+    own random state then stays as it was.
+    """
+    if len(images) != len(prompts):
+        raise ValueError(f"generate: {len(images)} images for {len(prompts)} prompts")
+    texts = [""] * len(prompts)
+
+    def write(rows: list[int]) -> list[str]:
+        return vlm.write([images[i] for i in rows], [prompts[i] for i in rows], max_new_tokens, temperature)
+
+    with at_work(vlm), torch.random.fork_rng(enabled=seed is not None):
+        if seed is not None:
+            torch.manual_seed(seed)
+        for rows, written in in_batches(vlm, prompts, write):
+            for i, text in zip(rows, written, strict=True):
+                texts[i] = text
+    return texts
+
+
+def answer_questions(
+    vlm: Writer, images: Sequence[Image.Image], questions: Sequence[str], max_new_tokens: int = 8
+) -> list[str]:
+    """The model's greedy answers to n questions on n images; a question met again on the same image is asked once."""
+    places: dict[tuple[int, str], int] = {}
+    for i, (image, question) in enumerate(zip(images, questions, strict=True)):
+        places.setdefault((id(image), question), i)
+    first = list(places.values())
+    said = generate_texts(vlm, [images[i] for i in first], [questions[i] for i in first], max_new_tokens)
+    known = dict(zip(places, said, strict=True))
+    return [known[id(image), question] for image, question in zip(images, questions, strict=True)]
+
+
+@contextlib.contextmanager
+def quiet():
+    """No progress bars and no advice from transformers; what matters is raised."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,191 @@
+"""Where a model's files come from, and what is wrong with them, in one sentence each.
+
+The hub is asked once, without retries, before anything is loaded: a gated or missing model, a typo in a folder's name
+or a machine without network is told in seconds.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from auditkit import specs
+from auditkit.errors import AuditError
+from auditkit.params import project_root
+from auditkit.text import short_error
+
+SECONDS = 10  # to wait for the hub's answer
+
+
+def source(place: str, spec: str | Path, own: dict, index: str = "config.json") -> tuple[str, dict]:
+    """Where `from_pretrained` finds a model, and the arguments its spec's own options ask for.
+
+    That is the place itself, once it is known to be there, or its folder in the cache when the hub cannot be reached.
+
+    Args:
+        place: a folder or a hub id.
+        spec: the text that names the model, for messages.
+        own: its options (specs.py).
+        index: the file that every model of this kind has: config.json, or a pipeline's model_index.json.
+
+    Raises AuditError for a hub id that is missing, gated or out of reach.
+    """
+    how = {"trust_remote_code": own.get("trust_remote_code") == "yes", "revision": own.get("revision", "main")}
+    if Path(place).is_dir():
+        return place, how
+    import huggingface_hub
+    from huggingface_hub import constants, errors
+
+    page = f"{constants.ENDPOINT}/{place}"
+    cached = huggingface_hub.try_to_load_from_cache(place, index, revision=how["revision"])
+    try:
+        address = huggingface_hub.hf_hub_url(place, index, revision=how["revision"])
+        huggingface_hub.get_hf_file_metadata(address, timeout=SECONDS)
+    except errors.GatedRepoError as error:
+        raise AuditError(
+            f'"{spec}": this model is gated; accept its terms at {page}, then log in with `hf auth login` or HF_TOKEN.'
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise AuditError(
+            f'"{spec}": no folder and no public model of this name at {constants.ENDPOINT}; correct it, or log in with '
+            "`hf auth login` if it is private."
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise AuditError(
+            f'"{spec}": {place} has no revision {how["revision"]}; name one of its branches, tags or commits.'
+        ) from error
+    except errors.EntryNotFoundError as error:
+        library = "transformers" if index == "config.json" else "diffusers"
+        raise AuditError(f'"{spec}": {page} has no {index}; name a model in the format of {library}.') from error
+    except errors.OfflineModeIsEnabled as error:
+        if not isinstance(cached, str):
+            raise AuditError(
+                f'"{spec}": no such folder, HF_HUB_OFFLINE is set, and the cache does not hold the model; unset it, or '
+                "name a folder."
+            ) from error
+    except (errors.HTTPError, OSError) as error:
+        if not isinstance(cached, str):
+            raise AuditError(
+                f'"{spec}": no such folder, and {constants.ENDPOINT} cannot be reached ({short_error(error)}); name a folder '
+                "that is here, or come back with a network."
+            ) from error
+    else:
+        return place, how
+    return str(Path(cached).parent), how
+
+
+def config_of(place: str, spec: str | Path, how: dict):
+    """The model's configuration.
+
+    Raises AuditError when there is none, or when it is not that of a vision-language model.
+    """
+    import transformers
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    try:
+        found = AutoConfig.from_pretrained(place, **how)
+    except (OSError, ValueError, KeyError) as error:
+        _refuse_remote_code(error, spec)
+        if "does not recognize this architecture" in str(error):
+            raise AuditError(
+                f'"{spec}": transformers {transformers.__version__} does not know this kind of model; a newer one may.'
+            ) from error
+        raise AuditError(f'"{spec}": no model configuration at {place} ({short_error(error)}).') from error
+    remote = "AutoModelForImageTextToText" in getattr(found, "auto_map", {}) and how["trust_remote_code"]
+    if type(found) not in AutoModelForImageTextToText._model_mapping and not remote:
+        raise AuditError(f'"{spec}": a {found.model_type} model does not read images; name a vision-language model.')
+    return found
+
+
+def processor_of(place: str, spec: str | Path, how: dict):
+    """The model's processor, settled (models/processors.py).
+
+    Raises AuditError when there is none for images and text, or none with a chat template.
+    """
+    import jinja2
+
+    from auditkit.models import processors
+
+    try:
+        found = processors.load_processor(place, how)
+    except ImportError as error:
+        raise AuditError(f'"{spec}": its processor needs a package that is missing: {short_error(error)}') from error
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        _refuse_remote_code(error, spec)
+        raise AuditError(
+            f'"{spec}": no processor could be loaded from {place}; its tokenizer and preprocessor_config.json belong '
+            "beside the weights, as processor.save_pretrained writes them."
+        ) from error
+    except jinja2.TemplateError as error:
+        raise AuditError(
+            f'"{spec}": its chat template does not take one question on one image ({short_error(error)}).'
+        ) from error
+    if not hasattr(found, "image_processor") or not hasattr(found, "tokenizer"):
+        raise AuditError(f'"{spec}": {place} has no processor for images and text, only a {type(found).__name__}.')
+    if not getattr(found, "chat_template", None):
+        raise AuditError(
+            f'"{spec}": {place} has no chat template; add the chat_template.jinja of its instruct version.'
+        )
+    return found
+
+
+def refuse_weights(error: Exception, place: str, spec: str | Path, how: dict) -> None:
+    """Raise AuditError for weights that could not be loaded: what is wrong with them."""
+    _refuse_remote_code(error, spec)
+    files = _files(place, how)
+    safe = {Path(name).parent for name in files if name.endswith(".safetensors")}
+    pickles = [name for name in files if name.endswith((".bin", ".pt", ".pth", ".ckpt"))]
+    pickles = [name for name in pickles if Path(name).parent not in safe]  # a pipeline has a folder for each model
+    if pickles:
+        raise AuditError(
+            f'"{spec}": its weights are only there as {pickles[0]}, a pickle, which could run code and is never read; '
+            "convert them to safetensors, as model.save_pretrained writes them."
+        ) from error
+    raise AuditError(f'"{spec}": its weights could not be loaded from {place} ({short_error(error)}).') from error
+
+
+def _files(place: str, how: dict) -> list[str]:
+    if Path(place).is_dir():
+        return sorted(path.relative_to(place).as_posix() for path in Path(place).rglob("*"))
+    import huggingface_hub
+
+    try:
+        return huggingface_hub.list_repo_files(place, revision=how["revision"])
+    except Exception:  # it only explains another error, which is told without it
+        return []
+
+
+def _refuse_remote_code(error: Exception, spec: str | Path) -> None:
+    if "trust_remote_code" in str(error):
+        mark = "&" if "?" in str(spec) else "?"
+        raise AuditError(
+            f'"{spec}": this model brings code of its own, which is not run unasked; if you trust its authors, write '
+            f"{spec}{mark}trust_remote_code=yes."
+        ) from error
+
+
+WEIGHTS = Path(__file__).parents[1] / "miniature" / "weights"
+
+
+def resolve(spec: str | Path, like: str = "google/gemma-3-4b-it") -> str:
+    """Where a model is: the folder of a shipped one ("miniature:NAME") or of one's own, or a hub id or a server's
+    address, unchanged.
+
+    A relative folder counts from the working folder, then from the project's.
+    Raises AuditError, with a hub id to write it `like`, when it can be none of these.
+    """
+    parsed = specs.parse(spec)
+    text = parsed.place
+    if parsed.engine == "endpoint":
+        return text
+    if text.startswith("miniature:"):
+        folder = WEIGHTS / text.removeprefix("miniature:")
+        if not folder.is_dir():
+            shipped = ", ".join(sorted(p.name for p in WEIGHTS.glob("*") if p.is_dir())) or "none"
+            raise AuditError(f'"{text}": there is no such miniature model; shipped are: {shipped}.')
+        return str(folder)
+    for folder in (Path(text).expanduser(), project_root() / text):
+        if folder.is_dir():
+            return str(folder)
+    if text.count("/") == 1 and not text.startswith((".", "/", "~", "outputs/")):
+        return text
+    raise AuditError(f'"{text}": no such model; write miniature:NAME, a folder or a hub id like {like}.')

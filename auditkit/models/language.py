@@ -1,0 +1,96 @@
+"""TODO."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from auditkit import specs
+from auditkit.errors import AuditError
+from auditkit.models import downloads
+from auditkit.models.base import Writer, quiet
+from auditkit.models.load import model_loader
+from auditkit.models.transformers import _device, _dtype
+from auditkit.text import short_error
+
+
+@dataclass
+class TextModel:
+    """A language model without eyes; a picture given to it is not looked at."""
+
+    name: str
+    model: Any
+    tokenizer: Any
+    batch_size: int
+    parked: Any = None  # Parked: its weights' place while it does not write
+
+    @torch.inference_mode()
+    def write(
+        self, images: Sequence, prompts: Sequence[str], max_new_tokens: int, temperature: float = 0.0
+    ) -> list[str]:
+        """What it writes to one batch of prompts, greedily or sampled; without thinking first, if its template can."""
+        inputs = self.tokenizer.apply_chat_template(
+            [[{"role": "user", "content": prompt}] for prompt in prompts],
+            add_generation_prompt=True,
+            enable_thinking=False,
+            padding=True,
+            return_dict=True,
+            return_tensors="pt",
+        ).to(self.model.device)
+        how = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {}
+        with quiet():
+            out = self.model.generate(
+                **inputs,
+                max_new_tokens=max_new_tokens,
+                pad_token_id=self.tokenizer.pad_token_id,
+                **how or {"do_sample": False},
+            )
+        new = out[:, inputs["input_ids"].shape[1] :]
+        return [text.strip() for text in self.tokenizer.batch_decode(new, skip_special_tokens=True)]
+
+
+def load_language_model(p, key: str = "same") -> Writer:
+    """The model that a parameter, `same` or `namer`, names: as an image-text model where it is one, else as a language
+    model.
+
+    Raises AuditError for a model that cannot be had, for weights that are no safetensors, and for no chat template.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
+
+    from auditkit.models.offload import Parked, quantization
+
+    text = getattr(p, key)
+    spec = specs.parse(text)
+    if spec.engine != "transformers":
+        return model_loader(p)(text)
+    own = spec.options
+    place, source = downloads.source(downloads.resolve(text), text, own)
+    device = _device(own.get("device", p.device))
+    turns = p.memory == "turns" and device != "cpu" and "bits" not in own
+    how = {"dtype": _dtype(own.get("dtype", p.dtype), device), "attn_implementation": own.get("attention")}
+    if device != "cpu" and not turns:
+        how["device_map"] = {"": device}
+    if "bits" in own:
+        how["quantization_config"] = quantization(own["bits"], how["dtype"])
+    try:
+        config = AutoConfig.from_pretrained(place, **source)
+        own_code = getattr(config, "auto_map", {})
+        if type(config) in AutoModelForImageTextToText._model_mapping or "AutoModelForImageTextToText" in own_code:
+            return model_loader(p)(text)
+        with quiet():
+            tokenizer = AutoTokenizer.from_pretrained(place, padding_side="left", **source)
+    except (OSError, ValueError, KeyError) as error:
+        raise AuditError(f'{key}: "{text}" is no language model here ({short_error(error)}).') from error
+    try:
+        with quiet():
+            model = AutoModelForCausalLM.from_pretrained(place, use_safetensors=True, **source, **how).eval()
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        downloads.refuse_weights(error, place, text, source)
+    if not tokenizer.chat_template:
+        raise AuditError(f'{key}: "{text}" has no chat template, so it cannot be asked; name an instruct model.')
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    parked = Parked(model, device) if turns else None
+    return TextModel(spec.name, model, tokenizer, own.get("batch_size", p.batch_size), parked)

@@ -1,0 +1,138 @@
+"""How often each model is asked in a run, and how long that takes at measured rates.
+
+Calls follow from the parameters and are upper bounds: a question that is malformed, or met again on the same picture,
+is not put to anyone. Time needs rates that `auditkit bench` measured on the GPU in question and wrote to
+outputs/bench.json. Where none was measured there is no estimate.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+
+from auditkit.audit.allocation import checkpoint_shares
+from auditkit.errors import AuditError
+from auditkit.findings.recheck import ELSEWHERE
+from auditkit.params import Params, project_root
+from auditkit.planning import sizes
+from auditkit.planning.placement import PlacedModel
+
+WISHED = 96  # pictures about which the untrained auditor wishes for others (notebook 03)
+KINDS = 1000  # pictures the untrained auditor asks about before training (grpo)
+CHECKED = 200  # findings the repaired target is asked again (notebook 07)
+
+
+def model_calls(p: Params, skills: int | None) -> list[dict]:
+    """How often each model is asked in each stage, at most.
+
+    Of a picture that is made, a question is written and asked besides, the references answer its check, and all models
+    the source's own question, after an edit also about the original.
+
+    Returns rows {"stage", "images", "auditor", "target", "references": each of them, "peer", "trained": the questions
+    or examples of a training, "painted": pictures made}. `count_skills` is the number of benchmarks the images come with;
+    None, where that is not known yet, leaves them out.
+    """
+    some = (skills or 0) * max(4, p.benchmark_examples // 10)
+    every = (skills or 0) * p.benchmark_examples
+    blind = p.blind_candidates * (p.blind_images // 2) + p.blind_images - p.blind_images // 2
+    rollouts = p.grpo_steps * p.grpo_images * p.group_size
+    first = min(KINDS, p.train_images)
+    base, probes, checked = p.baseline_images, p.audit_probes, min(CHECKED, p.audit_probes)
+    peer = some if p.peer else 0, every if p.peer else 0
+    # the labeled route learns its originals whether the target knows them or not, so it is not asked
+    drawn, known = (p.rectify_original,) * 2 if p.route == "unlabeled" else (probes, 0)
+    edited, anew = (math.ceil(probes * p.ways.count(way) / len(p.ways)) for way in ("edit", "regenerate"))
+    last = list(checkpoint_shares(["untrained", *map(str, range(p.grpo_checkpoints))], probes).values())[-1]
+    beside = (p.candidates - 1) * (probes - last) * p.ways.count("question") // len(p.ways) * (p.asks == "auditor")
+    rewarded = math.ceil(rollouts * sum(way != "question" for way in p.ways) / len(p.ways))
+    own = [bool(p.generator), bool(p.editor)]  # the ways of notebook 03 take turns
+    tried = [math.ceil(WISHED * way / (sum(own) or 1)) for way in own]
+    asked = {  # stage -> (questions to each model, checks to the references, pictures made)
+        "03_counterfactual": (2 * tried[0] + 3 * tried[1], sum(tried), sum(tried)),
+        "05_audit": (probes + anew + 2 * edited, anew + edited, anew + edited),
+    }
+    q3, c3, m3 = asked["03_counterfactual"]
+    q5, c5, m5 = asked["05_audit"]
+    again = p.repeats + bool(p.paraphraser)  # of every probe, if all were findings
+    crossed = q5 * again * ("reproduces" in p.gates)
+    crossed_references = q5 * (again * ("sound" in p.gates) + (ELSEWHERE + 1) * ("visual" in p.gates))
+    described = max(1, p.benchmark_examples // 8) * _tasks(p)
+    rows = [
+        ("01_models", some + 3, 3, some, some, peer[0], 0, 0),
+        ("02_disagreement", base, base, base, base, 0, 0, 0),
+        ("03_counterfactual", WISHED if m3 else 0, 2 * m3, q3, q3 + c3, 0, 0, m3),
+        (
+            "04_auditor",
+            p.train_images,
+            first + rollouts + rewarded,
+            rollouts,
+            rollouts + rewarded,
+            0,
+            rollouts,
+            rewarded,
+        ),
+        (
+            "05_audit",
+            probes + p.blind_images,
+            probes + beside + m5,
+            q5 + blind + crossed,
+            q5 + c5 + crossed_references,
+            0,
+            0,
+            m5,
+        ),
+        *([("06_findings", 0, 0, 0, 0, q5, 0, 0)] if p.peer else []),
+        ("07_rectify", drawn, 0, known + checked, 0, 0, p.rectify_steps * p.rectify_batch, 0),
+        ("08_benchmark", every + described, 0, 2 * (every + described) + base, 0, peer[1], 0, 0),
+    ]
+    names = ("stage", "images", "auditor", "target", "references", "peer", "trained", "painted")
+    return [dict(zip(names, row, strict=True)) for row in rows]
+
+
+def _tasks(p: Params) -> int:
+    """How many tasks no audit touches the images come with."""
+    from auditkit.data.load import load_images
+
+    return 0 if p.images.startswith("hub:") else len(load_images(p.images).tasks(1))
+
+
+def stage_seconds(
+    p: Params, cast: Sequence[PlacedModel], skills: int | None, bench: Mapping
+) -> dict[str, float | None]:
+    """Seconds of each stage at the rates `auditkit bench` measured; None where it did not measure what the stage does.
+
+    A step of another size is taken to last in proportion to its questions.
+    """
+    by_role = {role: model for model in cast for role in model.roles}
+    rates = {name: row["per_second"] for name, row in bench.get("answers", {}).items()}
+    step = bench.get("step", {})
+    aud = sizes.kind(by_role["auditor"].text)
+    of_step = step.get("seconds", {}) if step.get("auditor") == aud else {}
+    writes = sum(of_step.get(part, 0) for part in ("generation", "plausibility")) / step["rows"] if of_step else None
+    learns = sum(of_step.get(part, 0) for part in ("loss", "backward", "rest")) / step["rows"] if of_step else None
+    found: dict[str, float | None] = {}
+    for row in model_calls(p, skills):
+        asked = [(rates.get(sizes.kind(by_role["target"].text)), row["target"])]
+        asked += [(rates.get(sizes.kind(text)), row["references"]) for text in p.references]
+        asked += [(rates.get(sizes.kind(p.peer)), row["peer"])] if p.peer else []
+        asked = [(1 / rate if rate else None, n) for rate, n in asked] + [(writes, row["auditor"])]
+        asked += [(learns if row["stage"] == "04_auditor" else None, row["trained"]), (None, row["painted"])]
+        each = [(unit, n) for unit, n in asked if n]
+        found[row["stage"]] = None if any(unit is None for unit, _ in each) else sum(unit * n for unit, n in each)
+    return found
+
+
+def count_skills(p: Params) -> int | None:
+    """How many benchmarks the images come with; None for a data set that would have to be downloaded to know."""
+    from auditkit.data.load import load_images
+
+    return None if p.images.startswith("hub:") else len(load_images(p.images).benchmarks(1))
+
+
+def read_bench() -> dict:
+    """What `auditkit bench` wrote to outputs/bench.json; {} where it did not run, or only at toy size."""
+    path = project_root() / "outputs" / "bench.json"
+    try:
+        bench = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError:
+        raise AuditError("outputs/bench.json is damaged: delete it, or run auditkit bench again.") from None
+    return {} if bench.get("tiny") else bench

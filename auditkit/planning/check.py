@@ -1,0 +1,236 @@
+"""Does a model do what an audit takes for granted? One function a question; `auditkit check MODEL` asks them all.
+
+Each function returns what it found, in words, or raises AuditError with one sentence. The tests ask the same functions
+of a tiny model of each family, so what is said of a family here is said of its real members when they are checked.
+"""
+
+import itertools
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from accelerate.utils.memory import should_reduce_batch_size
+from PIL import Image, ImageOps
+
+from auditkit import specs
+from auditkit.errors import AuditError
+from auditkit.models import processors
+from auditkit.models.base import Writer
+from auditkit.models.load import load_model
+from auditkit.models.lora import adapts
+from auditkit.models.offload import at_work
+from auditkit.models.transformers import VLM
+
+QUESTION = "What is in this picture?"
+WRITE = 32  # tokens written to measure speed
+# largest difference of a first token's probability, in a batch and alone, that is rounding and no mistake
+ROUNDING = {torch.float32: 1e-3, torch.bfloat16: 0.15, torch.float16: 0.03}
+
+
+def check_model(
+    spec: str, device: str = "auto", dtype: str = "auto", image: str | Path | None = None, question: str = QUESTION
+) -> Iterator[tuple[str, str, bool]]:
+    """Load a model, put one question on one image to it, and say what was found: (what, found, whether it is right).
+
+    Args:
+        spec: any model's (specs.py).
+        image: a picture's file; None takes one of the miniature's.
+
+    Raises AuditError when the model or the picture cannot be loaded.
+    """
+    picture = _picture(image)
+    began = time.perf_counter()
+    model = load_model(spec, device=device, dtype=dtype)
+    yield "loaded", f"{model.name} in {time.perf_counter() - began:.1f} s", True
+    local = isinstance(model, VLM)
+    images, questions = mixed(picture, question)
+    with at_work(model):
+        if local:
+            yield from described(model, spec, dtype)
+            own = model.processor.chat_template != processors.PALIGEMMA
+            yield "template", "its own chat template" if own else "none; PaliGemma's task prefix", True
+            yield _asked("whole text", lambda: whole_text(model, picture, question))
+            yield _asked("begins", lambda: begins_once(model, picture, question))
+        yield _asked("answers", lambda: writing_speed(model, picture, question))
+        yield _asked("in a batch", lambda: same_in_batches(model, images, questions))
+        if local:
+            yield _asked("image and text", lambda: modalities(model, images, questions))
+            yield _asked("adapters", lambda: adaptable(model))
+            if model.model.device.type == "cuda":
+                yield "peak memory", f"{torch.cuda.max_memory_allocated(model.model.device) / 1e9:.2f} GB", True
+
+
+def mixed(picture: Image.Image, question: str) -> tuple[list[Image.Image], list[str]]:
+    """A batch of different image sizes and question lengths, made from one picture and one question."""
+    width, height = picture.size
+    images = [
+        picture,
+        ImageOps.invert(picture).resize((width * 2, height)),
+        ImageOps.mirror(picture).resize((width, max(8, height // 2))),
+        picture.rotate(90).resize((max(8, width // 2), height)),
+    ]
+    return images, [question, "Why?", f"{question} Answer in one word, please.", "What colour is it?"]
+
+
+def described(model: VLM, spec: str, dtype: str) -> Iterator[tuple[str, str, bool]]:
+    """What was loaded: classes, number format and why, device, memory."""
+    inner, options = model.model, specs.parse(spec).options
+    yield "model", type(inner).__name__, True
+    yield "processor", type(model.processor).__name__, True
+    asked = options.get("dtype", dtype)
+    kind = str(inner.dtype).removeprefix("torch.")
+    if options.get("bits"):
+        kind += f", weights in {options['bits']} bits: ?bits={options['bits']}"
+    elif asked != "auto":
+        kind += ": asked for"
+    else:
+        kind += {
+            "float32": f": what is fast and exact on {inner.device.type}",
+            "bfloat16": ": this GPU computes with it",
+            "float16": ": this GPU has no bfloat16",
+        }.get(kind, "")
+    yield "dtype", kind, True
+    yield "attention", str(inner.config._attn_implementation), True
+    place = str(inner.device)
+    if place.startswith("cuda"):
+        place += f", {torch.cuda.get_device_name(inner.device)}"
+    yield "device", place, True
+    held = sum(p.numel() * p.element_size() for p in inner.parameters())
+    number = sum(p.numel() for p in inner.parameters())
+    size = f"{held / 1e9:,.1f} GB" if held >= 1e9 else f"{held / 1e6:,.1f} MB"
+    yield "memory", f"{size} for {number / 1e6:,.1f} M parameters", True
+
+
+def whole_text(model: VLM, image: Image.Image | None, question: str) -> str:
+    """All that the model is given, from its tokens back to text; a token that comes again and again is counted."""
+    tokenizer, text = model.processor.tokenizer, processors.chat(model, question, image is not None)
+    ids = processors.batch(model, [image], [text])["input_ids"][0].tolist()
+    pieces, plain = [], []
+    for token, run in itertools.groupby(ids):
+        n = len(list(run))
+        if n < 4:
+            plain += [token] * n
+        else:  # a picture's
+            pieces += [tokenizer.decode(plain), f"{tokenizer.decode([token])}*{n}"]
+            plain = []
+    return repr("".join([*pieces, tokenizer.decode(plain)]))
+
+
+def begins_once(model: VLM, image: Image.Image | None, question: str) -> str:
+    """That the beginning-of-sequence token is given as often as the chat template or the tokenizer wants, not twice.
+
+    A doubled one is no error to a model, it only answers worse; real cases come from tokenizing a chat's text with
+    special tokens again.
+    """
+    tokenizer, text = model.processor.tokenizer, processors.chat(model, question, image is not None)
+    if tokenizer.bos_token is None:
+        return "without a BOS token: the tokenizer has none"
+    ids = processors.batch(model, [image], [text])["input_ids"][0].tolist()
+    found, written = ids.count(tokenizer.bos_token_id), text.count(tokenizer.bos_token)
+    if found > max(1, written):
+        raise AuditError(
+            f'"{model.name}": its text has {tokenizer.bos_token} {found} times; leave it out of the chat template.'
+        )
+    where = "the chat template" if written else "the tokenizer or processor"
+    return f"with {tokenizer.bos_token} once, from {where}" if found else f"without {tokenizer.bos_token}, as trained"
+
+
+def writing_speed(model: Writer, image: Image.Image | None, question: str) -> str:
+    """One answer, and how fast it was written, the reading of image and prompt included."""
+    model.write([image], [question], 2)  # what is only made once is made now
+    began = time.perf_counter()
+    said = model.write([image], [question], WRITE)[0]
+    seconds = time.perf_counter() - began
+    if not isinstance(model, VLM):
+        return f"{said!r} in {seconds:.2f} s"
+    n = min(WRITE, 1 + len(model.processor.tokenizer(said, add_special_tokens=False)["input_ids"]))  # and the end
+    return f"{said!r}: {n} tokens in {seconds:.2f} s, {n / seconds:.1f} a second, alone"
+
+
+def same_in_batches(model: Writer, images: Sequence, questions: Sequence[str], max_new_tokens: int = 8) -> str:
+    """That n different pairs are answered together as one by one, in any order, and the same each time.
+
+    In half precision two tokens may be so close that the batch's rounding decides; such answers may differ, as long as
+    no token's probability does.
+
+    Raises AuditError when greedy answers change from one time to the next, or depend on the batch.
+    """
+    alone = [model.write([i], [q], max_new_tokens)[0] for i, q in zip(images, questions, strict=True)]
+    together = model.write(images, questions, max_new_tokens)
+    if model.write(images, questions, max_new_tokens) != together:
+        raise AuditError(f'"{model.name}": the same batch is answered differently each time, though nothing is drawn.')
+    turned = model.write(images[::-1], questions[::-1], max_new_tokens)[::-1]
+    same = sum(a == b == c for a, b, c in zip(alone, together, turned, strict=True))
+    words = f"{same} of {len(alone)} answers as one by one, in either order"
+    if not isinstance(model, VLM):
+        return words  # what an engine of its own makes of a batch cannot be seen from here
+    off = drift(model, images, questions)
+    if off > ROUNDING[model.model.dtype]:
+        raise AuditError(
+            f'"{model.name}": in a batch a token\'s probability is {off:.2g} off what it is alone, more than rounding; '
+            "ask with ?batch_size=1."
+        )
+    if same < len(alone) and model.model.dtype == torch.float32:
+        raise AuditError(f'"{model.name}": only {words}; ask with ?batch_size=1.')
+    return f"{words}; probabilities within {off:.1g}"
+
+
+def drift(model: VLM, images: Sequence, questions: Sequence[str]) -> float:
+    """The largest difference of a first token's probability, in one batch and alone."""
+    together = logits(model, images, questions).softmax(-1)
+    alone = [logits(model, [i], [q]).softmax(-1) for i, q in zip(images, questions, strict=True)]
+    return (together - torch.cat(alone)).abs().max().item()
+
+
+@torch.inference_mode()
+def logits(model: VLM, images: Sequence, questions: Sequence[str]) -> torch.Tensor:
+    """What each of n pairs makes the model expect first: [n, vocabulary], float32, from one forward pass."""
+    texts = [processors.chat(model, q, i is not None) for i, q in zip(images, questions, strict=True)]
+    return model.model(**processors.batch(model, images, texts), logits_to_keep=1).logits[:, -1].float().cpu()
+
+
+def modalities(model: VLM, images: Sequence, questions: Sequence[str]) -> str:
+    """That another image changes what the model expects, and another question too.
+
+    Raises AuditError when one of them is ignored.
+    """
+    base = logits(model, images[:1], questions[:1])
+    moved = {}
+    for what, pair in (("image", (images[1:2], questions[:1])), ("question", (images[:1], questions[1:2]))):
+        moved[what] = (logits(model, *pair) - base).abs().max().item()
+        if moved[what] <= 1e-5 * base.abs().max().item():
+            raise AuditError(f'"{model.name}": another {what} changes nothing; is it a vision-language model at all?')
+    return f"both matter: logits move by {moved['image']:.2g} and {moved['question']:.2g}"
+
+
+def adaptable(model: VLM) -> str:
+    """That there are text layers for LoRA, and that none of the vision tower is taken for one."""
+    names = [name for name, _ in model.model.named_modules() if adapts(name)]
+    if not names:
+        raise AuditError(f'"{model.name}": no text layers found to put an adapter on; it can be asked, not trained.')
+    if strays := [name for name in names if any(part in name for part in ("vision", "visual", "audio"))]:
+        raise AuditError(f'"{model.name}": {strays[0]} would be trained as if it were text; please report this model.')
+    return f"fit {len(names)} text layers, {names[0]} first"
+
+
+def _asked(what: str, ask) -> tuple[str, str, bool]:
+    try:
+        return what, ask(), True
+    except AuditError as error:
+        return what, str(error), False
+    except RuntimeError as error:
+        if not should_reduce_batch_size(error):
+            raise
+        return what, "out of memory; try ?bits=4, ?max_pixels=... or a smaller picture", False
+
+
+def _picture(image: str | Path | None) -> Image.Image:
+    if image is None:
+        from auditkit.miniature.boards import Boards
+
+        return Boards().pictures("train", 1, 0)[0].image.convert("RGB")
+    try:
+        return Image.open(image).convert("RGB")
+    except OSError as error:
+        raise AuditError(f"--image {image}: not a picture that can be read ({error}).") from error

@@ -1,0 +1,308 @@
+"""How large a model is, before any of it is downloaded: the paper's models as configurations, and any other's counts.
+
+`known` holds the published configurations of Gemma 3 (4B, 12B, 27B) and PaliGemma 2 (3B, 10B, 28B; 224, 448, 896 px),
+so that a plan needs no network and a benchmark no weights. They are the values that transformers' own conversion
+scripts give the checkpoints (convert_gemma3_weights.py, convert_paligemma2_weights_to_hf.py). Built on torch's meta
+device, which takes no memory, they have the published numbers of parameters (tests/test_sizes.py).
+Of any other model the hub is asked, or the folder's files are read.
+"""
+
+import functools
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+import transformers as hf
+from PIL import Image
+
+from auditkit import specs
+from auditkit.errors import AuditError
+from auditkit.models import downloads, processors
+from auditkit.models.base import quiet
+from auditkit.models.lora import TEXT_PART
+from auditkit.models.transformers import VLM
+
+SIGLIP = dict(  # So400m/14, the vision tower of both families
+    hidden_size=1152,
+    intermediate_size=4304,
+    num_hidden_layers=27,
+    num_attention_heads=16,
+    patch_size=14,
+    vision_use_head=False,
+)
+GEMMA3 = {  # hidden, intermediate, layers, heads, heads of keys and values, width of a head, scale of the queries
+    "4b": (2560, 10240, 34, 8, 4, 256, 256),
+    "12b": (3840, 15360, 48, 16, 8, 256, 256),
+    "27b": (5376, 21504, 62, 32, 16, 128, 168),
+}
+GEMMA2 = {  # the text part of PaliGemma 2
+    "3b": (2304, 9216, 26, 8, 4, 256, 256),
+    "10b": (3584, 14336, 42, 16, 8, 256, 256),
+    "28b": (4608, 36864, 46, 32, 16, 128, 144),
+}
+FIELDS = (
+    "hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim "
+    "query_pre_attn_scalar"
+).split()
+NONE: Mapping = {}
+UNKNOWN_PIXELS = 1_000_000  # of a picture, where a model takes any size and its spec does not say ?max_pixels
+
+
+@dataclass(frozen=True)
+class Size:
+    """What memory and time depend on. Widths are in numbers, not bytes."""
+
+    parameters: int
+    linear: int  # of these, weights that bitsandbytes can quantize
+    text: int  # weights of the text part's layers, without embeddings and head
+    vision: int  # weights of the vision tower's layers
+    lora: int  # weights of an adapter of rank 1 on the text part's projections
+    hidden: int
+    intermediate: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocabulary: int
+    window: int | None  # tokens that the local layers look back; None: all layers see everything
+    local_layers: int
+    scores: bool  # its attention keeps every score (eager): this transformers has no fused kernel for the model
+    vision_hidden: int
+    vision_intermediate: int
+    patches: int  # of one picture
+    pixels: int  # numbers that enter for one picture, its colours included
+    image_tokens: int  # into which they are joined for the text part
+    assumed: str = ""  # what had to be assumed
+    on_disk: int | None = None  # bytes to download, where that is known
+    at_hand: bool = False  # the weights are on this machine
+    note: str = ""  # where this is from, and what stands in the way of a download
+
+
+def known(place: str) -> hf.PreTrainedConfig | None:
+    """The published configuration of a hub id, or None if it is not among those held here.
+
+    >>> known("google/gemma-3-27b-it").text_config.num_hidden_layers, known("org/other")
+    (62, None)
+    """
+    if match := re.fullmatch(r"google/gemma-3-(\d+b)-(?:it|pt)", place):
+        return _gemma3(GEMMA3[match[1]]) if match[1] in GEMMA3 else None
+    if match := re.fullmatch(r"google/paligemma2-(\d+b)-(?:(?:pt|mix)-(224|448)|pt-(896))", place):
+        return _paligemma2(GEMMA2[match[1]], int(match[2] or match[3])) if match[1] in GEMMA2 else None
+    return None
+
+
+def _gemma3(widths: tuple) -> hf.Gemma3Config:
+    text = hf.Gemma3TextConfig(
+        vocab_size=262208,
+        sliding_window=1024,
+        max_position_embeddings=131072,
+        bos_token_id=2,
+        eos_token_id=[1, 106],
+        **dict(zip(FIELDS, widths, strict=True)),
+    )
+    return hf.Gemma3Config(
+        text_config=text,
+        vision_config=hf.SiglipVisionConfig(image_size=896, **SIGLIP),
+        mm_tokens_per_image=256,
+        image_token_index=262144,
+        boi_token_index=255999,
+        eoi_token_index=256000,
+    )
+
+
+def _paligemma2(widths: tuple, pixels: int) -> hf.PaliGemmaConfig:
+    text = hf.Gemma2Config(vocab_size=257216, **dict(zip(FIELDS, widths, strict=True)))
+    return hf.PaliGemmaConfig(
+        text_config=text,
+        vision_config=hf.SiglipVisionConfig(image_size=pixels, **SIGLIP),
+        projection_dim=text.hidden_size,
+        hidden_size=text.hidden_size,
+        image_token_index=257152,
+        bos_token_id=2,
+        eos_token_id=1,
+        pad_token_id=0,
+    )
+
+
+def empty(config: hf.PreTrainedConfig) -> torch.nn.Module:
+    """The model of a configuration without its weights (torch's meta device): shapes, but no memory.
+
+    Raises AuditError for a configuration of a model that does not read images.
+    """
+    if type(config) not in hf.AutoModelForImageTextToText._model_mapping:
+        raise AuditError(f"a {config.model_type} model does not read images; name a vision-language model.")
+    with torch.device("meta"):
+        return hf.AutoModelForImageTextToText.from_config(config)
+
+
+def count(config: hf.PreTrainedConfig, options: Mapping = NONE, processor=None) -> Size:
+    """What a model of this configuration has and takes in; `options` are those of its spec.
+
+    With its processor the image tokens of a picture are counted, without it they follow from the configuration.
+    """
+    model = empty(config)
+    max_pixels, attention = options.get("max_pixels"), options.get("attention")
+    kept = set(hf.quantizers.base.get_keys_to_not_convert(model))
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
+    text, vision = config.get_text_config(), config.vision_config
+    heads = text.num_attention_heads
+    seeing = {name for name in layers if re.search("vision|visual", name)}
+    kinds = getattr(text, "layer_types", None) or []
+    local = sum(kind == "sliding_attention" for kind in kinds)
+    patches, tokens, pixels, assumed = _picture(config, max_pixels, processor)
+    hidden = _first(vision, "hidden_size", "embed_dim", "d_model")
+    return Size(
+        parameters=sum(p.numel() for p in model.parameters()),
+        linear=sum(m.weight.numel() for name, m in layers.items() if name not in kept),
+        text=sum(m.weight.numel() for name, m in layers.items() if name not in seeing and not name.endswith("lm_head")),
+        vision=sum(layers[name].weight.numel() for name in seeing),
+        lora=sum(m.in_features + m.out_features for name, m in layers.items() if re.fullmatch(TEXT_PART, name)),
+        hidden=text.hidden_size,
+        intermediate=text.intermediate_size,
+        layers=text.num_hidden_layers,
+        heads=heads,
+        kv_heads=getattr(text, "num_key_value_heads", None) or heads,
+        head_dim=getattr(text, "head_dim", None) or text.hidden_size // heads,
+        vocabulary=text.vocab_size,
+        window=text.sliding_window if local else None,
+        local_layers=local,
+        scores=(attention or model.config.get_text_config()._attn_implementation) == "eager",
+        vision_hidden=hidden,
+        vision_intermediate=_first(vision, "intermediate_size", default=4 * hidden),
+        patches=patches,
+        pixels=pixels,
+        image_tokens=tokens,
+        assumed=assumed,
+    )
+
+
+def _picture(config, max_pixels: int | None, processor) -> tuple[int, int, int, str]:
+    """(patches, image tokens, numbers in, what was assumed) of one picture."""
+    vision, area = config.vision_config, max_pixels or UNKNOWN_PIXELS
+    patch, side = (_first(vision, name, default=None) for name in ("patch_size", "image_size"))
+    patch, side = (x[0] if isinstance(x, (list, tuple)) else x for x in (patch, side))
+    assumed = ""
+    if processor is not None:
+        picture = Image.new("RGB", (math.isqrt(area), math.isqrt(area)))
+        reader = VLM("", None, processor)
+        inputs = processor(text=[processors.chat(reader, "?")], images=[[picture]], return_tensors="pt")
+        pixels = inputs["pixel_values"].numel()
+        patches = math.ceil(pixels / 3 / patch**2 / _first(vision, "temporal_patch_size", default=1))
+        return patches, int((inputs["input_ids"] == config.image_token_id).sum()), pixels, assumed
+    if config.model_type in ("gemma3", "paligemma", "llava"):
+        area = side**2  # always resized to this
+    else:  # takes pictures of any size, or cuts them into tiles
+        assumed = f"pictures of {area:,} pixels"
+    patches = math.ceil(area / patch**2)
+    joined = _first(config, "scale_factor", default=None) or _first(vision, "spatial_merge_size", default=1)
+    if ratio := _first(config, "downsample_ratio", default=None):
+        joined = round(1 / ratio)
+    return patches, _first(config, "mm_tokens_per_image") or math.ceil(patches / joined**2), 3 * area, assumed
+
+
+def _first(config, *names: str, default=0):
+    return next((value for name in names if (value := getattr(config, name, None)) is not None), default)
+
+
+def kind(text: str) -> str:
+    """The name under which a model's speed is filed: checkpoints of one configuration are equally fast.
+
+    >>> kind("google/paligemma2-3b-mix-448"), kind("google/gemma-3-4b-it?bits=4"), kind("miniature:target")
+    ('paligemma2-3b-448', 'gemma3-4b?bits=4', 'miniature:target')
+    """
+    place, mark, options = text.partition("?")
+    if match := re.fullmatch(r"google/gemma-3-(\d+b)-(?:it|pt)", place):
+        place = f"gemma3-{match[1]}"
+    elif match := re.fullmatch(r"google/paligemma2-(\d+b)-(?:pt|mix)-(\d+)", place):
+        place = f"paligemma2-{match[1]}-{match[2]}"
+    return place + mark + options
+
+
+@functools.cache
+def look_up(text: str) -> Size | None:
+    """The size of the model a spec names, from its folder, from the hub's answer, or from what is known here.
+
+    None if nobody knows: the network is down and it is none of the paper's models; or its weights are elsewhere, behind
+    an address. Nothing but a few kilobytes of metadata is fetched.
+
+    Raises AuditError for a folder without weights, a model that does not exist, or one that reads no images.
+    """
+    spec = specs.parse(text)
+    if spec.engine == "endpoint":
+        return None
+    place = downloads.resolve(spec.place)
+    try:
+        if Path(place).is_dir():
+            return _in_folder(Path(place), spec)
+        return _on_hub(place, spec.options)
+    except AuditError as error:
+        raise AuditError(f'"{text}": {error}') from error
+
+
+def _in_folder(folder: Path, spec: specs.Spec) -> Size:
+    from huggingface_hub import get_local_safetensors_metadata
+
+    if (folder / "adapter_config.json").is_file():
+        base = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+        size = look_up(base)
+        if size is None:
+            raise AuditError(f"nothing is known of {base}, on which this adapter stands.")
+        return size
+    try:
+        with quiet():
+            size = count(hf.AutoConfig.from_pretrained(folder), spec.options, hf.AutoProcessor.from_pretrained(folder))
+        headers = get_local_safetensors_metadata(folder)
+    except (OSError, ValueError) as error:
+        raise AuditError(f"{spec.place} is no folder of a model ({str(error).splitlines()[0][:120]}).") from error
+    # a tied matrix may be in the file twice or once: the model counts it once, and a file lacks none of its weights
+    stored = sum(headers.parameter_count.values())
+    return replace(size, parameters=min(size.parameters, stored), on_disk=0, at_hand=True, note="its files")
+
+
+def _on_hub(place: str, options: Mapping) -> Size | None:
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import GatedRepoError, HTTPError, RepositoryNotFoundError
+
+    config, revision = known(place), options.get("revision")
+    try:
+        info = HfApi().model_info(place, revision=revision, files_metadata=True, timeout=10)
+    except (RepositoryNotFoundError, GatedRepoError) as error:
+        raise AuditError("the hub has no such model, or shows it only to those who are logged in.") from error
+    except (HTTPError, OSError):  # no network
+        config = config or _configuration(place, revision, local_files_only=True)
+        if config is None:
+            return None
+        size = count(config, options)
+        return replace(
+            size,
+            note="its published configuration, for the hub does not answer",
+            **_still_to_come(place, revision, 2 * size.parameters),
+        )
+    config = config or _configuration(place, revision)
+    if config is None:
+        raise AuditError("the hub shows no configuration of it; is it a gated model, or one that needs a login?")
+    size = count(config, options)
+    files = sum(file.size or 0 for file in info.siblings or [] if file.rfilename.endswith(".safetensors"))
+    stored = info.safetensors.total if info.safetensors else size.parameters
+    note = "the hub" + (" (gated: accept its licence there, then hf auth login)" if info.gated else "")
+    return replace(size, parameters=stored, note=note, **_still_to_come(place, revision, files))
+
+
+def _configuration(place: str, revision: str | None, **how) -> hf.PreTrainedConfig | None:
+    try:
+        return hf.AutoConfig.from_pretrained(place, revision=revision or "main", **how)
+    except (OSError, ValueError):
+        return None
+
+
+def _still_to_come(place: str, revision: str | None, files: int) -> dict:
+    """Bytes to download, none where the hub's cache on this machine has the weights already."""
+    from huggingface_hub import try_to_load_from_cache
+
+    names = ("model.safetensors", "model.safetensors.index.json")
+    cached = any(isinstance(try_to_load_from_cache(place, name, revision=revision), str) for name in names)
+    return {"on_disk": 0 if cached else files, "at_hand": cached}

@@ -1,0 +1,66 @@
+"""Probes that teach the same twice: nearly the same words, about nearly the same picture, with the same answer.
+
+Words are compared without what carries no meaning in a question ("what is the colour of the ball", "what colour is the
+ball?"), in their order, which does. Pictures are compared by a thumbnail: 16 x 16 in brightness and 8 x 8 in colour, in
+which nothing may differ by more than a few of 256 levels. So a copy that was saved as JPEG or enlarged is found, one
+that was cropped or shifted is not, and a difference in one small place is enough for another picture. Where the two
+aims collide, a picture is kept: a repeated lesson costs little, a lost one more. tests/test_near.py measures both.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from PIL import Image
+from scipy.spatial import cKDTree
+
+from auditkit.consensus.normalise import normalise
+from auditkit.data.source import Picture
+
+BRIGHTNESS, COLOUR = 6, 4  # largest difference, in levels of 256, that a copy may have in some part of its thumbnail
+EMPTY = set("is are was were does do did the a an of this that these there here picture image photo".split())
+ALIKE = {"which": "what", "color": "colour"}
+
+
+def near_duplicates(rows: Sequence[dict], picture: Callable[[str], Picture]) -> dict[str, str]:
+    """The key of each row that nearly repeats an earlier one -> the key of that one, which is kept.
+
+    Args:
+        rows: scored records, with key, picture, question and consensus; of two alike, the first is kept.
+        picture: a picture's key -> the picture. Looked at only where words and answer are the same.
+    """
+    groups: dict[tuple[str, str], list[dict]] = {}
+    for row in rows:
+        groups.setdefault((content_words(row["question"]), normalise(row["consensus"])), []).append(row)
+    dropped = {}
+    for group in groups.values():
+        if len(group) > 1:
+            shown = {row["picture"]: None for row in group}
+            looks = {key: thumbnail(picture(key).image) for key in shown}
+            near = cKDTree(np.stack([looks[row["picture"]] for row in group])).query_pairs(1, p=np.inf)
+            for i, j in sorted(near):  # i < j, so whether i is kept is known by now
+                if group[i]["key"] not in dropped:
+                    dropped.setdefault(group[j]["key"], group[i]["key"])
+    return dropped
+
+
+def content_words(question: str) -> str:
+    """What a question asks, without its empty words.
+
+    >>> content_words("What is the colour of the ball?"), content_words("which color is the ball")
+    ('what colour ball', 'what colour ball')
+    >>> content_words("Is the ball left of the box?") == content_words("Is the box left of the ball?")
+    False
+    """
+    found = re.sub(r"[^\w\s:-]", " ", normalise(question)).split()
+    return " ".join(ALIKE.get(word, word) for word in found if word not in EMPTY)
+
+
+def thumbnail(image: Image.Image) -> np.ndarray:
+    """A picture as 384 numbers, [16 x 16 of brightness, 8 x 8 of each of two colours], in units of what a copy may
+    differ by: two are near if none of them is further apart than 1.
+    """
+    channels = image.convert("YCbCr").split()
+    sizes, units = (16, 8, 8), (BRIGHTNESS, COLOUR, COLOUR)
+    small = [channel.resize((n, n), Image.Resampling.BILINEAR) for channel, n in zip(channels, sizes, strict=True)]
+    return np.concatenate([np.asarray(s, dtype=float).ravel() / u for s, u in zip(small, units, strict=True)])

@@ -1,0 +1,141 @@
+"""TODO."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from auditkit.consensus.choose import choose_same
+from auditkit.consensus.normalise import normalise
+from auditkit.data.source import Example, Picture
+from auditkit.errors import AuditError
+from auditkit.findings.grouping import clusters_by_text, group_findings
+from auditkit.models.answers import AnswerBook
+from auditkit.models.transformers import VLM
+from auditkit.repair.finetune import FINDINGS_SHARE, HARMLESS, OFTENER
+
+
+def known_originals(target: VLM, originals: Sequence[Example], book: AnswerBook, p) -> list[Example]:
+    """The original examples that the target answers right, in their order; `p.same` says what is right.
+
+    Args:
+        target: the model before its repair.
+        originals: labelled examples.
+        book: holds the answers, so that nothing is asked again.
+        p: uses max_answer_tokens and same.
+    """
+    pictures = [Picture(example.key, example.held) for example in originals]
+    said = book.ask(target, pictures, [example.question for example in originals], p.max_answer_tokens)
+    alike = choose_same(p, book.path.parent)
+    alike.prepare((e.question, answer, e.answer) for e, answer in zip(originals, said, strict=True))
+    return [e for e, answer in zip(originals, said, strict=True) if alike(answer, e.answer, e.question)]
+
+
+def training_pairs(
+    scored: Sequence[dict], labelled: Sequence[Example], p, picture: Callable[[str], Picture]
+) -> list[list[Example]]:
+    """What is to be learnt: the findings of each failure type, with the consensus for their answer.
+
+    The types are found anew, for near-duplicates are gone here and earlier rounds and a person may have their part. A
+    control in their place, probes or labels at random, is all of one type.
+
+    Args:
+        scored: records of an audit (score_probes).
+        labelled: original examples, whether the target knows them or not; the control "labels" draws from these.
+        p: uses rectify_on, rectify_pairs, failure_types, types_by and seed.
+        picture: a picture's key -> the picture, such as a source's `picture`.
+    """
+    if p.rectify_on == "labels":
+        types = [list(labelled)]
+    elif p.rectify_on == "consensus":
+        types = [_labelled(scored, ("ok", "agrees"), picture)]
+    else:
+        findings = [row for row in scored if row["gate"] == "ok"]
+        groups = group_findings(findings, p.failure_types, p.types_by) if findings else []
+        types = [_labelled(group, ("ok",), picture) for group in groups]
+    for of_type in types:
+        random.Random(f"{p.seed}/pairs").shuffle(of_type)
+    if p.rectify_pairs:
+        kept = {example.key for example in evenly(types, p.rectify_pairs)}
+        types = [[example for example in of_type if example.key in kept] for of_type in types]
+    return [of_type for of_type in types if of_type]
+
+
+def evenly(types: Sequence[Sequence[Example]], n: int, times: int = 1) -> list[Example]:
+    """n examples, of each type in turn, none of them more often than `times`.
+
+    >>> evenly(["abcdef", "x"], 5), evenly(["abcdef", "x"], 5, times=2)
+    (['a', 'x', 'b', 'c', 'd'], ['a', 'x', 'b', 'x', 'c'])
+    """
+    turns = itertools.zip_longest(*(list(of_type) * times for of_type in types))
+    return list(itertools.islice((one for turn in turns for one in turn if one is not None), n))
+
+
+def build_training_set(
+    learnt: Sequence[Sequence[Example]],
+    scored: Sequence[dict],
+    originals: Sequence[Example],
+    p,
+    picture: Callable[[str], Picture],
+) -> list[Example]:
+    """What is to be learnt, evenly over failure types, among what the target knows, in a fixed random order.
+
+    On the labeled route each is there once: all originals, and what the audit asked whether the target failed or not.
+
+    Args:
+        learnt: as `training_pairs` gives it.
+        scored: records of the audit. Unless the pairs are counted (rectify_pairs), those with gate "agrees" are learnt
+            once beside the findings, as far as `balanced` has them.
+        originals: labelled examples the target knows (`known_originals`), of which the first `p.rectify_original` are used; on
+            the labeled route those that were probed, known or not, all of them.
+        p: uses route, rectify_on, rectify_original, rectify_pairs, failure_types and seed.
+        picture: a picture's key -> the picture, such as a source's `picture`.
+
+    Raises AuditError when there is nothing to learn.
+    """
+    if not any(learnt):
+        raise AuditError("there are no findings to repair the target with; audit it with more probes (notebook 05).")
+    every = list(itertools.chain.from_iterable(learnt))
+    keys = {example.key for example in every}
+    counted = p.rectify_pairs or p.rectify_on != "findings"
+    agreed = []
+    if not counted:
+        thinned = scored if p.route == "labeled" else balanced(scored, p.failure_types)
+        agreed = _labelled(thinned, ["agrees"], functools.cache(picture))
+    given = originals if p.route == "labeled" else originals[: p.rectify_original]
+    rest = [*agreed, *(example for example in given if example.key not in keys)]
+    if p.route == "unlabeled":
+        times = max(1, round(FINDINGS_SHARE / (1 - FINDINGS_SHARE) * len(rest) / len(every)))
+        every = every * times if counted else evenly(learnt, times * len(every), OFTENER * times)
+    examples = every + rest
+    random.Random(p.seed).shuffle(examples)
+    return examples
+
+
+def balanced(scored: Sequence[dict], kinds: int) -> list[dict]:
+    """The records without some on which the target agreed: of each kind of question no more of one answer than of all
+    others together, findings counted, but for a handful (HARMLESS). The last in order go first.
+
+    An auditor asks "what is left of a2?" where nothing is, nine times in ten, and a target that learnt from all of it
+    may come to say "none" too often (a guess: the thinning was only measured together with the turns of types).
+
+    Args:
+        kinds: most kinds of question told apart, by their words.
+    """
+    rows = [row for row in scored if row["gate"] in ("ok", "agrees")]
+    dropped = set()
+    for cluster in clusters_by_text([(row["question"], "") for row in rows], kinds):
+        said = [(normalise(rows[i]["consensus"]), rows[i]) for i in cluster]
+        for answer, n in Counter(answer for answer, _ in said).items():
+            excess = n - max(len(said) - n, HARMLESS)
+            agreed = [row["key"] for one, row in said if one == answer and row["gate"] == "agrees"]
+            dropped.update(agreed[-excess:] if excess > 0 else ())
+    return [row for row in scored if row["key"] not in dropped]
+
+
+def _labelled(scored: Sequence[dict], gates: Sequence[str], picture: Callable[[str], Picture]) -> list[Example]:
+    rows = [row for row in scored if row["gate"] in gates]
+    return [Example(row["key"], picture(row["picture"]).held, row["question"], row["consensus"]) for row in rows]

@@ -1,0 +1,105 @@
+"""The widget in notebook 06 at which a person reviews findings, card after card; findings/review.py says what becomes of it.
+
+    ReviewWidget(scored, source, run.folder, p.seed)   # as the last line of a cell
+
+An anywidget: its page is review_widget.js, which shows one card, takes buttons and keys, and sends what was pressed.
+Everything is decided here. A decision is on disk before the next card is shown, so a review can be left at any time;
+the desk opens again at the first card that nobody has judged.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import anywidget
+import traitlets
+
+from auditkit.errors import AuditError
+from auditkit.findings import review
+from auditkit.report.page import encoded
+from auditkit.runs import jsonl
+
+HERE = Path(__file__).parent
+
+
+class ReviewWidget(anywidget.AnyWidget):
+    """Shows the records of review.queue one by one and files what is decided about them.
+
+    Args:
+        scored: the records of the audit (score_probes).
+        source: images of the run, made ones among them (with_counterfactuals).
+        folder: of the findings, where reviews.jsonl is.
+        seed: of the order.
+    """
+
+    _esm = HERE / "review_widget.js"
+    _css = HERE / "review_widget.css"
+    card = traitlets.Dict().tag(sync=True)  # what is on the desk: text and pictures, nothing of gate or truth
+
+    def __init__(self, scored: Sequence[dict], source, folder: Path, seed: int):
+        super().__init__()
+        self._source, self._file = source, Path(folder) / review.FILE
+        self._queue = review.queue(scored, seed)
+        self._decided = review.decisions(folder, scored)
+        self._done: list[tuple[int, dict | None]] = []  # place, and what had been decided there before
+        undecided = (place for place, row in enumerate(self._queue) if row["key"] not in self._decided)
+        self.at = next(undecided, 0)
+        self._show()
+        self.on_msg(self._heard)
+
+    def decide(self, what: str, answer: str = "", note: str = "") -> None:
+        """File a decision about the card on the desk and take the next. Raises AuditError as review.decision does."""
+        row = self._queue[self.at]
+        self._done.append((self.at, self._decided.get(row["key"])))
+        try:
+            self._filed(review.decision(row, what, answer, note))
+        except (AuditError, OSError):
+            self._done.pop()
+            raise
+        self.move(1)
+
+    def undo(self) -> None:
+        """Take back the last decision made at this desk, and show its card again."""
+        if self._done:
+            self.at, before = self._done.pop()
+            row = self._queue[self.at]
+            again = [before.get(name, "") for name in ("decision", "answer", "note")] if before else ["undo"]
+            self._filed(review.decision(row, *again))
+        self._show()
+
+    def move(self, step: int) -> None:
+        """Show the card so many places on."""
+        self.at = min(max(self.at + step, 0), max(len(self._queue) - 1, 0))
+        self._show()
+
+    def _filed(self, said: dict) -> None:
+        jsonl.append(self._file, [said])
+        self._decided[said["key"]] = said
+        if said["decision"] == "undo":
+            del self._decided[said["key"]]
+
+    def _heard(self, _, said: dict, __) -> None:
+        """What the page sent; a decision about a card that is no longer on the desk, as by two quick keys, is none."""
+        try:
+            if said["do"] == "move":
+                self.move(said["step"])
+            elif said["do"] == "undo":
+                self.undo()
+            elif said["at"] == self.at and self._queue:
+                self.decide(said["do"], said["answer"], said["note"])
+        except (AuditError, OSError) as error:
+            self._show(str(error))
+
+    def _show(self, message: str = "") -> None:
+        if not self._queue:
+            self.card = {"of": 0, "message": "Nothing was found, so there is nothing to review."}
+            return
+        row = self._queue[self.at]
+        shown = {name: row.get(name) for name in ("question", "target", "references", "consensus", "made")}
+        pictures = {"picture": encoded(self._source.picture(row["picture"]).image)}
+        if row.get("base") and row["base"] != row["picture"]:
+            pictures["before"] = encoded(self._source.picture(row["base"]).image)
+        said = self._decided.get(row["key"], {})
+        said = {name: said.get(name, "") for name in ("decision", "answer", "note")}
+        where = {"at": self.at, "of": len(self._queue), "decided": len(self._decided), "undo": bool(self._done)}
+        # a number that changes, so that the page hears of a card that is the same as before
+        self.card = {**shown, **pictures, **where, "said": said, "message": message, "n": self.card.get("n", 0) + 1}

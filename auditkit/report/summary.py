@@ -1,0 +1,292 @@
+"""A run folder read once more: `summary.json` for machines, `report.html` (report/page.py) for people.
+
+The report knows nothing but the stage folders, so it can be written again at any time, without a model. A stage counts
+when its DONE is there. What a run did not measure is absent from both files; a key marked ? may be absent.
+A *rate* is {"value", "low", "high", "n"}, 0 to 1, with a 95 % interval. A record's "image" is a picture's path relative
+to the stage folder it is named in, and inside the run folder. Without one, the picture is looked for as
+images/<slug(record["picture"])>.png in 06_findings, then in 05_audit. More keys than these do no harm.
+
+    every stage       manifest.json  {"metrics": {}, "counts": {name: int}, "seconds": s, "versions": {package: text},
+                                      "parameters": {}, "commit"?, "hosted"?: as from costs.spent}
+    02_disagreement   metrics        {"untrained"?: rate, "untrained_by_consensus"?: rate}
+    04_auditor        history.jsonl  one object a step: {"step", "reward/disagreement", "reward/format"?, "distinct"?,
+                                      "kinds"?, "way"?, and what step_measures gives?}
+    05_audit          metrics        {"trained"?: rate, "trained_by_consensus"?: rate, "precision"?: rate,
+                                      "best_blind_question"?: as from best_blind_question (or in 02),
+                                      "ways"?, "pairings"?: as from outcomes_by, "gates"?: as from gates.effect, and
+                                      what image_outcomes gives}
+                      scored.jsonl   one object a probe, as from score_probes; "gate" is one of GATES
+    06_findings       types.json     [{"name", "size", "share" (of all findings, 0 to 1), "rate" (of the probes of this
+                                      type), "rate_when"?: rate, "target"?, "peer"?: rates on the same probes,
+                                      "untrained"?: {"target", "peer"} on those of the untrained auditor alone,
+                                      "gap"?: {"name", "share"} (the planted gap most findings are in),
+                                      "confusion"?: [{"target", "consensus", "count"}],
+                                      "examples": [{"picture", "image"?, "question", "target", "consensus",
+                                      "references": {name: answer}, "truth"?}]}]
+                      planted.json?  as from grade_planted_gaps: {"planted"?, "found"?, "recall"?: rate, "precision"?:
+                                      rate, "gaps"?: [{"name", "skill", "condition", "probes", "findings", "found"}],
+                                      "false_alarms"?: [record + "truth" (null: the question has no answer), "reason"]}
+                      edits.json?    the irrelevant edits: [record + "box", "target_before"], their pictures kept
+                      explain.txt?   the plain words; an empty line between two paragraphs
+                      reviews.jsonl? a person's decisions (findings/review.py), read anew each time
+    07_rectify        training.jsonl one object a distinct training example, as from write_trace
+                      metrics        {"pairs", "steps"?, "seconds"?, "learnt"?: rate, "review"?: as from review.told};
+                                      0 pairs: nothing to repair
+    08_benchmark      metrics        {"benchmarks": {skill: {"before"?: rate, "after"?: rate, "peer"?: rate}},
+                                      "found_gaps"?: {"before": rate, "after": rate} (right inside the found gaps),
+                                      "outside_gaps"?: the same outside of all, "untouched"?: {task: the same},
+                                      "disagreement_before"?, "disagreement_after"?: rate (of 02's probes),
+                                      "gain"?: as from repair_gain, paired differences with their intervals}
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from auditkit.errors import AuditError
+from auditkit.findings import review
+from auditkit.findings.grading import probes_until
+from auditkit.report.page import render_report, render_rounds, render_study
+from auditkit.runs import costs, jsonl
+
+STAGES = {
+    "00_setup": "check the set-up",
+    "01_models": "meet the models",
+    "02_disagreement": "measure disagreement",
+    "03_counterfactual": "counterfactual images",
+    "04_auditor": "train the auditor",
+    "05_audit": "run the audit",
+    "06_findings": "read the findings",
+    "07_rectify": "repair the target",
+    "08_benchmark": "before and after",
+}
+GATES = {  # in the order in which a probe meets them
+    "malformed": "neither a question nor a wish, so nobody was asked",
+    "bad picture": "about a picture that could not be made, or is not what was wished for",
+    "implausible": "worded as the untrained auditor would hardly ever put it",
+    "duplicate": "asked before, of the same picture",
+    "no consensus": "the references did not agree",
+    "agrees": "the target said what the references say",
+    "not reproduced": "a departure that the target does not repeat",
+    "ill-posed": "on which the references do not stay with their consensus",
+    "not visual": "answered alike on pictures that have nothing to do with it",
+    "ok": "findings: the target departs from the consensus",
+}
+
+
+@dataclass(frozen=True)
+class FinishedStage:
+    """One finished stage folder; a missing file reads as empty."""
+
+    folder: Path
+    manifest: dict
+
+    @property
+    def metrics(self) -> dict:
+        return self.manifest.get("metrics") or {}
+
+    def json(self, name: str):
+        return _json(self.folder / name) if (self.folder / name).exists() else None
+
+    def records(self, name: str) -> list[dict]:
+        return jsonl.read(self.folder / name)
+
+    def text(self, name: str) -> str:
+        return (self.folder / name).read_text(encoding="utf-8") if (self.folder / name).exists() else ""
+
+
+def write_report(run_folder: Path) -> Path:
+    """Write `summary.json` and `report.html` into a run folder and return the report's path.
+
+    Raises AuditError when no stage of the run is finished, or when a stage file breaks the contract above.
+    """
+    run_folder = Path(run_folder)
+    stages = read_run(run_folder)
+    findings, auditor = (
+        stages.get(name, FinishedStage(run_folder / name, {})) for name in ("06_findings", "04_auditor")
+    )
+    summary = summarise_run(run_folder.name, stages)
+    validate(summary)
+    html = render_report(
+        summary=summary,
+        stages={name: what for name, what in STAGES.items() if name in stages},
+        unfinished=[what for name, what in STAGES.items() if name not in stages],
+        gates=GATES,
+        parameters=list(stages.values())[-1].manifest.get("parameters") or {},
+        types=findings.json("types.json") or [],
+        planted=findings.json("planted.json") or {},
+        edits=findings.json("edits.json") or [],
+        explained=findings.text("explain.txt"),
+        history=auditor.records("history.jsonl"),
+        folders=[findings.folder, run_folder / "05_audit"],
+    )
+    _replace(run_folder / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+    _replace(run_folder / "report.html", html)
+    return run_folder / "report.html"
+
+
+def write_study_report(study, table: Mapping, measures: Mapping) -> Path:
+    """Write a study's `summary.json` and `report.html` into its folder and return the report's path."""
+    summary = {"study": study.name, "base": study.base, "seeds": study.seeds, "settings": study.arms, "arms": table}
+    _replace(study.folder / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+    _replace(study.folder / "report.html", render_study(study, table, measures))
+    return study.folder / "report.html"
+
+
+def write_rounds_report(folder: Path, summary: Mapping) -> Path:
+    """Write the `summary.json` and `report.html` of several rounds (experiments/rounds.py) and return the report's path."""
+    _replace(folder / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+    _replace(folder / "report.html", render_rounds(summary))
+    return folder / "report.html"
+
+
+def read_run(run_folder: Path) -> dict[str, FinishedStage]:
+    """The finished stages of a run, by name, in order."""
+    folders = [run_folder / name for name in STAGES if (run_folder / name / "DONE").exists()]
+    if not folders:
+        raise AuditError(f"{run_folder} has no finished stage to report on; run notebook 00_check_the_setup first.")
+    return {folder.name: FinishedStage(folder, _json(folder / "manifest.json")) for folder in folders}
+
+
+def summarise_run(run_name: str, stages: Mapping[str, FinishedStage]) -> dict:
+    """The machine-readable result of a run (DESIGN.md, section 4). What was not measured is absent."""
+    nothing = FinishedStage(Path(), {})
+    at = {name: stages.get(name, nothing) for name in STAGES}
+    untrained, audit, benchmark = (at[name].metrics for name in ("02_disagreement", "05_audit", "08_benchmark"))
+    manifests = [stage.manifest for stage in stages.values()]
+    types, planted = at["06_findings"].json("types.json"), at["06_findings"].json("planted.json") or {}
+    scored = at["05_audit"].records("scored.jsonl")
+    gates = Counter(row["gate"] for row in scored)
+    findings = {"total": gates["ok"]} if gates else {}
+    if types is not None:
+        findings.setdefault("total", sum(kind["size"] for kind in types))
+        parts = ("size", "share", "rate", "rate_when", "target", "peer", "gap")
+        findings["by_type"] = {kind["name"]: {part: kind.get(part) for part in parts} for kind in types}
+    measured = {
+        "run_name": run_name,
+        "seed": (manifests[-1].get("parameters") or {}).get("seed"),
+        "commit": manifests[-1].get("commit"),
+        "search_success": {
+            "untrained": untrained.get("untrained"),
+            "trained": audit.get("trained"),
+            "best_blind_question": _flat(audit.get("best_blind_question") or untrained.get("best_blind_question")),
+        },
+        "search_success_by_consensus": {
+            "untrained": untrained.get("untrained_by_consensus"),
+            "trained": audit.get("trained_by_consensus"),
+        },
+        **{name: audit.get(name) for name in ("ways", "pairings", "images", "editor", "generator", "gates")},
+        "probes": {gate: gates[gate] for gate in GATES if gates[gate]},
+        "findings": findings,
+        "precision": audit.get("precision") or planted.get("precision"),
+        "false_share": at["06_findings"].metrics.get("false_share"),
+        "planted_gaps": _planted(planted, len(scored)),
+        "training": at["04_auditor"].metrics,
+        "review": _reviewed(scored, at["06_findings"], at["07_rectify"]),
+        "rectification": at["07_rectify"].metrics,
+        "benchmarks": benchmark.get("benchmarks"),
+        **{name: benchmark.get(name) for name in ("found_gaps", "outside_gaps", "untouched", "gain")},
+        "held_out_disagreement": {side: benchmark.get(f"disagreement_{side}") for side in ("before", "after")},
+        "counts": {name: stage.manifest.get("counts") for name, stage in stages.items()},
+        "hosted": costs.total(manifest.get("hosted", {}) for manifest in manifests),
+        "seconds": {name: stage.manifest.get("seconds") for name, stage in stages.items()},
+        "versions": {name: text for manifest in manifests for name, text in (manifest.get("versions") or {}).items()},
+    }
+    return _present(measured)
+
+
+def _planted(planted: dict, probes: int) -> dict:
+    """How many of the gaps were found, and with how many probes; {} where none is planted."""
+    if "planted" not in planted:
+        return {}
+    until = {
+        name: probes_until(planted.get("gaps", []), probes, share) for name, share in (("half", 0.5), ("every", 1.0))
+    }
+    kept = {key: planted.get(key) for key in ("planted", "found", "recall", "precision", "missed")}
+    return kept | {"probes_until": until}
+
+
+def _reviewed(scored: list[dict], findings: FinishedStage, repair: FinishedStage) -> dict:
+    """What a person's review measures, and whether the repair has learnt from it as it stands; {} without one."""
+    decided = review.decisions(findings.folder, scored) if findings.manifest else {}
+    measured = review.measures(scored, decided, (findings.manifest.get("parameters") or {}).get("seed", 0))
+    if measured and repair.metrics.get("pairs") is not None:
+        told = review.told(review.changes(scored, decided))
+        measured["in_the_repair"] = told == repair.metrics.get("review", {})
+    return measured
+
+
+def validate(summary: Mapping) -> None:
+    """Raise AuditError, naming the key, where a summary breaks its contract."""
+    for key in ("seconds", "versions"):
+        if key not in summary:
+            raise AuditError(f"summary key {key} is missing: no manifest.json of this run has it.")
+    for key, rate in _rates(summary):
+        parts = [rate.get(part) if isinstance(rate, Mapping) else None for part in ("low", "value", "high", "n")]
+        if not all(isinstance(part, (int, float)) for part in parts) or parts[3] < 1:
+            raise AuditError(f"summary key {key} must be a rate with value, low, high and n >= 1, not {rate!r}.")
+        low, value, high, _ = parts
+        if not -1e-6 <= low <= value + 1e-6 <= high + 2e-6 <= 1 + 3e-6:
+            raise AuditError(f"summary key {key} must have 0 <= low <= value <= high <= 1, not {rate!r}.")
+
+
+def _rates(summary: Mapping) -> Iterator[tuple[str, object]]:
+    """Every place where the contract has a rate: (key, what stands there)."""
+    for group in (
+        "search_success",
+        "search_success_by_consensus",
+        "found_gaps",
+        "outside_gaps",
+        "held_out_disagreement",
+        "false_share",
+    ):
+        yield from ((f"{group}.{name}", rate) for name, rate in summary.get(group, {}).items())
+    for group in ("ways", "pairings", "gates", "untouched"):
+        for name, part in summary.get(group, {}).items():
+            counts = ("probes", "findings", "kept", "dropped")
+            yield from ((f"{group}.{name}.{key}", rate) for key, rate in part.items() if key not in counts)
+    for group in ("editor", "generator"):
+        yield from ((f"{group}.{name}", rate) for name, rate in summary.get(group, {}).items())
+    if "precision" in summary:
+        yield "precision", summary["precision"]
+    said = summary.get("review", {})
+    yield from ((f"review.{name}", said[name]) for name in ("precision_by_human", "agreement") if name in said)
+    yield from ((f"review.by_gate.{gate}", rate) for gate, rate in said.get("by_gate", {}).items())
+    for name in {"recall", "precision"} & set(summary.get("planted_gaps", {})):
+        yield f"planted_gaps.{name}", summary["planted_gaps"][name]
+    for skill, sides in summary.get("benchmarks", {}).items():
+        yield from ((f"benchmarks.{skill}.{side}", rate) for side, rate in sides.items())
+    for name, kind in summary.get("findings", {}).get("by_type", {}).items():
+        yield f"findings.by_type.{name}.rate", kind.get("rate")
+        yield from ((f"findings.by_type.{name}.{side}", kind[side]) for side in ("target", "peer") if side in kind)
+
+
+def _flat(blind: Mapping | None) -> dict | None:
+    """The best blind question as a rate with its question beside."""
+    if not blind or "rate" not in blind:
+        return blind
+    return {**blind["rate"], **{key: value for key, value in blind.items() if key != "rate"}}
+
+
+def _present(value):
+    """Without None and without what is empty because of it."""
+    if not isinstance(value, Mapping):
+        return value
+    kept = {key: _present(inner) for key, inner in value.items()}
+    return {key: inner for key, inner in kept.items() if inner is not None and inner != {}}
+
+
+def _json(path: Path):
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise AuditError(f"{path} cannot be read as JSON ({error}); run that stage's notebook again.") from error
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write beside and rename, so that nobody ever sees half a file."""
+    beside = path.with_name(path.name + ".part")
+    beside.write_text(text, encoding="utf-8")
+    beside.replace(path)

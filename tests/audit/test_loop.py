@@ -1,0 +1,323 @@
+"""An audit asks everything once, whatever happens to it, and its scores say what was dropped."""
+
+import weakref
+from collections import Counter
+from functools import partial
+from types import SimpleNamespace
+
+import pytest
+
+from auditkit.audit import loop
+from auditkit.audit.allocation import candidate_batches, checkpoint_shares, probe_batches
+from auditkit.audit.loop import run_audit
+from auditkit.audit.score import outcome_counts, score_probes
+from auditkit.data.load import load_images
+from auditkit.errors import AuditError
+from auditkit.models import downloads, transformers
+from auditkit.models.load import load_model
+from auditkit.models.transformers import VLM, torch
+from auditkit.runs import jsonl
+
+P = SimpleNamespace(
+    audit_probes=20,
+    seed=3,
+    engine="local",
+    ways=["question"],
+    batch_size=4,
+    temperature=1.0,
+    min_token_probability=1e-3,
+    max_question_tokens=48,
+    max_answer_tokens=8,
+    quorum=0.6,
+    same="text",
+)
+PICTURES = load_images("miniature").pictures("audit", 24, seed=3)
+NAMES = ("auditor", "target", "gemma3", "idefics3", "llava")
+
+
+class Killed(BaseException):
+    """What a kill looks like to the code it hits: nothing catches it."""
+
+
+class World:
+    """Models without weights: what they say depends on who is asked what; every question is counted."""
+
+    def __init__(self, monkeypatch):
+        self.calls: Counter = Counter()
+        self.loaded: Counter = Counter()
+        self.batches = 0
+        self.kill_at = None
+        monkeypatch.setattr(transformers, "_write", self.write)
+        monkeypatch.setattr(loop, "rarest_token", lambda untrained, pictures, texts: [0.5] * len(texts))
+        self.auditors = {name: VLM("auditor", _Model(), None, 4) for name in ("untrained", "60", "trained")}
+        self.target, *self.references = [VLM(name, _Model(), None, 4) for name in NAMES[1:]]
+
+    def write(self, model, pictures, prompts, max_new_tokens, temperature):
+        self.batches += 1
+        if self.batches == self.kill_at:
+            raise Killed
+        if model.name == "auditor":
+            seed = torch.initial_seed()
+            numbers = [seed + i for i in range(len(prompts))]
+            return ["mumble" if n % 5 == 0 else f"is object {n % 7} red or blue?" for n in numbers]
+        self.calls.update((model.name, id(image), prompt) for image, prompt in zip(pictures, prompts, strict=True))
+        n = [int(prompt.split()[2]) for prompt in prompts]
+        return ["blue" if model.name == "target" and i < 3 else "none" if model.name == "llava" else "red" for i in n]
+
+    def run(self, out, p=P, **more):
+        return run_audit(*self.loaders(), PICTURES, p, out, **more)
+
+    def loaders(self):
+        """What loads the models, and counts that."""
+
+        def load(name, model):
+            self.loaded[name] += 1
+            return model
+
+        auditors = {name: partial(load, name, model) for name, model in self.auditors.items()}
+        target, *references = [partial(load, model.name, model) for model in (self.target, *self.references)]
+        return auditors, target, references
+
+
+class _Model:
+    device = torch.device("cpu")
+
+
+@pytest.fixture
+def world(monkeypatch):
+    return World(monkeypatch)
+
+
+def test_one_record_a_probe_each_on_a_picture_of_its_own(world, tmp_path):
+    records = world.run(tmp_path)
+    assert len(records) == len({r["key"] for r in records}) == len({r["picture"] for r in records}) == 20
+    assert Counter(r["checkpoint"] for r in records) == {"untrained": 8, "60": 6, "trained": 6}
+    assert jsonl.read(tmp_path / "records.jsonl") == records
+    asked = [r for r in records if r["question"]]
+    assert 0 < len(asked) < 20
+    assert all(set(r["references"]) == {"gemma3", "idefics3", "llava"} and r["target"] for r in asked)
+    for malformed in (r for r in records if not r["question"]):
+        assert malformed["target"] is None and malformed["references"] == {} and malformed["text"] == "mumble"
+    assert set(world.calls.values()) == {1} and len(world.calls) == 4 * len(asked)
+
+
+def test_killed_at_any_batch_and_started_again_it_ends_in_the_same_records_with_nothing_asked_twice(
+    monkeypatch, tmp_path
+):
+    monkeypatch.setattr(loop, "CHUNK", 6)
+    calm = World(monkeypatch)
+    wanted = calm.run(tmp_path / "calm")
+    assert calm.batches > 20
+    for batch in range(1, calm.batches + 1):
+        world, out = World(monkeypatch), tmp_path / str(batch)
+        world.kill_at = batch
+        with pytest.raises(Killed):
+            world.run(out)
+        for path in out.glob("*.jsonl"):  # ... and the kill tore the line that was being written
+            path.write_bytes(path.read_bytes() + b'{"key": "torn", "pic')
+        assert world.run(out) == wanted
+        assert world.calls == calm.calls
+        for name in ("proposals", "answers", "records"):
+            file = f"{name}.jsonl"
+            assert (out / file).read_bytes() == (tmp_path / "calm" / file).read_bytes()
+
+
+def test_a_finished_audit_asks_nothing_more(world, tmp_path):
+    records, batches, loaded = world.run(tmp_path), world.batches, world.loaded.copy()
+    assert set(loaded) == {*world.auditors, *NAMES[1:]} and set(loaded.values()) == {1}
+    assert world.run(tmp_path) == records and world.batches == batches and world.loaded == loaded
+
+
+def test_of_the_auditors_only_the_untrained_and_one_more_are_held_at_a_time(world, tmp_path):
+    held = {}
+
+    def load(name):
+        auditor = VLM("auditor", _Model(), None, 4)
+        gone = [other for other, model in held.items() if model() is None]
+        assert set(held) - set(gone) <= {"untrained"}, name
+        held[name] = weakref.ref(auditor.model)
+        return auditor
+
+    _, target, references = world.loaders()
+    run_audit({name: partial(load, name) for name in world.auditors}, target, references, PICTURES, P, tmp_path)
+    assert list(held) == ["untrained", "60", "trained"] and not any(model() for model in held.values())
+
+
+def test_a_smaller_batch_than_the_audits_changes_no_record(world, tmp_path):
+    """As after running out of memory: what a batch holds is the parameter file's choice, not the model's."""
+    records = world.run(tmp_path / "whole")
+    for model in (world.target, *world.references):
+        model.batch_size = 1
+    assert world.run(tmp_path / "halved") == records
+
+
+def test_counts_per_checkpoint_can_be_given(world, tmp_path):
+    records = world.run(tmp_path, counts={"untrained": 1, "trained": 2})
+    assert [r["checkpoint"] for r in records] == ["untrained", "trained", "trained"]
+    with pytest.raises(AuditError, match="25 probes need as many pictures, but there are 24"):
+        world.run(tmp_path / "more", counts={"trained": 25})
+
+
+def test_confusions_are_refused_before_anything_is_asked(world, tmp_path):
+    one, target, two = world.loaders()
+    for arguments, says in [
+        ((one, target, [], PICTURES), "references"),
+        ((one, target, two, [PICTURES[0]] * 2), "a picture comes twice"),
+        ((one, target, two, []), "no pictures"),
+        (({}, target, two, PICTURES), "no auditor"),
+    ]:
+        with pytest.raises(AuditError, match=says):
+            run_audit(*arguments, P, tmp_path)
+    assert world.batches == 0
+    with pytest.raises(AuditError, match="two are called target"):
+        run_audit(one, target, [*two, target], PICTURES, P, tmp_path)
+    assert not world.calls
+
+
+def test_a_folder_with_another_audit_is_refused(world, tmp_path):
+    world.run(tmp_path)
+    with pytest.raises(AuditError, match="other pictures"):
+        run_audit(*world.loaders(), PICTURES[::-1], P, tmp_path)
+
+
+def test_an_auditor_of_nonsense_ends_the_audit_and_what_it_wrote_is_kept(world, tmp_path, monkeypatch):
+    monkeypatch.setattr(transformers, "_write", lambda model, pictures, prompts, *how: ["mumble"] * len(prompts))
+    with pytest.raises(AuditError, match='"untrained, 60, trained" wrote no question.*mumble'):
+        world.run(tmp_path)
+    assert len(jsonl.read(tmp_path / "proposals.jsonl")) == 20
+
+
+def record(key, question, target, *references, picture=None):
+    names = ("gemma3", "idefics3", "llava")
+    return {"key": key, "picture": picture or key, "question": question, "text": question or "mumble", "target": target,
+            "references": dict(zip(names, references, strict=False))}  # fmt: skip
+
+
+RECORDS = [
+    record("a", "what is it?", "red", "blue", "blue", "green"),
+    record("b", "what is it?", "blue", "blue", "Blue.", "green"),
+    record("c", "what is it?", "red", "blue", "pink", "green"),
+    record("d", None, None),
+    record("e", "What is it ?", "red", "blue", "blue", "green", picture="a"),
+]
+
+
+def test_scores_name_the_first_gate_that_fails():
+    scored = score_probes(RECORDS, P)
+    assert [r["gate"] for r in scored] == ["ok", "agrees", "no consensus", "malformed", "duplicate"]
+    assert [r["consensus"] for r in scored] == ["blue", "blue", None, None, "blue"]
+    assert [r["disagrees"] for r in scored] == [True, False, False, False, True]
+    assert scored[0]["agreement"] == 0.67 and "gate" not in RECORDS[0]
+
+
+def test_a_question_the_untrained_auditor_would_never_ask_is_no_finding():
+    likely, unlikely = RECORDS[0] | {"rarest": 0.01}, RECORDS[0] | {"rarest": 0.0001, "key": "f", "picture": "f"}
+    assert [r["gate"] for r in score_probes([likely, unlikely], P)] == ["ok", "implausible"]
+    assert outcome_counts(score_probes([likely, unlikely], P))["implausible"] == 1
+    assert score_probes([likely | {"rarest": 0.0}], P)[0]["gate"] == "implausible"
+
+
+def test_counts_add_up():
+    assert outcome_counts(score_probes(RECORDS, P)) == {
+        "asked": 5, "parsed": 4, "target_called": 4, "references_called": 12, "scored": 2, "malformed": 1,
+        "bad_pictures": 0, "implausible": 0,
+        "no_consensus": 1, "duplicates": 1,
+    }  # fmt: skip
+
+
+def test_nothing_asked_and_never_agreeing_references_are_errors():
+    with pytest.raises(AuditError, match="never asked"):
+        score_probes([RECORDS[3]], P)
+    with pytest.raises(AuditError, match=r"\(gemma3, idefics3, llava\) never agree on any of 1 probes.*quorum"):
+        score_probes(RECORDS[2:4], P)
+
+
+@pytest.mark.parametrize("probes", [1, 2, 7, 20, 1999, 2000])
+def test_shares_use_every_probe(probes):
+    for names in (["a"], ["a", "b"], list("abc"), list("abcde")):
+        counts = checkpoint_shares(names, probes)
+        assert sum(counts.values()) == probes and min(counts.values()) >= 0
+
+
+@pytest.mark.skipif(
+    not all((downloads.WEIGHTS / name).is_dir() for name in NAMES), reason="the miniature models are not built yet"
+)
+def test_an_audit_of_the_shipped_target_finds_true_failures(tmp_path):
+    source = load_images("miniature")
+    untrained, target, *references = [partial(load_model, f"miniature:{name}", batch_size=64) for name in NAMES]
+    p = SimpleNamespace(**{**vars(P), "audit_probes": 192, "batch_size": 64})
+    pictures = source.pictures("audit", 192, seed=11)
+    records = run_audit({"untrained": untrained}, target, references, pictures, p, tmp_path)
+    scored = score_probes(records, p)
+    counts = outcome_counts(scored)
+    assert counts["asked"] == 192 and counts["scored"] >= 150
+    findings = [r for r in scored if r["gate"] == "ok"]
+    true = [r for r in findings if source.truth(r["picture"], r["question"]) not in (None, r["target"])]
+    assert 0.08 <= len(findings) / len(scored) <= 0.45
+    assert len(true) >= 0.8 * len(findings)
+
+
+def test_of_several_candidates_one_is_asked_and_the_last_checkpoint_s_are_asked_as_they_come(world, tmp_path):
+    p = SimpleNamespace(**{**vars(P), "candidates": 3, "replay_clusters": 4})
+    asked = [f"is object {n} red or blue?" for n in range(7)] * 10
+    tried = [{"way": "question", "question": q, "text": q, "success": "object 1" in q} for q in asked]
+    records = world.run(tmp_path / "chosen", p, rollouts=tried)
+    plain = world.run(tmp_path / "plain")
+    written = jsonl.read(tmp_path / "chosen" / "proposals.jsonl")
+    assert len(written) == 14 * 3 + 6 and len(records) == 20
+    assert Counter(row["checkpoint"] for row in written) == {"untrained": 24, "60": 18, "trained": 6}
+    assert len({r["picture"] for r in records}) == 20, "one about each picture"
+    last = [[r for r in some if r["checkpoint"] == "trained"] for some in (records, plain)]
+    assert last[0] == last[1]
+    assert set(world.calls.values()) <= {1, 2} and len(jsonl.read(tmp_path / "chosen" / "records.jsonl")) == 20
+    hits = [sum("object 1" in (r["question"] or "") for r in some) for some in (records, plain)]
+    assert hits[0] > hits[1], "what succeeded in training is preferred"
+    malformed = [sum(r["question"] is None for r in some) for some in (records, plain)]
+    assert malformed[0] < malformed[1], "and what is no question is left out"
+    calls = sum(world.calls.values())
+    assert world.run(tmp_path / "chosen", p, rollouts=tried) == records and sum(world.calls.values()) == calls
+
+
+def test_only_questions_have_candidates_and_what_was_chosen_stays_so(world, tmp_path, monkeypatch):
+    dealt = {"untrained": PICTURES[:12], "60": PICTURES[12:18], "trained": PICTURES[18:]}
+    batches = probe_batches(dealt, ["question", "question", "edit"], lambda key: "what is it?", 4)
+    more, first = candidate_batches(batches, list(dealt), 3, 4)
+    assert {batch["way"] for batch in more} == {"question"} and {b["checkpoint"] for b in more} == {"untrained", "60"}
+    keys = [key for batch in more for key in batch["keys"]]
+    assert len(keys) == len(set(keys)) == 2 * (8 + 4) and len(first) == 3 * (8 + 4)
+    of = {
+        key: picture for batch in batches + more for key, picture in zip(batch["keys"], batch["pictures"], strict=True)
+    }
+    assert all(of[key] == of[its_first] for key, its_first in first.items())
+
+    p = SimpleNamespace(**{**vars(P), "candidates": 2, "replay_clusters": 4})
+    tried = [{"way": "question", "question": "is it?", "text": "is it?", "success": n == 0} for n in range(4)]
+    records = world.run(tmp_path, p, rollouts=tried)
+    monkeypatch.setattr(loop, "select_questions", lambda *_: pytest.fail("chosen anew"))
+    assert world.run(tmp_path, p, rollouts=tried) == records
+
+
+def test_candidates_that_were_interrupted_end_in_the_same_records(monkeypatch, tmp_path):
+    p = SimpleNamespace(**{**vars(P), "candidates": 2, "replay_clusters": 4})
+    tried = [{"way": "question", "question": "is it?", "text": "is it?", "success": n == 0} for n in range(4)]
+    calm = World(monkeypatch)
+    wanted = calm.run(tmp_path / "calm", p, rollouts=tried)
+    for batch in range(1, calm.batches + 1, 3):
+        world, out = World(monkeypatch), tmp_path / str(batch)
+        world.kill_at = batch
+        with pytest.raises(Killed):
+            world.run(out, p, rollouts=tried)
+        assert world.run(out, p, rollouts=tried) == wanted
+
+
+def test_a_picture_that_comes_again_is_not_asked_the_same_where_there_is_a_choice(world, tmp_path):
+    p = SimpleNamespace(**{**vars(P), "candidates": 3, "replay_clusters": 4})
+    tried = [{"way": "question", "question": "is it?", "text": "is it?", "success": n == 0} for n in range(4)]
+    shown = [PICTURES[i // 5] for i in range(20)]  # as on the labeled route, where each has five examples
+    runs = [
+        run_audit(*world.loaders(), shown, p, tmp_path / str(len(rollouts)), again=True, rollouts=rollouts)
+        for rollouts in (tried, [])
+    ]
+    assert all(sorted(r["picture"] for r in records) == sorted(picture.key for picture in shown) for records in runs)
+    repeats = [sum(row["gate"] == "duplicate" for row in score_probes(records, p)) for records in runs]
+    assert repeats[0] < repeats[1]
