@@ -282,9 +282,9 @@ def _build(options) -> None:
 
 
 def _table(options) -> None:
-    from auditkit.miniature import build, easy, measure
+    from auditkit.miniature import easy, measure, shipped
 
-    shipped = sorted(file.parent.name for file in build.WEIGHTS.glob("*/chat_template.jinja"))
+    shipped = sorted(file.parent.name for file in shipped.WEIGHTS.glob("*/chat_template.jinja"))
     names = options.names or [name for name in shipped if name not in easy.RECIPES]
     if not names:
         raise AuditError("No model in auditkit/miniature/weights to measure: auditkit miniature build makes them.")

@@ -28,6 +28,8 @@ from urllib.parse import parse_qsl, urldefrag, urlencode, urlsplit, urlunsplit
 
 from auditkit.errors import AuditError
 
+HUB_SECONDS = 10  # to wait for the hub's answer to one question
+
 LOCAL = {  # option -> what it may be: a set of words, or a type
     "bits": {"4", "8"},  # of the weights, by bitsandbytes
     "max_pixels": int,  # a larger picture is shrunk to this many before the processor sees it

@@ -1,4 +1,4 @@
-"""TODO."""
+"""From answers to outcomes: why each probe is a finding, or is none."""
 
 from collections.abc import Sequence
 from pathlib import Path

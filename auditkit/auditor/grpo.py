@@ -56,10 +56,11 @@ from auditkit.data.source import Picture
 from auditkit.errors import AuditError
 from auditkit.models import processors
 from auditkit.models.answers import AnswerBook
+from auditkit.models.device import choose_device
 from auditkit.models.load import model_loader
 from auditkit.models.lora import TEXT_PART
 from auditkit.models.offload import frozen_vision, shrunk
-from auditkit.models.transformers import VLM, _device
+from auditkit.models.transformers import VLM
 from auditkit.models.vllm import MISSING
 from auditkit.params import WAYS, Params, load_params, parse_setting
 from auditkit.runs import jsonl
@@ -423,7 +424,7 @@ def main(arguments: list[str] | None = None) -> int:
     alike = True  # so far, what goes wrong does so in every process, and the first one's word is enough
     try:
         p = load_params(options.params, **dict(parse_setting(text) for text in options.settings))
-        here = PartialState(cpu=not _device(p.device).startswith("cuda"))
+        here = PartialState(cpu=not choose_device(p.device).startswith("cuda"))
         _refuse_uneven(p, here.num_processes)
         pictures, load = load_images(p.images).pictures("train", p.train_images, p.seed), model_loader(p)
         auditor, target, *references = load(p.auditor, turns=False), *map(load, (p.target, *p.references))

@@ -1,4 +1,8 @@
-"""TODO."""
+"""What a judge of answers is worth: its agreement with pairs labelled by hand (same_pairs.jsonl).
+
+The labels are ours, by this rule: two answers are the same if whoever asked would learn the same from both. So "poodle"
+and "dog" differ, whatever the one implies of the other.
+"""
 
 import json
 from collections.abc import Sequence

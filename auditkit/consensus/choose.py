@@ -1,4 +1,4 @@
-"""TODO."""
+"""Which of the three decides that two answers mean the same: their text, embeddings, or a model that is asked."""
 
 from pathlib import Path
 

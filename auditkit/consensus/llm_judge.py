@@ -21,8 +21,8 @@ from auditkit.models.batching import in_batches
 from auditkit.models.language import load_language_model
 from auditkit.models.offload import at_work
 from auditkit.runs import jsonl
+from auditkit.runs.costs import JUDGED_FILE
 
-JUDGED_FILE = "judged.jsonl"  # in a stage's folder: what a model replied
 REPLY_TOKENS = 12
 ENOUGH = 20  # replies after which a judge that mostly says neither yes nor no is refused
 
@@ -72,7 +72,10 @@ class LLMJudge:
         if self.path:
             judge = {"judge": self.p.same, "model": self._model.name}
             rows = (
-                judge | {"question": q, "a": a, "b": b, "reply": str(reply)} | getattr(reply, "beside", {})
+                judge
+                | {"question": q, "a": a, "b": b, "reply": str(reply)}
+                | ({"unclear": True} if yes_or_no(reply) is None else {})
+                | getattr(reply, "beside", {})
                 for (q, a, b), reply in new
             )
             jsonl.append(self.path, rows)
@@ -103,15 +106,6 @@ def yes_or_no(reply: str) -> bool | None:
     """
     words = set(re.findall(r"\b(?:yes|no)\b", reply.lower()))
     return "yes" in words if len(words) == 1 else None
-
-
-def judge_counts(folder: Path) -> dict[str, int]:
-    """How many pairs a model judged in a stage, and how many replies were neither yes nor no; {} where none was asked.
-
-    Returns {"judge_called", "judge_unclear"}, totals over all attempts.
-    """
-    replies = [yes_or_no(row["reply"]) for row in jsonl.read(folder / JUDGED_FILE)]
-    return {"judge_called": len(replies), "judge_unclear": replies.count(None)} if replies else {}
 
 
 @cache

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Answers in the form in which they are compared: case, articles, number words and common synonyms aside."""
 
 import re
 import unicodedata

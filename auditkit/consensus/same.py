@@ -1,4 +1,4 @@
-"""TODO."""
+"""Whether two answers to a question mean the same, each pair decided once."""
 
 from collections.abc import Callable, Iterable
 

@@ -32,8 +32,8 @@ from auditkit.errors import AuditError
 from auditkit.models import downloads
 from auditkit.models.base import quiet
 from auditkit.models.batching import in_batches
+from auditkit.models.device import choose_device, choose_dtype
 from auditkit.models.offload import Parked, at_work
-from auditkit.models.transformers import _device, _dtype
 from auditkit.runs.probe import Wish
 from auditkit.text import short_error
 
@@ -65,8 +65,8 @@ def load_picture_check(p) -> PictureCheck:
 
     spec, own = p.picture_judge, specs.parse(p.picture_judge).options
     place = downloads.resolve(spec, like="openai/clip-vit-base-patch32")
-    device = _device(own.get("device", p.device))
-    dtype = _dtype(own.get("dtype", p.dtype), device)
+    device = choose_device(own.get("device", p.device))
+    dtype = choose_dtype(own.get("dtype", p.dtype), device)
     turns = p.memory == "turns" and device != "cpu"
     with quiet():
         place, how = downloads.source(place, spec, own)

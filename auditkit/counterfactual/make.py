@@ -43,7 +43,7 @@ from auditkit.counterfactual.unread import end_of, listening
 from auditkit.errors import AuditError
 from auditkit.models import downloads
 from auditkit.models.batching import in_batches
-from auditkit.models.transformers import _device, _dtype
+from auditkit.models.device import choose_device, choose_dtype
 from auditkit.text import short_error
 
 FLAT = 8  # grey levels of 256 between a picture's darkest and lightest value, in which there is nothing to see
@@ -110,8 +110,8 @@ def load_painter(spec: str | Path, device: str = "auto", dtype: str = "auto", ba
     parsed = specs.parse_pipeline(spec)
     place = downloads.resolve(parsed.place, like="black-forest-labs/FLUX.2-klein-4B")
     own = pipelines.defaults(place) | parsed.options
-    device = _device(own.get("device", device))
-    kind = _dtype(own.get("dtype", dtype), device)
+    device = choose_device(own.get("device", device))
+    kind = choose_dtype(own.get("dtype", dtype), device)
     offload = own.get("offload", "none")
     if offload != "none" and device == "cpu":
         raise AuditError(

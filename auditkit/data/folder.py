@@ -1,4 +1,4 @@
-"""TODO."""
+"""A folder of images of one's own, with or without questions and answers beside them."""
 
 import json
 from collections import Counter

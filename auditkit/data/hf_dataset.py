@@ -21,7 +21,7 @@ from urllib.parse import parse_qsl
 from auditkit.data import columns
 from auditkit.data.source import Collection, Row
 from auditkit.errors import AuditError
-from auditkit.models import downloads
+from auditkit.specs import HUB_SECONDS
 from auditkit.text import short_error
 
 HUB_OPTIONS = {
@@ -210,7 +210,7 @@ def _reach(place: Place) -> None:
         endpoint=config.HF_ENDPOINT,
     )
     try:
-        get_hf_file_metadata(card, timeout=downloads.SECONDS)
+        get_hf_file_metadata(card, timeout=HUB_SECONDS)
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.EntryNotFoundError):
         pass
     except (errors.HTTPError, OSError) as error:

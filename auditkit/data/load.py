@@ -1,34 +1,39 @@
-"""TODO."""
+"""One text of a parameter file becomes a source of images: a folder, a data set, or what a package adds."""
 
+from importlib.metadata import entry_points
 from pathlib import Path
 
 from auditkit.data.folder import ImageFolder
 from auditkit.data.source import Source
 from auditkit.errors import AuditError
+from auditkit.params import project_root
+
+SOURCES = (
+    "auditkit.images"  # the entry points by which a package adds sources, as our pyproject.toml adds the miniature
+)
 
 
 def load_images(spec: str) -> Source:
-    """Open a source: "miniature" or "miniature:SHIFT" (boards), "hub:ID?..." (a Hugging Face data set), or a folder.
+    """Open a source of images.
 
-    A relative path counts from the working folder, then from the project's.
+    Args:
+        spec: "hub:ID?..." (a Hugging Face data set), a folder, counted from the working folder and then from the
+            project's, or NAME or NAME:REST of an entry point of SOURCES, which is called with REST.
+
     Raises AuditError when there is no such folder or data set, or nothing in it that can be used.
     """
-    if spec == "miniature" or spec.startswith("miniature:"):
-        from auditkit.miniature.boards import Boards
-
-        return Boards(spec.partition(":")[2])
-    if spec.startswith("hub:"):
-        from auditkit.data.hf_dataset import HubDataset
+    name, _, rest = spec.partition(":")
+    if name == "hub":
+        from auditkit.data.hf_dataset import HubDataset  # brings `datasets` along
 
         return HubDataset(spec)
-    folder = Path(spec).expanduser()
-    if not folder.is_dir():
-        from auditkit.params import project_root
-
-        folder = project_root() / folder
-    if not folder.is_dir():
-        raise AuditError(
-            f'images: "{spec}" is neither "miniature" nor "hub:ID" nor an existing folder; name a folder of images, '
-            "or make this one first, if the top of the parameter file says how."
-        )
-    return ImageFolder(folder)
+    for found in entry_points(group=SOURCES, name=name):
+        return found.load()(rest)
+    for folder in (Path(spec).expanduser(), project_root() / spec):
+        if folder.is_dir():
+            return ImageFolder(folder)
+    known = ", ".join(f'"{name}"' for name in sorted(entry_points(group=SOURCES).names))
+    raise AuditError(
+        f'images: "{spec}" is neither {known} nor "hub:ID" nor an existing folder; name a folder of images, '
+        "or make this one first, if the top of the parameter file says how."
+    )

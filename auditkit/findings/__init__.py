@@ -1,1 +1,6 @@
-"""TODO."""
+"""Findings: grouped into failure types, named, counted, put to the models again, estimated, reviewed by a person.
+
+In: the scored probes of an audit. Out: failure types, what gates drop, the share of false findings, decisions.
+Start with failure_types.py; grading.py is the one file that asks the source for the truth, and only to grade.
+Imports the rooms above; nothing here trains.
+"""

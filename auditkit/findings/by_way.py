@@ -1,4 +1,4 @@
-"""TODO."""
+"""What came of the images that were made, and of each way and pairing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Grading an audit by the truth, where the source of the images knows it: the one use the oracle has."""
 
 from __future__ import annotations
 

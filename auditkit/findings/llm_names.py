@@ -24,8 +24,8 @@ from auditkit.models.batching import in_batches
 from auditkit.models.language import load_language_model
 from auditkit.models.offload import at_work
 from auditkit.runs import jsonl
+from auditkit.runs.costs import NAMED_FILE
 
-NAMED_FILE = "named.jsonl"  # in a stage's folder: what a model replied
 REPLY_TOKENS = 16
 WORDS, LETTERS = 6, 48  # a longer reply is no name
 NO_NAMES = ("yes", "no", "none", "it", "the", "i", "says")  # an answer, or how a sentence begins

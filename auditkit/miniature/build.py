@@ -18,9 +18,9 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from auditkit.errors import AuditError
 from auditkit.miniature import families, gaps, lessons, teach
+from auditkit.miniature.shipped import WEIGHTS
 
 HERE = Path(__file__).parent
-WEIGHTS = HERE / "weights"
 
 
 @dataclass(frozen=True)

@@ -244,7 +244,7 @@ def painted_tiles(seed: int, variants: int = 6) -> torch.Tensor:
     """Every content on every background as the shipped editor's autoencoder paints it, from latents a little off, among
     random neighbours: [4, 255, variants, 768] from -1 to 1.
     """
-    from auditkit.miniature.build import WEIGHTS
+    from auditkit.miniature.shipped import WEIGHTS
 
     vae = diffusers.AutoencoderKL.from_pretrained(WEIGHTS / "editor" / "vae", torch_dtype=torch.float32)
     numbers, noise = np.random.default_rng(seed), torch.Generator().manual_seed(seed)

@@ -27,7 +27,7 @@ from auditkit.auditor.write import auditor_prompt
 from auditkit.data.folder import ImageFolder
 from auditkit.data.source import Example
 from auditkit.errors import AuditError
-from auditkit.miniature import families, teach
+from auditkit.miniature import families, shipped, teach
 
 Fact = tuple[str, ...]  # what the official answers say a picture shows, as ("rectangle", "blue")
 MANIFEST = "easy_vqa.json"  # written last, so that an export that was interrupted is done again
@@ -298,7 +298,6 @@ def build_one(name: str, out: Path, steps: int | None = None, data: Path | None 
 def table(names: list[str], data: Path, n: int = 10**6) -> str:
     """A printed table: each model's accuracy on up to n questions of every kind of the official test split."""
     from auditkit.consensus.normalise import same_text
-    from auditkit.models import downloads
     from auditkit.models.base import answer_questions
     from auditkit.models.load import load_model
 
@@ -306,7 +305,7 @@ def table(names: list[str], data: Path, n: int = 10**6) -> str:
     examples = [example for rows in benchmarks.values() for example in rows]
     right = {}
     for name in names:
-        model = load_model(f"miniature:{name}" if (downloads.WEIGHTS / name).is_dir() else name)
+        model = load_model(f"miniature:{name}" if (shipped.WEIGHTS / name).is_dir() else name)
         said = answer_questions(model, [e.image for e in examples], [e.question for e in examples])
         hits = iter([same_text(a, e.answer) for a, e in zip(said, examples, strict=True)])
         right[name] = {skill: [next(hits) for _ in rows] for skill, rows in benchmarks.items()}

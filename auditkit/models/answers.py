@@ -1,4 +1,4 @@
-"""TODO."""
+"""Every answer that a model gave, on disk as soon as its batch is done."""
 
 from collections.abc import Sequence
 from pathlib import Path

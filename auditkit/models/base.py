@@ -1,4 +1,4 @@
-"""TODO."""
+"""What any model does, whatever runs it: write to images and prompts, in batches, and answer each question once."""
 
 import contextlib
 from collections.abc import Sequence

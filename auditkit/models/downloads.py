@@ -6,14 +6,16 @@ or a machine without network is told in seconds.
 
 from __future__ import annotations
 
+from importlib.metadata import entry_points
 from pathlib import Path
 
 from auditkit import specs
 from auditkit.errors import AuditError
 from auditkit.params import project_root
+from auditkit.specs import HUB_SECONDS
 from auditkit.text import short_error
 
-SECONDS = 10  # to wait for the hub's answer
+SHIPPED = "auditkit.models"  # the entry points by which a package ships models, as our pyproject.toml the miniature's
 
 
 def source(place: str, spec: str | Path, own: dict, index: str = "config.json") -> tuple[str, dict]:
@@ -39,7 +41,7 @@ def source(place: str, spec: str | Path, own: dict, index: str = "config.json") 
     cached = huggingface_hub.try_to_load_from_cache(place, index, revision=how["revision"])
     try:
         address = huggingface_hub.hf_hub_url(place, index, revision=how["revision"])
-        huggingface_hub.get_hf_file_metadata(address, timeout=SECONDS)
+        huggingface_hub.get_hf_file_metadata(address, timeout=HUB_SECONDS)
     except errors.GatedRepoError as error:
         raise AuditError(
             f'"{spec}": this model is gated; accept its terms at {page}, then log in with `hf auth login` or HF_TOKEN.'
@@ -163,12 +165,9 @@ def _refuse_remote_code(error: Exception, spec: str | Path) -> None:
         ) from error
 
 
-WEIGHTS = Path(__file__).parents[1] / "miniature" / "weights"
-
-
 def resolve(spec: str | Path, like: str = "google/gemma-3-4b-it") -> str:
-    """Where a model is: the folder of a shipped one ("miniature:NAME") or of one's own, or a hub id or a server's
-    address, unchanged.
+    """Where a model is: the folder of one's own or of one that a package ships ("miniature:NAME", by an entry point of
+    SHIPPED), or a hub id or a server's address, unchanged.
 
     A relative folder counts from the working folder, then from the project's.
     Raises AuditError, with a hub id to write it `like`, when it can be none of these.
@@ -177,12 +176,9 @@ def resolve(spec: str | Path, like: str = "google/gemma-3-4b-it") -> str:
     text = parsed.place
     if parsed.engine == "endpoint":
         return text
-    if text.startswith("miniature:"):
-        folder = WEIGHTS / text.removeprefix("miniature:")
-        if not folder.is_dir():
-            shipped = ", ".join(sorted(p.name for p in WEIGHTS.glob("*") if p.is_dir())) or "none"
-            raise AuditError(f'"{text}": there is no such miniature model; shipped are: {shipped}.')
-        return str(folder)
+    scheme, _, name = text.partition(":")
+    for found in entry_points(group=SHIPPED, name=scheme) if name else ():
+        return str(found.load()(name))
     for folder in (Path(text).expanduser(), project_root() / text):
         if folder.is_dir():
             return str(folder)

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Language models without eyes: as a judge of answers, or to name failure types."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,8 +11,8 @@ from auditkit import specs
 from auditkit.errors import AuditError
 from auditkit.models import downloads
 from auditkit.models.base import Writer, quiet
+from auditkit.models.device import choose_device, choose_dtype
 from auditkit.models.load import model_loader
-from auditkit.models.transformers import _device, _dtype
 from auditkit.text import short_error
 
 
@@ -67,9 +67,9 @@ def load_language_model(p, key: str = "same") -> Writer:
         return model_loader(p)(text)
     own = spec.options
     place, source = downloads.source(downloads.resolve(text), text, own)
-    device = _device(own.get("device", p.device))
+    device = choose_device(own.get("device", p.device))
     turns = p.memory == "turns" and device != "cpu" and "bits" not in own
-    how = {"dtype": _dtype(own.get("dtype", p.dtype), device), "attn_implementation": own.get("attention")}
+    how = {"dtype": choose_dtype(own.get("dtype", p.dtype), device), "attn_implementation": own.get("attention")}
     if device != "cpu" and not turns:
         how["device_map"] = {"": device}
     if "bits" in own:

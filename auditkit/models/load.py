@@ -1,4 +1,4 @@
-"""TODO."""
+"""One text of a parameter file becomes a model, behind whichever engine it names."""
 
 import functools
 from collections.abc import Callable
@@ -6,10 +6,8 @@ from pathlib import Path
 
 from auditkit import specs
 from auditkit.errors import AuditError
-from auditkit.models import downloads
-from auditkit.models.base import Writer, quiet
-from auditkit.models.offload import Parked
-from auditkit.models.transformers import VLM, _adapted, _base_of, _device, _dtype, _folder, _model
+from auditkit.models.base import Writer
+from auditkit.models.transformers import load_transformers
 
 
 def load_model(
@@ -35,8 +33,7 @@ def load_model(
     Raises AuditError for a model that does not exist, reads no images, or lacks a processor, safetensors or weights.
     """
     parsed = specs.parse(spec)
-    own, name = parsed.options, parsed.name
-    batch_size = own.get("batch_size", batch_size)
+    batch_size = parsed.options.get("batch_size", batch_size)
     if parsed.engine != "transformers" and adapter is not None:
         raise AuditError(f'"{spec}": an adapter needs the model\'s weights here; name a folder or a hub id.')
     if parsed.engine == "endpoint":
@@ -47,29 +44,7 @@ def load_model(
         from auditkit.models.vllm import load_vllm
 
         return load_vllm(parsed, batch_size)
-    place = downloads.resolve(spec)
-    adapters = [_folder(folder) for folder in (*parsed.adapters, *([] if adapter is None else [adapter]))]
-    if adapter is not None:
-        name = f"{name}+{Path(adapter).name}"
-    if (Path(place) / "adapter_config.json").is_file():
-        place, adapters = _base_of(Path(place)), [Path(place), *adapters]
-    device = _device(own.get("device", device))
-    kind = _dtype(own.get("dtype", dtype), device)
-    bits = own.get("bits")
-    if bits and adapters:
-        raise AuditError(f'"{spec}": an adapter cannot be merged into weights of {bits} bits; leave ?bits out.')
-    turns = turns and device != "cpu" and not bits
-    with quiet():
-        place, how = downloads.source(place, spec, own)
-        downloads.config_of(place, spec, how)
-        processor = downloads.processor_of(place, spec, how)
-        whole = [i for i, folder in enumerate(adapters) if (folder / "config.json").is_file()]
-        weights, adapters = (str(adapters[whole[-1]]), adapters[whole[-1] + 1 :]) if whole else (place, adapters)
-        model = _model(weights, spec, kind, "cpu" if turns else device, own, how)
-        for folder in adapters:
-            model = _adapted(model, folder)
-    parked = Parked(model, device) if turns else None
-    return VLM(name, model.eval(), processor, batch_size, own.get("max_pixels"), parked)
+    return load_transformers(parsed, spec, device, dtype, batch_size, adapter, turns)
 
 
 def model_loader(p) -> Callable[..., Writer]:

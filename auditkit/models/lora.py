@@ -1,4 +1,4 @@
-"""TODO."""
+"""Which weights of a vision-language model are trained: the text part's, never the vision tower's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models that look at a picture and write: load any Hugging Face one, ask it in batches, remember answers.
+"""Models that transformers runs: load any Hugging Face one that looks at an image and writes, and ask it in batches.
 
 The miniature models, a hub id and a local folder go through the same lines: `AutoModelForImageTextToText`,
 `AutoProcessor` and the model's own chat template. Weights are read from safetensors only, and code that comes with a
@@ -8,7 +8,6 @@ What asks a model needs three things of it: `name`, `batch_size`, and `write`, w
 here by transformers; models behind other engines (models/openai.py, models/vllm.py) have the same three.
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,8 +21,10 @@ from auditkit.errors import AuditError
 from auditkit.models import downloads, processors
 from auditkit.models.base import quiet
 from auditkit.models.batching import in_batches
+from auditkit.models.device import choose_device, choose_dtype
 from auditkit.models.offload import Parked, at_work, quantization
 from auditkit.params import project_root
+from auditkit.specs import Spec
 from auditkit.text import short_error
 
 
@@ -75,6 +76,46 @@ def token_probabilities(
     return found
 
 
+def load_transformers(
+    parsed: Spec,
+    spec: str | Path,
+    device: str,
+    dtype: str,
+    batch_size: int,
+    adapter: str | Path | None,
+    turns: bool,
+) -> VLM:
+    """A folder's or a hub id's model, with its adapters merged into it; arguments and errors as in `load_model`.
+
+    Args:
+        parsed: `spec` taken apart; its own options go before the arguments.
+    """
+    own, name = parsed.options, parsed.name
+    place = downloads.resolve(spec)
+    adapters = [_folder(folder) for folder in (*parsed.adapters, *([] if adapter is None else [adapter]))]
+    if adapter is not None:
+        name = f"{name}+{Path(adapter).name}"
+    if (Path(place) / "adapter_config.json").is_file():
+        place, adapters = _base_of(Path(place)), [Path(place), *adapters]
+    device = choose_device(own.get("device", device))
+    kind = choose_dtype(own.get("dtype", dtype), device)
+    bits = own.get("bits")
+    if bits and adapters:
+        raise AuditError(f'"{spec}": an adapter cannot be merged into weights of {bits} bits; leave ?bits out.')
+    turns = turns and device != "cpu" and not bits
+    with quiet():
+        place, how = downloads.source(place, spec, own)
+        downloads.config_of(place, spec, how)
+        processor = downloads.processor_of(place, spec, how)
+        whole = [i for i, folder in enumerate(adapters) if (folder / "config.json").is_file()]
+        weights, adapters = (str(adapters[whole[-1]]), adapters[whole[-1] + 1 :]) if whole else (place, adapters)
+        model = _model(weights, spec, kind, "cpu" if turns else device, own, how)
+        for folder in adapters:
+            model = _adapted(model, folder)
+    parked = Parked(model, device) if turns else None
+    return VLM(name, model.eval(), processor, batch_size, own.get("max_pixels"), parked)
+
+
 @torch.inference_mode()
 def _write(vlm: VLM, images: list, prompts: list[str], max_new_tokens: int, temperature: float) -> list[str]:
     """One batch through processor, model and tokenizer."""
@@ -93,33 +134,6 @@ def _write(vlm: VLM, images: list, prompts: list[str], max_new_tokens: int, temp
         model.train(training)
     new = out[:, inputs["input_ids"].shape[1] :]
     return [text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
-
-
-def _device(device: str) -> str:
-    """The device meant: under `accelerate launch` each process has the GPU of its own rank."""
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    if device.startswith("cuda"):
-        if not torch.cuda.is_available():
-            raise AuditError(f"device: {device} is not here: torch {torch.__version__} sees no GPU; write auto or cpu.")
-        if device == "cuda" and "LOCAL_RANK" in os.environ:
-            return f"cuda:{os.environ['LOCAL_RANK']}"
-        if device.partition(":")[2] and int(device.partition(":")[2]) >= torch.cuda.device_count():
-            raise AuditError(f"device: there is no {device}; this machine has {torch.cuda.device_count()} GPU(s).")
-    return device
-
-
-def _dtype(dtype: str, device: str) -> torch.dtype:
-    # a GPU older than Ampere only emulates bfloat16, slowly
-    bfloat16 = device.startswith("cuda") and torch.cuda.is_bf16_supported(including_emulation=False)
-    if dtype == "auto":
-        return torch.float32 if not device.startswith("cuda") else torch.bfloat16 if bfloat16 else torch.float16
-    kind = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}.get(dtype)
-    if kind is None:
-        raise AuditError(f'dtype: "{dtype}" is not known; write auto, float32, bfloat16 or float16.')
-    if kind == torch.bfloat16 and device.startswith("cuda") and not bfloat16:
-        raise AuditError(f"dtype: {torch.cuda.get_device_name(device)} has no bfloat16; write float16 or auto.")
-    return kind
 
 
 def _model(place: str, spec: str | Path, dtype: torch.dtype, device: str, own: dict, how: dict):

@@ -23,6 +23,7 @@ from auditkit.errors import AuditError
 from auditkit.models import downloads
 from auditkit.params import WAYS, Params
 from auditkit.planning import memory
+from auditkit.specs import HUB_SECONDS
 from auditkit.text import short_error
 
 FLUX1 = {  # part -> (numbers, those of its largest tensor)
@@ -120,7 +121,7 @@ def pipeline_parts(text: str, index: str = pipelines.INDEX) -> tuple[Mapping[str
     at_hand = isinstance(cached, str)
     try:
         hub = HfApi()
-        info = hub.model_info(place, revision=revision, files_metadata=True, timeout=downloads.SECONDS)
+        info = hub.model_info(place, revision=revision, files_metadata=True, timeout=HUB_SECONDS)
         files = {file.rfilename: file.size or 0 for file in info.siblings or [] if _is_loaded(file.rfilename)}
         heads = {} if known else {f: hub.parse_safetensors_file_metadata(place, f, revision=revision) for f in files}
     except (RepositoryNotFoundError, GatedRepoError) as error:

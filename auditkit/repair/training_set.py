@@ -1,4 +1,4 @@
-"""TODO."""
+"""What the target learns: its findings, failure types in turn, among what must not be forgotten (paper, Sec. 3.3)."""
 
 from __future__ import annotations
 

@@ -10,6 +10,8 @@ from pathlib import Path
 from auditkit import specs
 from auditkit.runs import jsonl
 
+# what models replied, in a stage's folder: to probes, whether two answers mean the same, what to call a failure type
+ANSWERS_FILE, JUDGED_FILE, NAMED_FILE = "answers.jsonl", "judged.jsonl", "named.jsonl"
 PARTS = ("calls", "tokens_read", "tokens_written", "refused", "retries", "dollars")
 
 
@@ -42,6 +44,15 @@ def spent(answers: Path, models: Iterable[str]) -> dict[str, dict]:
         found[name] |= {"refused": refused} if (refused := sum("refused" in row for row in paid)) else {}
         found[name] |= {"retries": retries} if (retries := sum(row.get("retries", 0) for row in paid)) else {}
     return found
+
+
+def judge_counts(folder: Path) -> dict[str, int]:
+    """How many pairs a model judged in a stage, and how many replies were neither yes nor no; {} where none was asked.
+
+    Returns {"judge_called", "judge_unclear"}, totals over all attempts.
+    """
+    rows = jsonl.read(folder / JUDGED_FILE)
+    return {"judge_called": len(rows), "judge_unclear": sum("unclear" in row for row in rows)} if rows else {}
 
 
 def total(stages: Iterable[Mapping[str, Mapping]]) -> dict[str, dict]:

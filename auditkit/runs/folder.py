@@ -162,13 +162,10 @@ class Stage:
                 "look at what the auditor wrote in this stage's records."
             )
         self.manifest["metrics"] = _measured(metrics or {}, f"{self.name}, metrics")
-        from auditkit.consensus.llm_judge import JUDGED_FILE, judge_counts
-        from auditkit.findings.llm_names import NAMED_FILE
-
-        self.manifest["counts"] |= judge_counts(self.folder)
-        answered = costs.spent(self.folder / "answers.jsonl", [self.p.target, self.p.peer, *self.p.references])
-        judged = costs.spent(self.folder / JUDGED_FILE, [self.p.same])
-        named = costs.spent(self.folder / NAMED_FILE, [self.p.namer])
+        self.manifest["counts"] |= costs.judge_counts(self.folder)
+        answered = costs.spent(self.folder / costs.ANSWERS_FILE, [self.p.target, self.p.peer, *self.p.references])
+        judged = costs.spent(self.folder / costs.JUDGED_FILE, [self.p.same])
+        named = costs.spent(self.folder / costs.NAMED_FILE, [self.p.namer])
         if hosted := costs.total([answered, judged, named]):
             self.manifest["hosted"] = hosted
             print("\n".join(costs.in_words(hosted)))

@@ -1,4 +1,6 @@
-"""TODO."""
+"""What an audit is about: the probe, one question about one image. How an auditor's text is read as one, and what may
+become of it.
+"""
 
 from __future__ import annotations
 

@@ -13,7 +13,8 @@ from auditkit.audit.loop import run_audit
 from auditkit.audit.score import outcome_counts, score_probes
 from auditkit.data.load import load_images
 from auditkit.errors import AuditError
-from auditkit.models import downloads, transformers
+from auditkit.miniature import shipped
+from auditkit.models import transformers
 from auditkit.models.load import load_model
 from auditkit.models.transformers import VLM, torch
 from auditkit.runs import jsonl
@@ -240,7 +241,7 @@ def test_shares_use_every_probe(probes):
 
 
 @pytest.mark.skipif(
-    not all((downloads.WEIGHTS / name).is_dir() for name in NAMES), reason="the miniature models are not built yet"
+    not all((shipped.WEIGHTS / name).is_dir() for name in NAMES), reason="the miniature models are not built yet"
 )
 def test_an_audit_of_the_shipped_target_finds_true_failures(tmp_path):
     source = load_images("miniature")

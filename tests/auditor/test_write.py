@@ -6,12 +6,12 @@ from auditkit.auditor import write
 from auditkit.auditor.write import auditor_prompt, propose_questions, rarest_token, write_questions, write_texts
 from auditkit.data.load import load_images
 from auditkit.errors import AuditError
-from auditkit.models import downloads
+from auditkit.miniature import shipped
 from auditkit.models.load import load_model
 from auditkit.models.transformers import VLM
 from auditkit.runs.probe import Wish, parse_question, parse_wish
 
-SHIPPED = (downloads.WEIGHTS / "auditor").is_dir()
+SHIPPED = (shipped.WEIGHTS / "auditor").is_dir()
 
 
 @pytest.mark.parametrize(

@@ -10,13 +10,13 @@ from auditkit.audit.score import score_probes
 from auditkit.consensus import agreement, llm_judge
 from auditkit.consensus.agreement import agreement_table, judge_agreement, labelled_pairs
 from auditkit.consensus.choose import choose_same
-from auditkit.consensus.llm_judge import judge_counts
 from auditkit.errors import AuditError, Unfinished
-from auditkit.models import downloads
+from auditkit.miniature import shipped
 from auditkit.models.base import generate_texts, quiet
 from auditkit.models.language import load_language_model
 from auditkit.models.openai import EndpointText
 from auditkit.runs import costs, jsonl
+from auditkit.runs.costs import judge_counts
 
 P = SimpleNamespace(same="org/judge", device="auto", dtype="auto", batch_size=4, memory="together", quorum=0.6,
                     min_token_probability=0.0)  # fmt: skip
@@ -147,7 +147,7 @@ def test_the_embedding_finds_more_paraphrases_at_the_cost_of_some_mistakes():
 
 
 def test_a_real_model_that_cannot_judge_is_refused_by_name():
-    if not (downloads.WEIGHTS / "gemma3").is_dir():
+    if not (shipped.WEIGHTS / "gemma3").is_dir():
         pytest.skip("the miniature models are not built yet")
     with pytest.raises(AuditError, match='same: "miniature:gemma3" cannot judge: of .* neither yes nor no'):
         judge_agreement("miniature:gemma3")

@@ -15,7 +15,7 @@ from auditkit.counterfactual.clip_direction import UNLIKE, direction_gains, load
 from auditkit.counterfactual.store import ImageStore, make_wished, pipeline_loaders
 from auditkit.errors import AuditError
 from auditkit.findings.by_way import image_outcomes
-from auditkit.miniature import build, clip, likened, painters
+from auditkit.miniature import clip, likened, painters, shipped
 from auditkit.miniature.boards import Boards, scene_of
 from auditkit.miniature.world import render
 from auditkit.params import load_params
@@ -146,8 +146,8 @@ def own():
 
 def test_the_shipped_model_is_of_its_class_and_intact(own):
     assert type(own.model).__name__ == "CLIPModel" and 1e6 < own.model.num_parameters() < 2e6
-    sums = dict(line.split()[::-1] for line in (build.WEIGHTS / "SHA256SUMS").read_text().splitlines())
-    file = build.WEIGHTS / "likeness" / "model.safetensors"
+    sums = dict(line.split()[::-1] for line in (shipped.WEIGHTS / "SHA256SUMS").read_text().splitlines())
+    file = shipped.WEIGHTS / "likeness" / "model.safetensors"
     assert sums["likeness/model.safetensors"] == hashlib.sha256(file.read_bytes()).hexdigest()
 
 

@@ -28,7 +28,6 @@ from auditkit.counterfactual.make import (
 )
 from auditkit.errors import AuditError
 from auditkit.miniature import edits, world
-from auditkit.models import transformers
 
 EDITORS = [name for name in painters.PAINTERS if "Kontext" in name or "Klein" in name or "Pix2Pix" in name]
 GENERATORS = [name for name in painters.PAINTERS if "Pix2Pix" not in name]
@@ -348,8 +347,8 @@ def test_weights_wait_as_asked_where_there_is_a_gpu_and_without_one_it_is_refuse
     called = []
     for name in ("enable_model_cpu_offload", "enable_sequential_cpu_offload", "enable_group_offload", "to"):
         monkeypatch.setattr(DiffusionPipeline, name, lambda self, *a, its=name, **k: called.append((its, a, k)) or self)
-    monkeypatch.setattr(make, "_device", lambda device: "cuda:1")
-    monkeypatch.setattr(transformers, "_dtype", lambda dtype, device: torch.float32)
+    monkeypatch.setattr(make, "choose_device", lambda device: "cuda:1")
+    monkeypatch.setattr(make, "choose_dtype", lambda dtype, device: torch.float32)
     load_painter(spec)
     there = [name for name, more, named in called if "cuda:1" in map(str, (*more, *named.values()))]
     assert there == [method]

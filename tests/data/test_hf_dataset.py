@@ -13,11 +13,11 @@ import pytest
 from datasets import ClassLabel, Dataset, List
 from PIL import Image
 
+from auditkit.data import hf_dataset
 from auditkit.data.hf_dataset import HUB_OPTIONS, parse_hub
 from auditkit.data.load import load_images
 from auditkit.data.source import SPLITS
 from auditkit.errors import AuditError
-from auditkit.models import downloads
 
 
 @pytest.fixture(autouse=True)
@@ -220,7 +220,7 @@ def test_what_is_not_there_is_named_with_what_is(folder):
 @pytest.mark.parametrize("listens", [False, True])
 def test_a_hub_that_is_not_there_or_says_nothing_is_told_in_seconds_and_asked_once(listens, monkeypatch):
     """A port of loopback where nobody listens, or where a connection is made and nothing comes."""
-    monkeypatch.setattr(downloads, "SECONDS", 1)
+    monkeypatch.setattr(hf_dataset, "HUB_SECONDS", 1)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))

@@ -12,8 +12,7 @@ from auditkit.data.folder import ImageFolder
 from auditkit.data.load import load_images
 from auditkit.data.source import SPLITS
 from auditkit.errors import AuditError
-from auditkit.miniature import easy
-from auditkit.models import downloads
+from auditkit.miniature import easy, shipped
 from auditkit.models.base import answer_questions
 from auditkit.models.load import load_model
 from auditkit.params import load_params
@@ -111,7 +110,7 @@ BANDS = {
 
 
 def need(name: str) -> None:
-    if not (downloads.WEIGHTS / name).is_dir():
+    if not (shipped.WEIGHTS / name).is_dir():
         pytest.skip(f"{name} is not shipped yet; auditkit.miniature.easy.build_one makes it")
 
 

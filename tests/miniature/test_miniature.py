@@ -11,7 +11,7 @@ import pytest
 from auditkit.auditor.write import PROMPTS, auditor_prompt, propose_questions
 from auditkit.data.source import Example
 from auditkit.errors import AuditError
-from auditkit.miniature import build, edits, gaps, grammar, lessons, measure
+from auditkit.miniature import build, edits, gaps, grammar, lessons, measure, shipped
 from auditkit.miniature.boards import Boards, scene_of
 from auditkit.miniature.world import POSITIONS, Cell, Scene, random_scene, render
 from auditkit.models.load import load_model
@@ -167,13 +167,13 @@ CLASSES = {
 def test_a_shipped_model_is_of_its_class_and_intact(name):
     model = load_model(f"miniature:{name}")
     assert type(model.model).__name__ == CLASSES[name]
-    sums = dict(line.split()[::-1] for line in (build.WEIGHTS / "SHA256SUMS").read_text().splitlines())
-    file = build.WEIGHTS / name / "model.safetensors"
+    sums = dict(line.split()[::-1] for line in (shipped.WEIGHTS / "SHA256SUMS").read_text().splitlines())
+    file = shipped.WEIGHTS / name / "model.safetensors"
     assert sums[f"{name}/model.safetensors"] == hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def test_the_package_stays_small():
-    assert sum(file.stat().st_size for file in build.WEIGHTS.rglob("*") if file.is_file()) < 36e6
+    assert sum(file.stat().st_size for file in shipped.WEIGHTS.rglob("*") if file.is_file()) < 36e6
 
 
 @pytest.fixture(scope="module")
@@ -182,7 +182,7 @@ def target():
 
 
 def test_the_target_is_wrong_in_its_gaps_and_right_outside(target):
-    table = gaps.load(build.WEIGHTS / "target" / "gaps.yaml")
+    table = gaps.load(shipped.WEIGHTS / "target" / "gaps.yaml")
     inside = {gap.name: measure.accuracy(target, measure.probes_in(gap, 30, seed=1)) for gap in table}
     assert sum(rate["value"] for rate in inside.values()) / len(inside) <= 0.05
     assert max(rate["value"] for rate in inside.values()) <= 0.25, inside

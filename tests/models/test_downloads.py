@@ -12,19 +12,19 @@ from huggingface_hub import constants
 
 from auditkit.counterfactual.make import load_painter
 from auditkit.errors import AuditError
-from auditkit.models import downloads
+from auditkit.miniature import shipped
 from auditkit.models.base import answer_questions
 from auditkit.models.load import load_model
 
 needs_weights = pytest.mark.skipif(
-    not (downloads.WEIGHTS / "target").is_dir(), reason="the miniature models are not built yet"
+    not (shipped.WEIGHTS / "target").is_dir(), reason="the miniature models are not built yet"
 )
 
 
 @pytest.fixture
 def copy(tmp_path):
     """A folder of one's own with the target in it, free to be damaged."""
-    return shutil.copytree(downloads.WEIGHTS / "target", tmp_path / "mine")
+    return shutil.copytree(shipped.WEIGHTS / "target", tmp_path / "mine")
 
 
 def refused(spec, *words, load=load_model):
@@ -126,7 +126,7 @@ def test_without_a_network_a_hub_id_and_a_mistyped_folder_are_refused_in_seconds
 @needs_weights
 def test_what_the_cache_holds_is_loaded_without_a_network(no_network, tmp_path):
     commit, held = "0" * 40, tmp_path / "models--org--mine"
-    shutil.copytree(downloads.WEIGHTS / "target", held / "snapshots" / commit)
+    shutil.copytree(shipped.WEIGHTS / "target", held / "snapshots" / commit)
     (held / "refs").mkdir()
     (held / "refs" / "main").write_text(commit)
     began = time.monotonic()

@@ -12,17 +12,19 @@ from safetensors.torch import load_file, save_file
 from auditkit.data.load import load_images
 from auditkit.data.source import Picture
 from auditkit.errors import AuditError
+from auditkit.miniature import shipped
 from auditkit.models import downloads, processors, transformers
 from auditkit.models.answers import AnswerBook
 from auditkit.models.base import answer_questions, generate_texts
+from auditkit.models.device import choose_dtype
 from auditkit.models.load import load_model
 from auditkit.models.offload import Parked
-from auditkit.models.transformers import VLM, _dtype, _write, token_probabilities
+from auditkit.models.transformers import VLM, _write, token_probabilities
 from auditkit.runs import jsonl
 
 NAMES = ("target", "peer", "gemma3", "idefics3", "llava")
 needs_weights = pytest.mark.skipif(
-    not all((downloads.WEIGHTS / name).is_dir() for name in NAMES), reason="the miniature models are not built yet"
+    not all((shipped.WEIGHTS / name).is_dir() for name in NAMES), reason="the miniature models are not built yet"
 )
 
 
@@ -47,7 +49,7 @@ def target():
 @pytest.fixture
 def copy(tmp_path):
     """A folder of one's own with the target in it, free to be damaged."""
-    return shutil.copytree(downloads.WEIGHTS / "target", tmp_path / "mine")
+    return shutil.copytree(shipped.WEIGHTS / "target", tmp_path / "mine")
 
 
 def refused(folder, *words):
@@ -216,7 +218,7 @@ def test_without_a_chat_template_only_paligemma_can_be_asked(copy, tmp_path, ask
     assert answer_questions(mine, asked[0], asked[1]) == answer_questions(
         load_model("miniature:target"), asked[0], asked[1]
     )
-    other = shutil.copytree(downloads.WEIGHTS / "llava", tmp_path / "other")
+    other = shutil.copytree(shipped.WEIGHTS / "llava", tmp_path / "other")
     (other / "chat_template.jinja").unlink()
     refused(other, "has no chat template")
 
@@ -374,11 +376,11 @@ def test_a_number_format_that_the_gpu_lacks_is_refused(monkeypatch):
     """The rule alone: a GPU older than Ampere, as torch describes it."""
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
-    assert _dtype("auto", "cuda") == torch.float16
+    assert choose_dtype("auto", "cuda") == torch.float16
     with pytest.raises(AuditError, match="dtype: Tesla T4 has no bfloat16; write float16 or auto"):
-        _dtype("bfloat16", "cuda:0")
+        choose_dtype("bfloat16", "cuda:0")
     with pytest.raises(AuditError, match='dtype: "int4" is not known'):
-        _dtype("int4", "cuda")
+        choose_dtype("int4", "cuda")
 
 
 @needs_weights

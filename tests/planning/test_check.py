@@ -11,8 +11,9 @@ from PIL import Image
 
 from auditkit.cli import main
 from auditkit.errors import AuditError
+from auditkit.miniature import shipped
 from auditkit.miniature.boards import Boards
-from auditkit.models import downloads, processors
+from auditkit.models import processors
 from auditkit.models.base import answer_questions
 from auditkit.models.load import load_model
 from auditkit.models.transformers import VLM, _write
@@ -20,7 +21,7 @@ from auditkit.planning import check
 from auditkit.planning.check import ROUNDING, WRITE, _picture, drift, mixed, same_in_batches
 
 pytestmark = pytest.mark.skipif(
-    not (downloads.WEIGHTS / "target").is_dir(), reason="the miniature models are not built yet"
+    not (shipped.WEIGHTS / "target").is_dir(), reason="the miniature models are not built yet"
 )
 
 

@@ -11,7 +11,7 @@ import torch
 from auditkit import specs
 from auditkit.data.source import Example
 from auditkit.errors import AuditError
-from auditkit.miniature import families, lessons
+from auditkit.miniature import families, lessons, shipped
 from auditkit.miniature.boards import Boards, scene_of
 from auditkit.models import downloads
 from auditkit.models.answers import AnswerBook
@@ -297,7 +297,7 @@ def test_a_model_without_text_layers_is_refused(repaired, examples, tmp_path):
         train_repair(odd, examples, settings(), tmp_path)
 
 
-@pytest.mark.skipif(not (downloads.WEIGHTS / "target").is_dir(), reason="the miniature models are not built yet")
+@pytest.mark.skipif(not (shipped.WEIGHTS / "target").is_dir(), reason="the miniature models are not built yet")
 def test_the_shipped_target_unlearns_a_gap(tmp_path):
     """Fifty pictures at dusk, which the target calls day, are enough to teach it dusk; what it knew, it still knows."""
     target, boards = load_model("miniature:target"), Boards()

@@ -1,0 +1,34 @@
+"""Where a model runs and in which number format."""
+
+import os
+
+import torch
+
+from auditkit.errors import AuditError
+
+
+def choose_device(device: str) -> str:
+    """The device meant: under `accelerate launch` each process has the GPU of its own rank."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if device.startswith("cuda"):
+        if not torch.cuda.is_available():
+            raise AuditError(f"device: {device} is not here: torch {torch.__version__} sees no GPU; write auto or cpu.")
+        if device == "cuda" and "LOCAL_RANK" in os.environ:
+            return f"cuda:{os.environ['LOCAL_RANK']}"
+        if device.partition(":")[2] and int(device.partition(":")[2]) >= torch.cuda.device_count():
+            raise AuditError(f"device: there is no {device}; this machine has {torch.cuda.device_count()} GPU(s).")
+    return device
+
+
+def choose_dtype(dtype: str, device: str) -> torch.dtype:
+    # a GPU older than Ampere only emulates bfloat16, slowly
+    bfloat16 = device.startswith("cuda") and torch.cuda.is_bf16_supported(including_emulation=False)
+    if dtype == "auto":
+        return torch.float32 if not device.startswith("cuda") else torch.bfloat16 if bfloat16 else torch.float16
+    kind = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}.get(dtype)
+    if kind is None:
+        raise AuditError(f'dtype: "{dtype}" is not known; write auto, float32, bfloat16 or float16.')
+    if kind == torch.bfloat16 and device.startswith("cuda") and not bfloat16:
+        raise AuditError(f"dtype: {torch.cuda.get_device_name(device)} has no bfloat16; write float16 or auto.")
+    return kind
