@@ -12,12 +12,12 @@ from auditkit.errors import AuditError
 
 
 def score_probes(records: Sequence[dict], p, folder: Path | None = None) -> list[dict]:
-    """The records with consensus, agreement, disagrees and gate, in their order; those given are left as they are.
+    """The records with consensus, agreement, disagrees and outcome, in their order; those given are left as they are.
 
-    The gate is the first reason why a probe is no finding: "malformed", "bad picture" (none was made, or it is not what
+    The outcome is the first reason why a probe is no finding: "malformed", "bad picture" (none was made, or it is not what
     was wished for; `why` says more), "implausible" (a word of the question is less probable to the untrained auditor
     than p.min_token_probability), "duplicate" (the same question on the same picture came before), "no consensus" or
-    "agrees"; "ok" is a finding. A finding with `irrelevant_edit` is one where only the target moved: see the module.
+    "agrees"; else it is "finding". A finding with `irrelevant_edit` is one where only the target moved: see the module.
 
     Args:
         p: uses min_token_probability, quorum, picture_gain and same, and device, dtype, batch_size and memory where a
@@ -34,22 +34,22 @@ def score_probes(records: Sequence[dict], p, folder: Path | None = None) -> list
         row = {**record, "consensus": None, "agreement": 0.0, "disagrees": False} | why.get(record["key"], {})
         asked = (record["picture"], normalise(record["question"] or ""))
         if record["question"] is None:
-            row["gate"] = "bad picture" if row.get("why") else "malformed"
+            row["outcome"] = "bad picture" if row.get("why") else "malformed"
         else:
             verdict = next(found)
             row |= {"consensus": verdict.consensus, "agreement": verdict.agreement, "disagrees": verdict.disagrees}
             rarest = record.get("rarest")  # 0.0 where softmax underflows: as implausible as can be
-            row["gate"] = (
+            row["outcome"] = (
                 "bad picture" if row.get("why") else
                 "implausible" if rarest is not None and rarest < p.min_token_probability else
                 "duplicate" if asked in seen else
                 "no consensus" if verdict.consensus is None else
-                "ok" if verdict.disagrees else "agrees"
+                "finding" if verdict.disagrees else "agrees"
             )  # fmt: skip
             seen.add(asked)
             if earlier := before.get(record["key"]):
                 stays = verdict.consensus is not None and alike(earlier.consensus, verdict.consensus, row["question"])
-                row |= {"consensus_before": earlier.consensus, "irrelevant_edit": stays and row["gate"] == "ok"}
+                row |= {"consensus_before": earlier.consensus, "irrelevant_edit": stays and row["outcome"] == "finding"}
         scored.append(row)
     answered = [row for row in scored if row["question"] is not None]
     if not answered:
@@ -84,7 +84,7 @@ def outcome_counts(scored: Sequence[dict]) -> dict[str, int]:
 
     A question that came twice on one picture was put to the models once, so calls count distinct ones.
     """
-    gates, target, references = [row["gate"] for row in scored], set(), set()
+    outcomes, target, references = [row["outcome"] for row in scored], set(), set()
     for row in scored:
         if row["question"] is None:
             continue
@@ -99,10 +99,10 @@ def outcome_counts(scored: Sequence[dict]) -> dict[str, int]:
         "parsed": sum(row["question"] is not None for row in scored),
         "target_called": len(target),
         "references_called": len(references),
-        "scored": gates.count("ok") + gates.count("agrees"),
-        "malformed": gates.count("malformed"),
-        "bad_pictures": gates.count("bad picture"),
-        "implausible": gates.count("implausible"),
-        "no_consensus": gates.count("no consensus"),
-        "duplicates": gates.count("duplicate"),
+        "scored": outcomes.count("finding") + outcomes.count("agrees"),
+        "malformed": outcomes.count("malformed"),
+        "bad_pictures": outcomes.count("bad picture"),
+        "implausible": outcomes.count("implausible"),
+        "no_consensus": outcomes.count("no consensus"),
+        "duplicates": outcomes.count("duplicate"),
     }

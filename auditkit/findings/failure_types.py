@@ -1,6 +1,6 @@
 """Name and count what the target gets wrong, from the words of the findings alone.
 
-A finding is a scored record with gate "ok" (score_probes). Failure types are groups of findings that ask alike and
+A finding is a scored record with outcome "finding" (score_probes). Failure types are groups of findings that ask alike and
 are answered alike, named by their own words (findings/grouping.py) or by a model (findings/llm_names.py). Nothing in `find_failure_types` and
 `explain_types` knows what a picture shows or what the truth is.
 
@@ -26,7 +26,7 @@ from auditkit.findings.grouping import (
 )
 from auditkit.runs.probe import only_findings
 
-ASKED = ("ok", "agrees")  # gates of the probes that could have become findings; the others were dropped
+ASKED = ("finding", "agrees")  # outcomes of the probes that could have become findings; the others were dropped
 FOUND = 3  # true findings in its condition make a planted gap found
 OUTSIDE = "outside all gaps"
 
@@ -59,14 +59,14 @@ def find_failure_types(records: Sequence[dict], p) -> list[FailureType]:
         records: all scored records of an audit (score_probes), not only the findings: the rest are the denominators.
         p: uses `find_failure_types`, the largest number of groups, and `types_by`, what makes findings alike.
     """
-    findings, asked = only_findings(records), [r for r in records if r.get("gate") in ASKED]
+    findings, asked = only_findings(records), [r for r in records if r.get("outcome") in ASKED]
     types = [_type(members, asked, len(findings)) for members in group_findings(findings, p.failure_types, p.types_by)]
     return sorted(types, key=lambda t: (-t.size, t.name))
 
 
 def explain_types(types: Sequence[FailureType], records: Sequence[dict]) -> str:
     """One paragraph in plain words: how often it fails, what it is strong and weak at, what to fine-tune on."""
-    asked = [r for r in records if r.get("gate") in ASKED]
+    asked = [r for r in records if r.get("outcome") in ASKED]
     if not asked:
         return "No probe got as far as a comparison, so nothing can be said about the target."
     total = stats.rate(len(only_findings(asked)), len(asked))
@@ -143,7 +143,7 @@ def _strong(asked: Sequence[dict], usual: float, most: int = 3) -> list[tuple[st
         matches = matcher(template, questions)
         alike = [r for r in asked if matches(r["question"])]
         if len(alike) >= 20:
-            kinds[template] = stats.rate(sum(r["gate"] == "ok" for r in alike), len(alike))
+            kinds[template] = stats.rate(sum(r["outcome"] == "finding" for r in alike), len(alike))
     good = [(template, r) for template, r in kinds.items() if r["high"] < min(usual, 0.25)]
     return sorted(good, key=lambda item: item[1]["high"])[:most]
 

@@ -42,7 +42,7 @@ def leave_one_out(scored: Sequence[dict], alike: Same) -> dict:
     Raises AuditError where it cannot be assessed: without findings, and where a consensus is of all references, so that
     none can side with the target.
     """
-    found, agreed = only_findings(scored), [row for row in scored if row["gate"] == "agrees"]
+    found, agreed = only_findings(scored), [row for row in scored if row["outcome"] == "agrees"]
     if found and all(row["agreement"] > 1 - 1e-9 for row in [*found, *agreed]):
         raise AuditError("false findings cannot be estimated by leaving one reference out: all of them always agree.")
     contested = [any(_says(said, row, "target", alike) for said in row["references"].values()) for row in found]
@@ -54,11 +54,11 @@ def held_out(scored: Sequence[dict], said: Mapping[str, str], alike: Same) -> di
     """The estimated share of false findings, by a model that is no reference; arguments and result as above.
 
     Args:
-        said: what that model answers to the probes with gate "ok" and "agrees", by their keys.
+        said: what that model answers to the probes with outcome "finding" and "agrees", by their keys.
 
     The result has besides "against_all": contested findings on which all references agreed.
     """
-    found, agreed = only_findings(scored), [row for row in scored if row["gate"] == "agrees"]
+    found, agreed = only_findings(scored), [row for row in scored if row["outcome"] == "agrees"]
     contested = [_says(said[row["key"]], row, "target", alike) for row in found]
     divided = [one and row["agreement"] < 1 - 1e-9 for one, row in zip(contested, found, strict=True)]
     knows = [_says(said[row["key"]], row, "consensus", alike) for row in agreed]
@@ -75,7 +75,7 @@ def estimate_false_rate(scored: Sequence[dict], peer: Writer | None, source, p, 
         folder: gets answers.jsonl; what it holds is not asked again.
     """
     alike, found = choose_same(p, folder), {}
-    rows = [row for row in scored if row["gate"] in ASKED]
+    rows = [row for row in scored if row["outcome"] in ASKED]
     try:
         found["leave_one_out"] = leave_one_out(rows, alike)
     except AuditError as cannot:

@@ -27,7 +27,7 @@ def search_success(records: Sequence[dict], source) -> dict:
     """
     graded = []
     for record in records:
-        question = None if record.get("gate") == "bad picture" else record["question"]
+        question = None if record.get("outcome") == "bad picture" else record["question"]
         truth = source.truth(record["picture"], question) if question else None
         if truth is not None or source.complete:
             graded.append(truth is not None and not same_text(record["target"], truth))
@@ -50,12 +50,12 @@ def grade_planted_gaps(records: Sequence[dict], source, gaps: list) -> dict:
     """
     alarms, true, findings, probes = [], 0, Counter(), Counter()
     for record in records:
-        if record.get("gate") not in ASKED:
+        if record.get("outcome") not in ASKED:
             continue
         key, question = record["picture"], record["question"]
         gap = source.gap(key, question, gaps) if gaps else None
         probes[gap] += 1
-        if record["gate"] == "agrees":
+        if record["outcome"] == "agrees":
             continue
         truth = source.truth(key, question)
         if truth is not None and not same_text(record["target"], truth):

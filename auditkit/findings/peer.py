@@ -59,7 +59,7 @@ def compare_with_peer(
 
     def both(some: Sequence[dict]) -> dict:
         wrong = (
-            sum(row["gate"] == "ok" for row in some),
+            sum(row["outcome"] == "finding" for row in some),
             sum(peers[row["picture"], row["question"]] for row in some),
         )
         return {side: stats.rate(n, len(some)) for side, n in zip(("target", "peer"), wrong, strict=True)}
@@ -78,5 +78,5 @@ def _of_type(kind: FailureType, records: Sequence[dict]) -> list[dict]:
     return [
         row
         for row in records
-        if row["gate"] in ASKED and normalise(row["consensus"]) in consensus and matches(row["question"])
+        if row["outcome"] in ASKED and normalise(row["consensus"]) in consensus and matches(row["question"])
     ]

@@ -36,7 +36,7 @@ REASONS = {
     "reproduces": "not reproduced",
     "sound": "ill-posed",
     "visual": "not visual",
-}  # gate -> what falls through it
+}  # gate -> the outcome of what falls through it
 RECHECK_FILE = "crossed.jsonl"
 HOLDS = 0.75  # share of the repeats in which target, or references, must stay with what they said (our choice)
 ELSEWHERE = 5  # pictures on which a question is asked that was written about another one, besides an empty one
@@ -93,7 +93,7 @@ def recheck_counts(crossed: Mapping[str, dict], scored: Sequence[dict]) -> dict[
 
 
 def apply_gates(scored: Sequence[dict], crossed: Mapping[str, dict], p, folder: Path | None = None) -> list[dict]:
-    """The scored records with the findings that do not hold under p.gates given the gate they fall through."""
+    """The scored records; a finding that does not hold under p.gates gets the outcome of the gate it falls through."""
     alike = choose_same(p, folder)
     rows = []
     for row in scored:
@@ -102,7 +102,9 @@ def apply_gates(scored: Sequence[dict], crossed: Mapping[str, dict], p, folder: 
             for gate in p.gates
             if row["key"] in crossed and not passes_gate(gate, row, crossed[row["key"]], alike, p)
         ]
-        rows.append(row | {"gate": REASONS[why[0]], "irrelevant_edit": False} if why and row["gate"] == "ok" else row)
+        rows.append(
+            row | {"outcome": REASONS[why[0]], "irrelevant_edit": False} if why and row["outcome"] == "finding" else row
+        )
     return rows
 
 

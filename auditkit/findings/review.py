@@ -34,12 +34,12 @@ from auditkit.errors import AuditError
 from auditkit.findings.failure_types import ASKED
 from auditkit.runs import jsonl
 from auditkit.runs.folder import KEPT
-from auditkit.runs.probe import only_findings
+from auditkit.runs.probe import SUMMARY_KEYS, only_findings
 
 FILE = KEPT
 DECISIONS = ("accept", "reject", "relabel", "undo")
 OTHERS = 1 / 3  # probes that are no findings, for each finding: one card in four
-UNSEEN = ("ok", "malformed", "duplicate")  # no question to look at, or one that is looked at already
+UNSEEN = ("finding", "malformed", "duplicate")  # no question to look at, or one that is looked at already
 
 
 def queue(scored: Sequence[dict], seed: int) -> list[dict]:
@@ -112,11 +112,11 @@ def changes(scored: Sequence[dict], decided: Mapping[str, dict]) -> dict[str, st
     found = {}
     for row in scored:
         said = decided.get(row["key"])
-        if said is None or row["gate"] not in ASKED:
+        if said is None or row["outcome"] not in ASKED:
             continue
         if said["decision"] == "relabel":
             found[row["key"]] = said["answer"]
-        elif said["decision"] == "reject" and row["gate"] == "ok":
+        elif said["decision"] == "reject" and row["outcome"] == "finding":
             found[row["key"]] = None
     return found
 
@@ -169,21 +169,21 @@ def measures(scored: Sequence[dict], decided: Mapping[str, dict], seed: int) -> 
     what = [decided[row["key"]]["decision"] for row in seen]
     found = {"reviewed": len(seen), "accepted": what.count("accept"), "rejected": what.count("reject")}
     found |= {"relabelled": what.count("relabel"), "passed_over": places[-1] + 1 - len(places)}
-    gates, failures = [row["gate"] == "ok" for row in seen], [said != "reject" for said in what]
-    of = {gate: [] for gate in sorted({row["gate"] for row in seen})}
+    is_finding, failures = [row["outcome"] == "finding" for row in seen], [said != "reject" for said in what]
+    of = {outcome: [] for outcome in sorted({row["outcome"] for row in seen})}
     for row, failure in zip(seen, failures, strict=True):
-        of[row["gate"]].append(failure)
-    found["by_gate"] = {gate: stats.rate(sum(said), len(said)) for gate, said in of.items()}
-    if "ok" in found["by_gate"]:
-        found["precision_by_human"] = found["by_gate"]["ok"]
-    return found | _agreement(gates, failures, [len(rows) for rows in _strata(scored)])
+        of[row["outcome"]].append(failure)
+    found["by_gate"] = {SUMMARY_KEYS.get(name, name): stats.rate(sum(said), len(said)) for name, said in of.items()}
+    if "finding" in of:
+        found["precision_by_human"] = found["by_gate"][SUMMARY_KEYS["finding"]]
+    return found | _agreement(is_finding, failures, [len(rows) for rows in _strata(scored)])
 
 
-def _agreement(gates: Sequence[bool], failures: Sequence[bool], sizes: Sequence[int]) -> dict:
+def _agreement(is_finding: Sequence[bool], failures: Sequence[bool], sizes: Sequence[int]) -> dict:
     """Agreement and kappa over all probes, from a sample of findings and one of the rest, `sizes` many there are."""
     alike = {True: [], False: []}
-    for gate, failure in zip(gates, failures, strict=True):
-        alike[gate].append(gate == failure)
+    for finding, failure in zip(is_finding, failures, strict=True):
+        alike[finding].append(finding == failure)
     kinds = [(alike[gate], size) for gate, size in zip((True, False), sizes, strict=True) if size]
     if not all(said for said, _ in kinds):
         return {}
@@ -191,13 +191,13 @@ def _agreement(gates: Sequence[bool], failures: Sequence[bool], sizes: Sequence[
     agreed = {"agreement": stats.mean(rates, [size for _, size in kinds])}
     from sklearn.metrics import cohen_kappa_score
 
-    weights = [sizes[0] / len(alike[True]) if gate else sizes[1] / len(alike[False]) for gate in gates]
+    weights = [sizes[0] / len(alike[True]) if finding else sizes[1] / len(alike[False]) for finding in is_finding]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a table with one class, whose kappa is no number
-        kappa = float(cohen_kappa_score(gates, failures, sample_weight=weights, labels=[False, True]))
+        kappa = float(cohen_kappa_score(is_finding, failures, sample_weight=weights, labels=[False, True]))
     return agreed if math.isnan(kappa) else agreed | {"kappa": round(kappa, 4)}
 
 
 def _strata(scored: Sequence[dict]) -> tuple[list[dict], list[dict]]:
     """The findings, and the other probes that a person can judge."""
-    return only_findings(scored), [row for row in scored if row["gate"] not in UNSEEN and row["target"] is not None]
+    return only_findings(scored), [row for row in scored if row["outcome"] not in UNSEEN and row["target"] is not None]

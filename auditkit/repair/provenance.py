@@ -16,7 +16,10 @@ from auditkit.runs import jsonl
 from auditkit.runs.folder import shown_path
 
 AUDIT, TRACE = "05_audit", "training.jsonl"
-KINDS = {"ok": "finding", "agrees": "agreed"}  # gate of a probe -> what it is called among the training examples
+KINDS = {
+    "finding": "finding",
+    "agrees": "agreed",
+}  # outcome of a probe -> what it is called among the training examples
 
 
 def audit_pictures(source: Source, p: Params) -> list[Picture]:
@@ -84,11 +87,11 @@ def learnable_probes(rows: Sequence[dict], p: Params) -> list[dict]:
     On the labeled route one for each example: a made picture gets a question of its own or, where a gate drops that,
     the source's.
     """
-    kept = [row for row in rows if row["gate"] in KINDS]
+    kept = [row for row in rows if row["outcome"] in KINDS]
     if p.route == "labeled":
         first = {row["key"].removesuffix("/own"): row for row in reversed(kept)}
         kept = list(reversed(first.values()))
-    return sorted(kept, key=lambda row: row["gate"] != "ok")
+    return sorted(kept, key=lambda row: row["outcome"] != "finding")
 
 
 def write_trace(examples: Sequence[Example], rows: Sequence[dict], folder: Path) -> list[dict]:
@@ -102,7 +105,12 @@ def write_trace(examples: Sequence[Example], rows: Sequence[dict], folder: Path)
     for key, example in {example.key: example for example in examples}.items():
         about = {"key": key, "kind": "original", "picture": key.split("/q")[0]}
         if row := by_key.get(key):
-            about |= {"kind": KINDS[row["gate"]], "run": row["run"], "probe": row["probe"], "picture": row["picture"]}
+            about |= {
+                "kind": KINDS[row["outcome"]],
+                "run": row["run"],
+                "probe": row["probe"],
+                "picture": row["picture"],
+            }
         found.append(about | {"question": example.question, "answer": example.answer, "times": times[key]})
     jsonl.replace(folder / TRACE, found)
     return found

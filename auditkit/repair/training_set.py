@@ -51,11 +51,11 @@ def training_pairs(
     if p.rectify_on == "labels":
         types = [list(labelled)]
     elif p.rectify_on == "consensus":
-        types = [_labelled(scored, ("ok", "agrees"), picture)]
+        types = [_labelled(scored, ("finding", "agrees"), picture)]
     else:
-        findings = [row for row in scored if row["gate"] == "ok"]
+        findings = [row for row in scored if row["outcome"] == "finding"]
         groups = group_findings(findings, p.failure_types, p.types_by) if findings else []
-        types = [_labelled(group, ("ok",), picture) for group in groups]
+        types = [_labelled(group, ("finding",), picture) for group in groups]
     for of_type in types:
         random.Random(f"{p.seed}/pairs").shuffle(of_type)
     if p.rectify_pairs:
@@ -125,17 +125,17 @@ def balanced(scored: Sequence[dict], kinds: int) -> list[dict]:
     Args:
         kinds: most kinds of question told apart, by their words.
     """
-    rows = [row for row in scored if row["gate"] in ("ok", "agrees")]
+    rows = [row for row in scored if row["outcome"] in ("finding", "agrees")]
     dropped = set()
     for cluster in clusters_by_text([(row["question"], "") for row in rows], kinds):
         said = [(normalise(rows[i]["consensus"]), rows[i]) for i in cluster]
         for answer, n in Counter(answer for answer, _ in said).items():
             excess = n - max(len(said) - n, HARMLESS)
-            agreed = [row["key"] for one, row in said if one == answer and row["gate"] == "agrees"]
+            agreed = [row["key"] for one, row in said if one == answer and row["outcome"] == "agrees"]
             dropped.update(agreed[-excess:] if excess > 0 else ())
     return [row for row in scored if row["key"] not in dropped]
 
 
-def _labelled(scored: Sequence[dict], gates: Sequence[str], picture: Callable[[str], Picture]) -> list[Example]:
-    rows = [row for row in scored if row["gate"] in gates]
+def _labelled(scored: Sequence[dict], outcomes: Sequence[str], picture: Callable[[str], Picture]) -> list[Example]:
+    rows = [row for row in scored if row["outcome"] in outcomes]
     return [Example(row["key"], picture(row["picture"]).held, row["question"], row["consensus"]) for row in rows]

@@ -101,7 +101,7 @@ def finding_rows(scored: Sequence[dict], decided: Mapping[str, dict], types: Seq
     Each: {"file_name", "key", "question", "answer": the consensus or the person's, "answer_by": consensus | person,
     "review": accepted | relabelled | not reviewed, "consensus", "target", "references": {name: answer}, "way",
     "pairing", "checkpoint", "failure_type", "picture": its key, "base": key of the picture it was made from, "made":
-    the caption or command, "gate"}; a text is "" where there is none.
+    the caption or command, "outcome"}; a text is "" where there is none.
     """
     type_of = {key: kind["name"] for kind in types for key in kind["keys"]}
     words = {"accept": "accepted", "relabel": "relabelled"}
@@ -114,7 +114,7 @@ def finding_rows(scored: Sequence[dict], decided: Mapping[str, dict], types: Seq
         said |= {"target": row["target"], "references": row["references"]}
         made = {name: row.get(name) or "" for name in ("way", "pairing", "checkpoint", "picture", "base", "made")}
         asked = {"file_name": f"images/{slug(row['key'])}.png", "key": row["key"], "question": row["question"]}
-        found.append({**asked, **said, **made, "failure_type": type_of.get(row["key"], ""), "gate": row["gate"]})
+        found.append({**asked, **said, **made, "failure_type": type_of.get(row["key"], ""), "outcome": row["outcome"]})
     names = Counter(row["file_name"] for row in found)
     if twice := [name for name, times in names.items() if times > 1]:
         raise AuditError(f"two findings would both be {twice[0]}: their keys differ only in signs a file cannot have.")

@@ -22,6 +22,7 @@ from auditkit.consensus.normalise import same_text
 from auditkit.errors import AuditError
 from auditkit.report import plots
 from auditkit.runs import costs
+from auditkit.runs.probe import OUTCOMES, SUMMARY_KEYS
 from auditkit.text import SPACE, duration, interval, percent, slug
 
 THEME = {  # colour in a figure -> CSS variable of the page
@@ -43,7 +44,6 @@ def render_report(
     summary: Mapping,
     stages: Mapping[str, str],
     unfinished: Sequence[str],
-    gates: Mapping[str, str],
     parameters: Mapping,
     types: Sequence[Mapping],
     planted: Mapping,
@@ -57,7 +57,6 @@ def render_report(
     Args:
         summary: as in summary.json.
         stages, unfinished: finished stages (folder name -> in words) and, in words, those that are not.
-        gates: score_probes's gates in words.
         parameters: of the latest stage.
         types, planted, edits, explained, history: what the stage files of these names hold (report/summary.py says where).
         folders: stage folders to look for pictures in; a record's own `image` is relative to the first.
@@ -72,7 +71,8 @@ def render_report(
         hosted=costs.in_words(summary.get("hosted", {})),
         stages=stages,
         unfinished=unfinished,
-        gates=gates,
+        outcomes=OUTCOMES,
+        key=lambda outcome: SUMMARY_KEYS.get(outcome, outcome),
         parameters=parameters,
         types=[
             {**kind, "examples": [card(row, folders) for row in kind.get("examples", [])[:CARDS]]} for kind in largest

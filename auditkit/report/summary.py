@@ -15,7 +15,7 @@ images/<slug(record["picture"])>.png in 06_findings, then in 05_audit. More keys
                                       "best_blind_question"?: as from best_blind_question (or in 02),
                                       "ways"?, "pairings"?: as from outcomes_by, "gates"?: as from gates.effect, and
                                       what image_outcomes gives}
-                      scored.jsonl   one object a probe, as from score_probes; "gate" is one of GATES
+                      scored.jsonl   one object a probe, as from score_probes; "outcome" is one of OUTCOMES (runs/probe.py)
     06_findings       types.json     [{"name", "size", "share" (of all findings, 0 to 1), "rate" (of the probes of this
                                       type), "rate_when"?: rate, "target"?, "peer"?: rates on the same probes,
                                       "untrained"?: {"target", "peer"} on those of the untrained auditor alone,
@@ -50,6 +50,7 @@ from auditkit.findings import review
 from auditkit.findings.grading import probes_until
 from auditkit.report.page import render_report, render_rounds, render_study
 from auditkit.runs import costs, jsonl
+from auditkit.runs.probe import OUTCOMES, SUMMARY_KEYS
 
 STAGES = {
     "00_setup": "check the set-up",
@@ -61,18 +62,6 @@ STAGES = {
     "06_findings": "read the findings",
     "07_rectify": "repair the target",
     "08_benchmark": "before and after",
-}
-GATES = {  # in the order in which a probe meets them
-    "malformed": "neither a question nor a wish, so nobody was asked",
-    "bad picture": "about a picture that could not be made, or is not what was wished for",
-    "implausible": "worded as the untrained auditor would hardly ever put it",
-    "duplicate": "asked before, of the same picture",
-    "no consensus": "the references did not agree",
-    "agrees": "the target said what the references say",
-    "not reproduced": "a departure that the target does not repeat",
-    "ill-posed": "on which the references do not stay with their consensus",
-    "not visual": "answered alike on pictures that have nothing to do with it",
-    "ok": "findings: the target departs from the consensus",
 }
 
 
@@ -113,7 +102,6 @@ def write_report(run_folder: Path) -> Path:
         summary=summary,
         stages={name: what for name, what in STAGES.items() if name in stages},
         unfinished=[what for name, what in STAGES.items() if name not in stages],
-        gates=GATES,
         parameters=list(stages.values())[-1].manifest.get("parameters") or {},
         types=findings.json("types.json") or [],
         planted=findings.json("planted.json") or {},
@@ -143,11 +131,21 @@ def write_rounds_report(folder: Path, summary: Mapping) -> Path:
 
 
 def read_run(run_folder: Path) -> dict[str, FinishedStage]:
-    """The finished stages of a run, by name, in order."""
+    """The finished stages of a run, by name, in order.
+
+    Raises AuditError when none is finished, and for records of before a probe had an outcome.
+    """
     folders = [run_folder / name for name in STAGES if (run_folder / name / "DONE").exists()]
     if not folders:
         raise AuditError(f"{run_folder} has no finished stage to report on; run notebook 00_check_the_setup first.")
-    return {folder.name: FinishedStage(folder, _json(folder / "manifest.json")) for folder in folders}
+    stages = {folder.name: FinishedStage(folder, _json(folder / "manifest.json")) for folder in folders}
+    for name, stage in stages.items():
+        if any("gate" in row for row in stage.records("scored.jsonl")[:1]):
+            raise AuditError(
+                f"{run_folder.name}/{name} was made by an earlier auditkit, whose records say gate and not outcome; "
+                "run it again with --from 05 --start-over, or report on it with the version in its manifest."
+            )
+    return stages
 
 
 def summarise_run(run_name: str, stages: Mapping[str, FinishedStage]) -> dict:
@@ -158,8 +156,8 @@ def summarise_run(run_name: str, stages: Mapping[str, FinishedStage]) -> dict:
     manifests = [stage.manifest for stage in stages.values()]
     types, planted = at["06_findings"].json("types.json"), at["06_findings"].json("planted.json") or {}
     scored = at["05_audit"].records("scored.jsonl")
-    gates = Counter(row["gate"] for row in scored)
-    findings = {"total": gates["ok"]} if gates else {}
+    outcomes = Counter(row["outcome"] for row in scored)
+    findings = {"total": outcomes["finding"]} if outcomes else {}
     if types is not None:
         findings.setdefault("total", sum(kind["size"] for kind in types))
         parts = ("size", "share", "rate", "rate_when", "target", "peer", "gap")
@@ -178,7 +176,7 @@ def summarise_run(run_name: str, stages: Mapping[str, FinishedStage]) -> dict:
             "trained": audit.get("trained_by_consensus"),
         },
         **{name: audit.get(name) for name in ("ways", "pairings", "images", "editor", "generator", "gates")},
-        "probes": {gate: gates[gate] for gate in GATES if gates[gate]},
+        "probes": {SUMMARY_KEYS.get(name, name): outcomes[name] for name in OUTCOMES if outcomes[name]},
         "findings": findings,
         "precision": audit.get("precision") or planted.get("precision"),
         "false_share": at["06_findings"].metrics.get("false_share"),

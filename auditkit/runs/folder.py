@@ -63,6 +63,7 @@ NEVER_MATTER = (  # where, how fast, and when to give up; see Params on batch_si
 CALLS_THE_TARGET = ("02_disagreement", "04_auditor", "05_audit")  # none is an error, as 0 is anywhere
 PACKAGES = "auditkit torch transformers trl peft diffusers accelerate datasets tokenizers numpy pillow papermill"
 KEPT = "reviews.jsonl"  # what a person said: starting over keeps it, for no run would bring it back
+FORMAT = 2  # of the records: 1 said "gate" and "ok" for what are an outcome and a finding
 LOCK_SECONDS = 10  # a killed run's kernel needs a moment to notice and let go of its stage
 
 _locks: dict[Path, filelock.FileLock] = {}  # held by this process: opening a stage again in a notebook is no conflict
@@ -212,7 +213,7 @@ def open_stage(p: Params, stage: str, resume: bool = True) -> Stage:
         manifest |= {"started": _now(), "seconds": 0.0}
         manifest |= {"needs": {}, "counts": {}, "metrics": {}}
     if not (folder / "DONE").is_file():  # a finished stage keeps the word of what made it
-        manifest |= {"parameters": asdict(p), "seed": p.seed, "status": "running"}
+        manifest |= {"format": FORMAT, "parameters": asdict(p), "seed": p.seed, "status": "running"}
         manifest |= {"versions": versions(), "commit": commit(), "machine": machine()}
     run = Stage(p, stage, folder, manifest, _since=time.monotonic())
     run._rows = {row["key"]: row for row in jsonl.read(folder / "records.jsonl")}
@@ -291,6 +292,8 @@ def differences(manifest: dict, p: Params, stage: str) -> str:
 
     What was made before there was such a parameter was made with its default.
     """
+    if manifest.get("format", 1) != FORMAT:
+        return f"records of format {manifest.get('format', 1)} then, {FORMAT} now"
     before, now = DEFAULTS | manifest["parameters"], asdict(p)
     return ", ".join(
         f"{name} {before[name]!r} then, {now[name]!r} now"

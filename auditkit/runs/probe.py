@@ -18,6 +18,21 @@ SPECIAL = re.compile(r"<[^<>\s]{1,40}>|\[/?[A-Z]{2,}\]")  # <end_of_turn>, <loc0
 QUOTES = "\"'`*“”‘’ "
 
 
+OUTCOMES = {  # what becomes of a probe, in words; the first that holds, "finding" where none does  # in the order in which a probe meets them
+    "malformed": "neither a question nor a wish, so nobody was asked",
+    "bad picture": "about a picture that could not be made, or is not what was wished for",
+    "implausible": "worded as the untrained auditor would hardly ever put it",
+    "duplicate": "asked before, of the same picture",
+    "no consensus": "the references did not agree",
+    "agrees": "the target said what the references say",
+    "not reproduced": "a departure that the target does not repeat",
+    "ill-posed": "on which the references do not stay with their consensus",
+    "not visual": "answered alike on pictures that have nothing to do with it",
+    "finding": "findings: the target departs from the consensus",
+}
+SUMMARY_KEYS = {"finding": "ok"}  # summary.json says it so, and its keys are never renamed
+
+
 @dataclass(frozen=True)
 class Probe:
     """One (picture, question) pair to put to the models, and how it was made."""
@@ -114,4 +129,4 @@ def _is_text(text: str) -> bool:
 
 def only_findings(records: Sequence[dict]) -> list[dict]:
     """The records on which the target departed from a consensus and every gate held."""
-    return [record for record in records if record.get("gate") == "ok"]
+    return [record for record in records if record.get("outcome") == "finding"]

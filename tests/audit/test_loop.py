@@ -205,17 +205,17 @@ RECORDS = [
 
 def test_scores_name_the_first_gate_that_fails():
     scored = score_probes(RECORDS, P)
-    assert [r["gate"] for r in scored] == ["ok", "agrees", "no consensus", "malformed", "duplicate"]
+    assert [r["outcome"] for r in scored] == ["finding", "agrees", "no consensus", "malformed", "duplicate"]
     assert [r["consensus"] for r in scored] == ["blue", "blue", None, None, "blue"]
     assert [r["disagrees"] for r in scored] == [True, False, False, False, True]
-    assert scored[0]["agreement"] == 0.67 and "gate" not in RECORDS[0]
+    assert scored[0]["agreement"] == 0.67 and "outcome" not in RECORDS[0]
 
 
 def test_a_question_the_untrained_auditor_would_never_ask_is_no_finding():
     likely, unlikely = RECORDS[0] | {"rarest": 0.01}, RECORDS[0] | {"rarest": 0.0001, "key": "f", "picture": "f"}
-    assert [r["gate"] for r in score_probes([likely, unlikely], P)] == ["ok", "implausible"]
+    assert [r["outcome"] for r in score_probes([likely, unlikely], P)] == ["finding", "implausible"]
     assert outcome_counts(score_probes([likely, unlikely], P))["implausible"] == 1
-    assert score_probes([likely | {"rarest": 0.0}], P)[0]["gate"] == "implausible"
+    assert score_probes([likely | {"rarest": 0.0}], P)[0]["outcome"] == "implausible"
 
 
 def test_counts_add_up():
@@ -252,7 +252,7 @@ def test_an_audit_of_the_shipped_target_finds_true_failures(tmp_path):
     scored = score_probes(records, p)
     counts = outcome_counts(scored)
     assert counts["asked"] == 192 and counts["scored"] >= 150
-    findings = [r for r in scored if r["gate"] == "ok"]
+    findings = [r for r in scored if r["outcome"] == "finding"]
     true = [r for r in findings if source.truth(r["picture"], r["question"]) not in (None, r["target"])]
     assert 0.08 <= len(findings) / len(scored) <= 0.45
     assert len(true) >= 0.8 * len(findings)
@@ -320,5 +320,5 @@ def test_a_picture_that_comes_again_is_not_asked_the_same_where_there_is_a_choic
         for rollouts in (tried, [])
     ]
     assert all(sorted(r["picture"] for r in records) == sorted(picture.key for picture in shown) for records in runs)
-    repeats = [sum(row["gate"] == "duplicate" for row in score_probes(records, p)) for records in runs]
+    repeats = [sum(row["outcome"] == "duplicate" for row in score_probes(records, p)) for records in runs]
     assert repeats[0] < repeats[1]

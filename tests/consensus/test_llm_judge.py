@@ -78,7 +78,7 @@ def test_records_are_scored_by_a_model_and_again_without_it(pedant, tmp_path, mo
     record = {"key": "1", "picture": "x", "question": "what is it?", "target": "stool", "references": said}
     rows = [record, {**record, "key": "2", "picture": "y", "target": "cradle"}]
     scored = score_probes(rows, P, tmp_path)
-    assert [row["gate"] for row in scored] == ["ok", "agrees"]
+    assert [row["outcome"] for row in scored] == ["finding", "agrees"]
     monkeypatch.setattr(
         llm_judge, "load_language_model", lambda p: pytest.fail("a model was loaded although all verdicts are on file")
     )

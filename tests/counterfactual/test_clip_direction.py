@@ -119,20 +119,20 @@ def test_a_picture_unlike_its_wish_is_dropped_and_counted_under_a_reason_of_its_
     rows = [record("a", 0.5), record("b", 0.2), record("c", -0.1, **blue), record("d", None), record("e", 0.21)]
     scored = score_probes(rows, p)
     assert [row["why"] for row in scored] == ["", UNLIKE, "not applied", "", ""]
-    assert [row["gate"] for row in scored] == ["ok", "bad picture", "bad picture", "ok", "ok"]
+    assert [row["outcome"] for row in scored] == ["finding", "bad picture", "bad picture", "finding", "finding"]
     counted = image_outcomes(scored, [], p)
     assert counted["images"]["dropped"] == {UNLIKE: 1, "not applied": 1}
     assert counted["editor"]["command_applied"]["value"] == 0.8  # by the references' word alone
     assert (counted["editor"]["towards_the_wish"]["value"], counted["editor"]["towards_the_wish"]["n"]) == (0.5, 4)
-    assert [row["gate"] for row in score_probes(rows, replace(p, picture_gain=0.1))] == [
-        "ok",
-        "ok",
+    assert [row["outcome"] for row in score_probes(rows, replace(p, picture_gain=0.1))] == [
+        "finding",
+        "finding",
         "bad picture",
-        "ok",
-        "ok",
+        "finding",
+        "finding",
     ]
     old = [{k: v for k, v in row.items() if k != "gain"} for row in rows]  # of a run before there were gains
-    assert score_probes(old, p)[1]["gate"] == "ok"
+    assert score_probes(old, p)[1]["outcome"] == "finding"
     assert Probe(**{k: v for k, v in old[0].items() if k in Probe.__dataclass_fields__}).gain is None
 
 

@@ -79,7 +79,7 @@ def test_a_made_picture_shows_what_was_wished_for(scored, out, p):
     """Read off its pixels by the world's own reader: the gates let no other picture through."""
     source, shows = with_counterfactuals(Boards(), out), []
     for row in scored:
-        if row["way"] == "edit" and row["pairing"] == "(Q*, I*)" and row["gate"] in ("ok", "agrees"):
+        if row["way"] == "edit" and row["pairing"] == "(Q*, I*)" and row["outcome"] in ("finding", "agrees"):
             wanted = edits.apply(scene_of(row["base"]), row["made"])
             shows.append(wanted == scene_of(Boards().read(source.picture(row["picture"]).image)))
             assert source.made[row["picture"]].box and source.made[row["picture"]].share <= p.edit_region
@@ -88,7 +88,7 @@ def test_a_made_picture_shows_what_was_wished_for(scored, out, p):
 
 def test_the_oracle_grades_what_a_picture_shows_and_not_what_was_asked_for(out, scored):
     source = with_counterfactuals(Boards(), out)
-    row = next(row for row in scored if row["way"] == "edit" and row["gate"] in ("ok", "agrees"))
+    row = next(row for row in scored if row["way"] == "edit" and row["outcome"] in ("finding", "agrees"))
     shown = scene_of(Boards().read(source.picture(row["picture"]).image))
     assert source.truth(row["picture"], row["question"]) == grammar.answer(shown, row["question"])
     assert source.truth(row["base"], row["question"]) == grammar.answer(scene_of(row["base"]), row["question"])
@@ -123,7 +123,7 @@ def test_every_picture_that_may_be_used_was_judged_and_another_bound_needs_no_mo
         used = row["way"] != "question" and row["made"] and not row["why"]
         assert (row["gain"] is not None) == bool(used)
     unlike = [row for row in scored if row.get("why") == "unlike the wish"]
-    assert all(row["gain"] <= p.picture_gain and row["gate"] == "bad picture" for row in unlike)
+    assert all(row["gain"] <= p.picture_gain and row["outcome"] == "bad picture" for row in unlike)
     strict = Counter(row.get("why") for row in score_probes(records, replace(p, picture_gain=0.99)))
     assert strict["unlike the wish"] > len(unlike) and strict["not applied"] == Counter(
         row.get("why") for row in scored)["not applied"]  # fmt: skip
@@ -137,7 +137,7 @@ def test_every_picture_is_accounted_for(scored, out, p):
     assert account["editor"]["command_applied"]["value"] > 0.8 and account["editor"]["rest_unchanged"]["value"] > 0.8
     assert account["generator"]["objects_present"]["value"] > 0.7
     counts = outcome_counts(scored)
-    assert counts["bad_pictures"] == sum(row["gate"] == "bad picture" for row in scored)
+    assert counts["bad_pictures"] == sum(row["outcome"] == "bad picture" for row in scored)
     assert counts["target_called"] == len({(r["model"], r["picture"], r["question"]) for r in _asked(out, "target")})
     assert counts["references_called"] == sum(len(_asked(out, name)) for name in ("gemma3", "idefics3", "llava"))
     ways = outcomes_by(scored, "way", with_counterfactuals(Boards(), out))
@@ -169,10 +169,15 @@ def record(key="a", pairing="(Q, I*)", **more):
 @pytest.mark.parametrize(
     "change, gate, why, irrelevant",
     [
-        ({}, "ok", "", True),
+        ({}, "finding", "", True),
         ({"target": "cat"}, "agrees", "", False),
-        ({"references": {"one": "cow", "two": "cow"}}, "ok", "", False),  # the edit did matter
-        ({"before": {"target": "dog", "references": {"one": "cat", "two": "cat"}}}, "ok", "", None),  # wrong before
+        ({"references": {"one": "cow", "two": "cow"}}, "finding", "", False),  # the edit did matter
+        (
+            {"before": {"target": "dog", "references": {"one": "cat", "two": "cat"}}},
+            "finding",
+            "",
+            None,
+        ),  # wrong before
         ({"checked": {"one": "blue", "two": "blue"}}, "bad picture", "not applied", False),
         ({"checked": {"one": "red", "two": "blue"}}, "bad picture", "implausible", False),
         ({"question": None, "why": "black"}, "bad picture", "black", None),
@@ -184,7 +189,7 @@ def test_gates_of_a_picture(change, gate, why, irrelevant, p):
         "b", "(Q*, I)", way="question", picture="audit-1", made="", check="", why="", checked={}, before=None
     )
     scored, _ = score_probes([record(**change), plain], replace(p, **QUORUM))
-    assert (scored["gate"], scored["why"], scored.get("irrelevant_edit")) == (gate, why, irrelevant)
+    assert (scored["outcome"], scored["why"], scored.get("irrelevant_edit")) == (gate, why, irrelevant)
     found = irrelevant_edits([scored])
     assert bool(found) == bool(irrelevant)
 

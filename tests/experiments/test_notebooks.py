@@ -21,9 +21,9 @@ from auditkit.findings import review
 from auditkit.findings.recheck import ELSEWHERE, RECHECK_FILE
 from auditkit.params import FIELDS, load_params
 from auditkit.repair.provenance import probe_of
-from auditkit.report.summary import GATES
 from auditkit.runs import jsonl
 from auditkit.runs.folder import STAGES
+from auditkit.runs.probe import OUTCOMES
 from auditkit.text import slug
 
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("[0-9]*.ipynb"))
@@ -256,7 +256,7 @@ def test_the_stage_files_are_what_the_report_reads(smoke, metrics, p):
     assert [row["step"] for row in history] == list(range(1, p.grpo_steps + 1))
     assert all(0 <= row["flat_groups"] <= 1 and row["kinds_lately"] >= row["kinds"] for row in history)
     scored = jsonl.read(folder / "05_audit" / "scored.jsonl")
-    assert len(scored) >= p.audit_probes and {row["gate"] for row in scored} <= set(GATES)
+    assert len(scored) >= p.audit_probes and {row["outcome"] for row in scored} <= set(OUTCOMES)
     types = json.loads((folder / "06_findings" / "types.json").read_text())
     assert sum(kind["size"] for kind in types) == metrics["06_findings"]["findings"]
     for kind in types:
@@ -278,7 +278,11 @@ def test_what_was_learnt_leads_back_to_the_audit(smoke):
         found = probe_of(folder, row["key"])
         assert (found is None) == (row["kind"] == "original")
         asked |= {found["key"]: found} if found else {}
-    scored = [row for row in jsonl.read(folder.parent / "05_audit" / "scored.jsonl") if row["gate"] in ("ok", "agrees")]
+    scored = [
+        row
+        for row in jsonl.read(folder.parent / "05_audit" / "scored.jsonl")
+        if row["outcome"] in ("finding", "agrees")
+    ]
     repeats = json.loads((folder / "manifest.json").read_text())["counts"]["near_duplicates"]
     assert asked.keys() <= {row["key"] for row in scored} and {row["run"] for row in traced if "run" in row} == {
         "smoke"
@@ -301,7 +305,9 @@ def test_an_audit_that_found_nothing_still_ends_with_a_report(smoke, tmp_path):
         shutil.copytree(smoke / "outputs" / "smoke" / stage, project / "outputs" / "smoke" / stage)
     run = project / "outputs" / "smoke"
     flawless = [
-        row | {"target": row["consensus"], "disagrees": False, "gate": "agrees"} if row["gate"] == "ok" else row
+        row | {"target": row["consensus"], "disagrees": False, "outcome": "agrees"}
+        if row["outcome"] == "finding"
+        else row
         for row in rows(run / "05_audit" / "scored.jsonl")
     ]
     (run / "05_audit" / "scored.jsonl").unlink()
@@ -332,7 +338,7 @@ def test_the_repair_learns_what_a_person_says(smoke, metrics, tmp_path):
     for stage in list(STAGES)[:7]:
         shutil.copytree(smoke / "outputs" / "smoke" / stage, project / "outputs" / "smoke" / stage)
     run = project / "outputs" / "smoke"
-    wrong, other = [row for row in rows(run / "05_audit" / "scored.jsonl") if row["gate"] == "ok"][:2]
+    wrong, other = [row for row in rows(run / "05_audit" / "scored.jsonl") if row["outcome"] == "finding"][:2]
     said = [review.decision(wrong, "reject"), review.decision(other, "relabel", "a person's answer")]
     jsonl.append(run / "06_findings" / review.FILE, said)
     done = auditkit(project, "--only", "07")

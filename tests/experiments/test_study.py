@@ -25,6 +25,7 @@ from auditkit.experiments.study import (
 from auditkit.params import parse_setting
 from auditkit.report import summary as reporting
 from auditkit.report.summary import write_study_report
+from auditkit.runs.folder import FORMAT
 
 FILE = {
     "study": "two",
@@ -173,7 +174,7 @@ def test_what_is_measured_of_audits_alone_needs_no_repair(write):
 def finished(folder, p, stage: str, needs: dict) -> str:
     """A stage folder as a run leaves it, and its id."""
     (folder / stage).mkdir(parents=True)
-    manifest = {"parameters": vars(p), "id": f"{folder.name}-{stage}", "needs": needs}
+    manifest = {"format": FORMAT, "parameters": vars(p), "id": f"{folder.name}-{stage}", "needs": needs}
     (folder / stage / "manifest.json").write_text(json.dumps(manifest))
     (folder / stage / "DONE").write_text("today")
     return manifest["id"]

@@ -17,7 +17,7 @@ def audit(seed: int, false: float, knows=0.95, shared=0.0, n=1200):
     rng, rows, said, wrong = random.Random(seed), [], {}, []
     for i in range(2 * n):
         key = f"a/{i}"
-        row = {"key": key, "question": "what is it?", "gate": "ok" if i < n else "agrees"}
+        row = {"key": key, "question": "what is it?", "outcome": "finding" if i < n else "agrees"}
         blind = i < n and rng.random() < false
         target = "right" if blind or i >= n else "target's"
         consensus = "theirs" if blind else "right"
@@ -64,4 +64,4 @@ def test_where_nobody_can_side_with_the_target_nothing_is_estimated():
     with pytest.raises(AuditError, match="all of them always agree"):
         leave_one_out(united, Same())
     with pytest.raises(AuditError, match="cannot be estimated from 0 findings"):
-        leave_one_out([row for row in rows if row["gate"] == "agrees"], Same())
+        leave_one_out([row for row in rows if row["outcome"] == "agrees"], Same())

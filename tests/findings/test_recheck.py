@@ -35,7 +35,7 @@ def settings(**changes):
 def finding(key="a/1", **more):
     row = {"key": key, "picture": "test-0-1", "base": None, "question": "what colour is the object at b2?"}
     row |= {"target": "blue", "references": {"r": "red", "s": "red", "t": "red"}, "consensus": "red"}
-    return row | {"agreement": 1.0, "disagrees": True, "gate": "ok", "irrelevant_edit": False} | more
+    return row | {"agreement": 1.0, "disagrees": True, "outcome": "finding", "irrelevant_edit": False} | more
 
 
 def again(target=("blue",) * 4, references=(("red",) * 4,) * 3, elsewhere=(("red", "green"),) * 3):
@@ -67,12 +67,12 @@ def test_what_passes_a_gate(gate, said, passes):
 
 
 def test_the_first_gate_a_finding_falls_through_is_named_and_only_those_that_are_on_count():
-    rows = [finding(), finding("a/2", gate="agrees")]
+    rows = [finding(), finding("a/2", outcome="agrees")]
     said = {"a/1": again(target=("red",) * 4, elsewhere=(("red", "red"),) * 3)}
-    gate = lambda *gates: [row["gate"] for row in apply_gates(rows, said, settings(gates=list(gates)))]  # noqa: E731
+    gate = lambda *gates: [row["outcome"] for row in apply_gates(rows, said, settings(gates=list(gates)))]  # noqa: E731
     assert gate("reproduces", "sound", "visual") == ["not reproduced", "agrees"]
     assert gate("sound", "visual") == ["not visual", "agrees"]
-    assert gate("sound") == ["ok", "agrees"] and gate() == ["ok", "agrees"]
+    assert gate("sound") == ["finding", "agrees"] and gate() == ["finding", "agrees"]
 
 
 @pytest.fixture(scope="module")

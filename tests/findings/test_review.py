@@ -23,13 +23,13 @@ from auditkit.report.summary import write_report
 from auditkit.runs import jsonl
 from auditkit.runs.folder import _unlock, open_stage
 
-GATES = ["ok"] * 40 + ["agrees"] * 30 + ["no consensus"] * 6 + ["implausible"] * 4
+GATES = ["finding"] * 40 + ["agrees"] * 30 + ["no consensus"] * 6 + ["implausible"] * 4
 GATES += ["duplicate"] * 5 + ["malformed"] * 5
 
 
 def record(number: int, gate: str) -> dict:
     """A scored record whose target and references say what its gate stands for."""
-    asked = {"key": f"a/{number:05d}", "picture": f"p{number}", "question": f"what is {number}?", "gate": gate}
+    asked = {"key": f"a/{number:05d}", "picture": f"p{number}", "question": f"what is {number}?", "outcome": gate}
     said = {"target": "blue", "consensus": "blue" if gate == "agrees" else "red", "references": {"x": "red"}}
     if gate == "no consensus":
         said["consensus"] = None
@@ -61,21 +61,21 @@ def press(one: ReviewWidget, do: str, answer="", note="", at=None) -> None:
 
 def test_all_findings_are_there_and_one_card_in_four_is_none(scored):
     order = review.queue(scored, 0)
-    gates = Counter(row["gate"] for row in order)
-    assert gates["ok"] == 40 and len(order) == 54 and not {"duplicate", "malformed"} & set(gates)
-    assert 3 < sum(row["gate"] == "ok" for row in order[:16]) < 16, "mixed, not one kind after the other"
+    gates = Counter(row["outcome"] for row in order)
+    assert gates["finding"] == 40 and len(order) == 54 and not {"duplicate", "malformed"} & set(gates)
+    assert 3 < sum(row["outcome"] == "finding" for row in order[:16]) < 16, "mixed, not one kind after the other"
 
 
 def test_the_order_is_the_seed_s_and_the_keys_alone(scored):
     keys = [row["key"] for row in review.queue(scored, 0)]
     assert keys == [row["key"] for row in review.queue(scored[::-1], 0)]
     assert keys != [row["key"] for row in review.queue(scored, 1)]
-    assert review.queue([row for row in scored if row["gate"] != "ok"], 0) == []
+    assert review.queue([row for row in scored if row["outcome"] != "finding"], 0) == []
 
 
 def test_the_first_cards_are_a_random_sample():
     """Whatever the order of the records, each finding is as likely to be among the first cards as any other."""
-    scored = [record(number, "ok") for number in range(20)]
+    scored = [record(number, "finding") for number in range(20)]
     seen = Counter(row["key"] for seed in range(2000) for row in review.queue(scored, seed)[:5])
     assert len(seen) == 20 and max(abs(n - 500) for n in seen.values()) < 5 * math.sqrt(2000 * 0.25 * 0.75)
 
@@ -88,11 +88,11 @@ def test_nothing_on_a_card_says_what_the_gate_or_the_truth_is(scored, tmp_path):
         cards.append({name for name in one.card})
         one.move(1)
     assert len({frozenset(names) for names in cards}) == 1
-    assert not {"gate", "truth", "disagrees", "key", "checkpoint", "irrelevant_edit"} & cards[0]
+    assert not {"outcome", "truth", "disagrees", "key", "checkpoint", "irrelevant_edit"} & cards[0]
 
 
 def test_a_made_picture_comes_with_the_original(scored, tmp_path):
-    scored = [row | {"base": "original", "made": "paint it red"} for row in scored if row["gate"] == "ok"]
+    scored = [row | {"base": "original", "made": "paint it red"} for row in scored if row["outcome"] == "finding"]
     card = sit(scored, tmp_path).card
     assert card["made"] == "paint it red" and card["before"] != card["picture"]
     assert all(src.startswith("data:image/png") and tiny for src, tiny in (card["before"], card["picture"]))
@@ -193,17 +193,17 @@ def test_two_quick_keys_judge_one_card(scored, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("gate", "do", "answer", "says"),
+    ("outcome", "do", "answer", "says"),
     [
-        ("ok", "relabel", " ", "Write the right answer first"),
-        ("ok", "relabel", "Blue.", "That is what the target says"),
+        ("finding", "relabel", " ", "Write the right answer first"),
+        ("finding", "relabel", "Blue.", "That is what the target says"),
         ("agrees", "accept", "", "The target says what the references say"),
         ("no consensus", "accept", "", "The references do not agree here"),
     ],
 )
-def test_a_decision_that_contradicts_the_card_is_a_sentence_and_no_line(scored, tmp_path, gate, do, answer, says):
+def test_a_decision_that_contradicts_the_card_is_a_sentence_and_no_line(scored, tmp_path, outcome, do, answer, says):
     one = sit(scored, tmp_path)
-    one.at = next(place for place, row in enumerate(one._queue) if row["gate"] == gate)
+    one.at = next(place for place, row in enumerate(one._queue) if row["outcome"] == outcome)
     at = one.at
     press(one, do, answer)
     assert says in one.card["message"] and one.at == at and not (tmp_path / "reviews.jsonl").exists()
@@ -212,7 +212,7 @@ def test_a_decision_that_contradicts_the_card_is_a_sentence_and_no_line(scored, 
 
 
 def test_nothing_found_is_nothing_to_review(scored, tmp_path):
-    one = sit([row for row in scored if row["gate"] != "ok"], tmp_path)
+    one = sit([row for row in scored if row["outcome"] != "finding"], tmp_path)
     press(one, "accept")
     press(one, "undo")
     assert one.card["of"] == 0 and "nothing to review" in one.card["message"]
@@ -263,10 +263,10 @@ def test_without_a_review_nothing_is_measured(scored):
 
 def test_precision_and_counts_are_those_of_the_cards_judged(scored):
     order = review.queue(scored, 0)
-    decided = judged(scored, lambda row: row["gate"] == "ok" and int(row["key"][2:]) % 4 > 0, 30)
+    decided = judged(scored, lambda row: row["outcome"] == "finding" and int(row["key"][2:]) % 4 > 0, 30)
     del decided[order[3]["key"]]
     found = review.measures(scored, decided, 0)
-    seen = [row for row in order[:30] if row["key"] in decided and row["gate"] == "ok"]
+    seen = [row for row in order[:30] if row["key"] in decided and row["outcome"] == "finding"]
     right = sum(int(row["key"][2:]) % 4 > 0 for row in seen)
     assert found["precision_by_human"] == found["by_gate"]["ok"] == stats.rate(right, len(seen))
     assert found["reviewed"] == 29 == found["accepted"] + found["rejected"] and found["passed_over"] == 1
@@ -275,13 +275,13 @@ def test_precision_and_counts_are_those_of_the_cards_judged(scored):
 
 def test_agreement_and_kappa_speak_of_all_probes_and_not_of_the_cards():
     """More probes agree than are shown. What the cards say, averaged over orders, is what judging all would say."""
-    scored = [record(n, "ok" if n < 60 else "agrees") for n in range(300)]
+    scored = [record(n, "finding" if n < 60 else "agrees") for n in range(300)]
 
     def failure(row):  # a fifth of the findings are none, a tenth of the others are
         number = int(row["key"][2:])
-        return number % 5 > 0 if row["gate"] == "ok" else number % 10 == 0
+        return number % 5 > 0 if row["outcome"] == "finding" else number % 10 == 0
 
-    gates, person = [row["gate"] == "ok" for row in scored], [failure(row) for row in scored]
+    gates, person = [row["outcome"] == "finding" for row in scored], [failure(row) for row in scored]
     truly = sum(g == f for g, f in zip(gates, person, strict=True)) / 300
     found = [review.measures(scored, judged(scored, failure, 60, seed), seed) for seed in range(200)]
     inside = sum(one["agreement"]["low"] <= truly <= one["agreement"]["high"] for one in found)
@@ -293,10 +293,10 @@ def test_agreement_and_kappa_speak_of_all_probes_and_not_of_the_cards():
 
 
 def test_a_review_of_one_kind_of_card_says_nothing_of_agreement(scored):
-    decided = {row["key"]: {"key": row["key"], "decision": "accept"} for row in scored if row["gate"] == "ok"}
+    decided = {row["key"]: {"key": row["key"], "decision": "accept"} for row in scored if row["outcome"] == "finding"}
     found = review.measures(scored, decided, 0)
     assert found["precision_by_human"]["n"] == 40 and not {"agreement", "kappa"} & set(found)
-    alone = [row for row in scored if row["gate"] == "ok"]
+    alone = [row for row in scored if row["outcome"] == "finding"]
     assert review.measures(alone, decided, 0)["agreement"] == stats.rate(40, 40), "there is no other kind"
     assert "kappa" not in review.measures(alone, decided, 0)
 
@@ -367,14 +367,14 @@ def test_summary_and_report_tell_of_a_review_and_whether_the_repair_has_learnt_f
     one = sit(scored, folder)
     for _ in range(20):
         row = one._queue[one.at]
-        press(one, "accept" if row["gate"] == "ok" else "reject")
+        press(one, "accept" if row["outcome"] == "finding" else "reject")
     page = write_report(run).read_text().replace("\N{NO-BREAK SPACE}", " ")
     said = json.loads((run / "summary.json").read_text())["review"]
     assert said["reviewed"] == 20 and said["precision_by_human"]["value"] == said["agreement"]["value"] == 1.0
     assert said["kappa"] == 1.0 and said["relabelled"] == 0 and said["in_the_repair"] is True
     assert "A person looked at 20 probes" in page and "Cohen’s kappa is 1.00" in page and "not learnt from" not in page
 
-    one.at = next(place for place, row in enumerate(one._queue) if row["gate"] == "ok")
+    one.at = next(place for place, row in enumerate(one._queue) if row["outcome"] == "finding")
     one.decide("relabel", "<script>green</script>")
     page = write_report(run).read_text()
     assert json.loads((run / "summary.json").read_text())["review"]["in_the_repair"] is False

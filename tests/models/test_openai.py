@@ -459,7 +459,7 @@ def test_a_model_that_paraphrases_is_asked_once_a_finding_and_its_words_are_put_
     """The wordings change what the models read, so here they go through them; what they mean is the paraphraser's."""
     rows = [
         {"key": f"a/{i}", "picture": picture.key, "base": None, "question": f"what colour is the object at {place}?",
-         "target": "red", "consensus": "blue", "agreement": 1.0, "gate": "ok"}
+         "target": "red", "consensus": "blue", "agreement": 1.0, "outcome": "finding"}
         for i, (picture, place) in enumerate(zip(pictures(3), ("a1", "b2", "c3"), strict=True))
     ]  # fmt: skip
 

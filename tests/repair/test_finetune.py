@@ -60,9 +60,9 @@ def asked(model, examples):
     return answer_questions(model, [e.image for e in examples], [e.question for e in examples])
 
 
-def finding(i, gate="ok"):
+def finding(i, gate="finding"):
     asked = {"key": f"p{i}", "picture": f"audit-0-{i}", "question": "how many objects are there?"}
-    return asked | {"target": "3", "consensus": "4", "gate": gate}
+    return asked | {"target": "3", "consensus": "4", "outcome": gate}
 
 
 def training_set(scored, originals, p):
@@ -132,8 +132,8 @@ def test_an_answer_that_outweighs_its_kind_of_question_is_thinned():
     rows += [finding(i) | {"question": "what colour is the star?"} for i in range(100, 120)]
     rows += [finding(i, gate="agrees") | {"question": "is there a sign?", "consensus": "yes"} for i in range(120, 124)]
     kept = balanced(rows, 8)
-    said = Counter((row["consensus"], row["gate"]) for row in kept)
-    assert said == {("none", "agrees"): 10, ("star", "agrees"): 10, ("4", "ok"): 20, ("yes", "agrees"): 4}
+    said = Counter((row["consensus"], row["outcome"]) for row in kept)
+    assert said == {("none", "agrees"): 10, ("star", "agrees"): 10, ("4", "finding"): 20, ("yes", "agrees"): 4}
     assert [row["key"] for row in kept] == [row["key"] for row in rows if row in kept], "in their order"
 
 
@@ -304,7 +304,7 @@ def test_the_shipped_target_unlearns_a_gap(tmp_path):
     question = "what atmosphere does the scene have?"
     dusks = [f"audit-0-{i}" for i in range(600) if scene_of(f"audit-0-{i}").background == "dusk"]
     found = [
-        {"key": k, "picture": k, "question": question, "target": "day", "consensus": "dusk", "gate": "ok"}
+        {"key": k, "picture": k, "question": question, "target": "day", "consensus": "dusk", "outcome": "finding"}
         for k in dusks[:50]
     ]
     originals = boards.examples(200, 0)

@@ -27,9 +27,9 @@ from auditkit.runs import jsonl
 BOARDS = Boards()
 
 
-def probe(run, i, gate="ok", key=None, **more):
+def probe(run, i, gate="finding", key=None, **more):
     asked = {"key": key or f"untrained/{i:05d}", "picture": f"{run}-0-{i}", "question": f"how many are in row {i}?"}
-    return asked | {"target": "0", "consensus": str(i), "gate": gate} | more
+    return asked | {"target": "0", "consensus": str(i), "outcome": gate} | more
 
 
 def training_set(rows, originals, p):
@@ -41,7 +41,7 @@ def p(project):
     """Two finished audits, `before` and `demo`, whose probes have the same keys."""
     for run in ("before", "demo"):
         folder = project / "outputs" / run / AUDIT
-        gates = ["ok", "agrees", "no consensus", "ok", "agrees", "malformed"]
+        gates = ["finding", "agrees", "no consensus", "finding", "agrees", "malformed"]
         jsonl.append(folder / "scored.jsonl", [probe(run, i, gate) for i, gate in enumerate(gates)])
         (folder / "manifest.json").write_text(json.dumps({"parameters": {"images": "miniature"}}))
         (folder / "DONE").touch()
@@ -69,7 +69,7 @@ def test_every_training_example_leads_to_its_probe_and_every_probe_to_its_exampl
     for run in ("before", "demo"):
         for row in jsonl.read(project / "outputs" / run / "05_audit/scored.jsonl"):
             example = example_of(folder, run, row["key"])
-            if row["gate"] in ("ok", "agrees"):
+            if row["outcome"] in ("finding", "agrees"):
                 assert probe_of(folder, example["key"]) == row
                 assert (example["question"], example["answer"]) == (row["question"], row["consensus"])
             else:

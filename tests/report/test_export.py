@@ -55,7 +55,11 @@ def make_run(run, project):
     scored = []
     for n in range(16):
         row = {"key": f"step {n % 2}/{n:05d}", "picture": f"audit-0-{n}", "question": f"what colour is at a{n}?"}
-        row |= {"gate": "ok" if n < 12 else "agrees", "target": "blue", "consensus": "red" if n < 12 else "blue"}
+        row |= {
+            "outcome": "finding" if n < 12 else "agrees",
+            "target": "blue",
+            "consensus": "red" if n < 12 else "blue",
+        }
         row |= {"references": {"gemma3": "red", "big": "red"}, "way": "question", "pairing": "(Q*, I)"}
         scored.append(row | {"checkpoint": f"step {n % 2}", "base": None, "made": None})
     scored[3] |= {"question": HOSTILE, "consensus": "2"}
@@ -92,7 +96,7 @@ def test_what_is_exported_loads_as_an_image_folder_and_leads_back_to_its_probe(r
     assert told == {"findings": 12, "rejected": 0, "relabelled": 0, "adapter": 1}
     found = datasets.load_dataset("imagefolder", data_dir=str(tmp_path / "out" / where), split="train")
     probes = records(run)
-    assert set(found["key"]) == {key for key, row in probes.items() if row["gate"] == "ok"}
+    assert set(found["key"]) == {key for key, row in probes.items() if row["outcome"] == "finding"}
     source = with_counterfactuals(load_images("miniature"), run / "05_audit")
     for row in found:
         probe = probes[row["key"]]
@@ -107,7 +111,7 @@ def test_what_is_exported_loads_as_an_image_folder_and_leads_back_to_its_probe(r
             "pairing",
             "checkpoint",
             "picture",
-            "gate",
+            "outcome",
         ):
             assert row[name] == probe[name], name
         assert row["failure_type"] == (HOSTILE if probe["question"] == HOSTILE else "colours")

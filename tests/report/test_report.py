@@ -133,9 +133,9 @@ def make_run(run: Path) -> Path:
         {"trained": stats.rate(872, 1000), "best_blind_question": blind, "precision": stats.rate(1510, 1560)},
         {"asked": 2000, "target_called": 1990, "references_called": 5970},
     )
-    gates = ["ok"] * 1560 + ["agrees"] * 300 + ["no consensus"] * 90 + ["duplicate"] * 40 + ["malformed"] * 10
+    gates = ["finding"] * 1560 + ["agrees"] * 300 + ["no consensus"] * 90 + ["duplicate"] * 40 + ["malformed"] * 10
     (audit / "scored.jsonl").write_text(
-        "".join(json.dumps({"key": str(n), "gate": gate}) + "\n" for n, gate in enumerate(gates))
+        "".join(json.dumps({"key": str(n), "outcome": gate}) + "\n" for n, gate in enumerate(gates))
     )
     for number in range(12):
         board(audit / "images" / f"{number}.png", number)
@@ -245,7 +245,7 @@ def test_what_was_not_measured_is_absent(tmp_path):
     run = tmp_path / "photos"
     stage(run, "02_disagreement", {"untrained_by_consensus": stats.rate(200, 1000)})
     audit = stage(run, "05_audit", {"trained_by_consensus": stats.rate(700, 1000)})
-    (audit / "scored.jsonl").write_text('{"key": "a", "gate": "ok"}\n')
+    (audit / "scored.jsonl").write_text('{"key": "a", "outcome": "finding"}\n')
     stage(run, "06_findings", done=False)
     page = write_report(run).read_text()
     summary = json.loads((run / "summary.json").read_text())
@@ -264,7 +264,7 @@ def test_a_run_with_only_its_first_stage_still_reports(tmp_path):
 
 def test_an_audit_that_found_nothing_says_so(run):
     gates = ["agrees"] * 1990 + ["malformed"] * 10
-    rows = "".join(json.dumps({"key": str(n), "gate": gate}) + "\n" for n, gate in enumerate(gates))
+    rows = "".join(json.dumps({"key": str(n), "outcome": gate}) + "\n" for n, gate in enumerate(gates))
     (run / "05_audit" / "scored.jsonl").write_text(rows)
     (run / "06_findings" / "types.json").write_text("[]")
     planted = json.loads((run / "06_findings" / "planted.json").read_text())
@@ -427,3 +427,9 @@ def test_the_browser_test_would_see_a_request_and_a_console_message(tmp_path):
     bad.write_text('<script>console.error("boo")</script><img src="http://evil.example/a.png">')
     _, console, network = browse(bad, tmp_path)
     assert console and requests(network) == ["http://evil.example/a.png"]
+
+
+def test_records_of_before_probes_had_outcomes_are_refused_in_one_sentence(run):
+    (run / "05_audit" / "scored.jsonl").write_text('{"key": "a", "gate": "ok"}\n')
+    with pytest.raises(AuditError, match="05_audit was made by an earlier auditkit"):
+        write_report(run)

@@ -224,3 +224,13 @@ def test_a_killed_stage_goes_on_with_nothing_lost_or_twice(p):
     run.append([{"key": str(i)} for i in range(len(keys) + 2)])
     lines = (run.folder / "records.jsonl").read_text().splitlines()
     assert [json.loads(line)["key"] for line in lines] == [str(i) for i in range(len(keys) + 2)]
+
+
+def test_a_stage_with_records_of_another_form_is_refused_in_one_sentence(p):
+    run = open_stage(p, "05_audit")
+    run.append({"key": "a"})
+    manifest = json.loads((run.folder / "manifest.json").read_text())
+    del manifest["format"]  # as before there was one
+    (run.folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(AuditError, match="outputs/demo/05_audit was made .* records of format 1 then, 2 now"):
+        open_stage(p, "05_audit")
