@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 
 def clock(seconds: float) -> str:
@@ -38,3 +39,12 @@ def slug(key: str) -> str:
 def short_error(error: Exception) -> str:
     """The first sentence or so of an error, for a message of one line."""
     return str(error).strip().split("\n")[0][:200].rstrip(". ")
+
+
+def nearest(word: object, known: Iterable[str]) -> str:
+    """The known word that is spelt most like this one, "" where none is near: for "did you mean ...?".
+
+    >>> nearest("grpo_step", ["grpo_steps", "seed"]), nearest("colour", ["seed"])
+    ('grpo_steps', '')
+    """
+    return next(iter(difflib.get_close_matches(str(word), list(known), 1)), "")

@@ -24,6 +24,7 @@ from auditkit.data.source import Picture, Source
 from auditkit.errors import AuditError
 from auditkit.params import WAYS
 from auditkit.runs import jsonl
+from auditkit.runs.files import replacing
 from auditkit.runs.probe import Wish, parse_wish
 
 IMAGES_FILE, MADE = "pictures.jsonl", "made-"  # where rows are filed, and how the keys of made pictures begin
@@ -170,10 +171,8 @@ class ImageStore:
             self._images[made.key] = image
             return
         path = _file(self.folder, made.key)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_suffix(".part")
-        image.save(beside, "PNG")
-        beside.replace(path)
+        with replacing(path) as beside:
+            image.save(beside, "PNG")
 
 
 def make_wished(

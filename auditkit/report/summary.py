@@ -50,6 +50,7 @@ from auditkit.findings import review
 from auditkit.findings.grading import probes_until
 from auditkit.report.page import render_report, render_rounds, render_study
 from auditkit.runs import costs, jsonl
+from auditkit.runs.files import write_json, write_text
 from auditkit.runs.probe import OUTCOMES, SUMMARY_KEYS
 
 STAGES = {
@@ -110,23 +111,23 @@ def write_report(run_folder: Path) -> Path:
         history=auditor.records("history.jsonl"),
         folders=[findings.folder, run_folder / "05_audit"],
     )
-    _replace(run_folder / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
-    _replace(run_folder / "report.html", html)
+    write_json(run_folder / "summary.json", summary, indent=2)
+    write_text(run_folder / "report.html", html)
     return run_folder / "report.html"
 
 
 def write_study_report(study, table: Mapping, measures: Mapping) -> Path:
     """Write a study's `summary.json` and `report.html` into its folder and return the report's path."""
     summary = {"study": study.name, "base": study.base, "seeds": study.seeds, "settings": study.arms, "arms": table}
-    _replace(study.folder / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
-    _replace(study.folder / "report.html", render_study(study, table, measures))
+    write_json(study.folder / "summary.json", summary, indent=2)
+    write_text(study.folder / "report.html", render_study(study, table, measures))
     return study.folder / "report.html"
 
 
 def write_rounds_report(folder: Path, summary: Mapping) -> Path:
     """Write the `summary.json` and `report.html` of several rounds (experiments/rounds.py) and return the report's path."""
-    _replace(folder / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
-    _replace(folder / "report.html", render_rounds(summary))
+    write_json(folder / "summary.json", summary, indent=2)
+    write_text(folder / "report.html", render_rounds(summary))
     return folder / "report.html"
 
 
@@ -281,10 +282,3 @@ def _json(path: Path):
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise AuditError(f"{path} cannot be read as JSON ({error}); run that stage's notebook again.") from error
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write beside and rename, so that nobody ever sees half a file."""
-    beside = path.with_name(path.name + ".part")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)

@@ -36,6 +36,7 @@ from auditkit import specs
 from auditkit.errors import AuditError
 from auditkit.params import DEFAULTS, Params, project_root
 from auditkit.runs import costs, jsonl
+from auditkit.runs.files import write_text
 
 MODELS = "images seed auditor target references dtype"
 ASKING = f"{MODELS} temperature min_token_probability max_question_tokens max_answer_tokens quorum same"
@@ -172,7 +173,7 @@ class Stage:
             print("\n".join(costs.in_words(hosted)))
         self.manifest |= {"status": "done", "finished": _now()}
         self._save()
-        _write(self.folder / "DONE", self.manifest["finished"] + "\n")
+        write_text(self.folder / "DONE", self.manifest["finished"] + "\n")
         _unlock(self.folder)
         return self.manifest["metrics"]
 
@@ -181,7 +182,7 @@ class Stage:
         self.manifest["seconds"] = round(self.manifest["seconds"] + now - self._since, 1)
         self._since = now
         text = json.dumps(self.manifest, indent=1, ensure_ascii=False, default=_plain)
-        _write(self.folder / "manifest.json", text + "\n")
+        write_text(self.folder / "manifest.json", text + "\n")
 
 
 def open_stage(p: Params, stage: str, resume: bool = True) -> Stage:
@@ -384,13 +385,6 @@ def _manifest(folder: Path) -> dict | None:
 def _bare(folder: Path) -> bool:
     """Whether a stage was opened, perhaps failed, and made nothing yet that other parameters could contradict."""
     return {entry.name for entry in folder.iterdir()} <= {".lock", "manifest.json", "notebook.ipynb", KEPT}
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file so that a reader, or the next start after a kill, sees the old one or the new one whole."""
-    new = path.with_name(path.name + ".new")
-    new.write_text(text, encoding="utf-8")
-    os.replace(new, path)
 
 
 def _empty(folder: Path) -> None:

@@ -1,11 +1,11 @@
 """Files of one JSON object a line, only ever appended to, that survive being killed in the middle of a line."""
 
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
 from auditkit.errors import AuditError
+from auditkit.runs.files import write_text
 
 
 def read(path: Path) -> list[dict]:
@@ -40,8 +40,4 @@ def append(path: Path, rows: Iterable[dict]) -> None:
 
 def replace(path: Path, rows: Iterable[dict]) -> None:
     """Write a file anew, so that a kill leaves the old one or the new one whole."""
-    new = path.with_name(path.name + ".new")
-    new.unlink(missing_ok=True)
-    append(new, rows)
-    new.touch()
-    os.replace(new, path)
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

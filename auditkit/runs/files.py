@@ -1,0 +1,28 @@
+"""Files that are there whole or not at all, whenever a run is killed."""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file to write beside `path`, which takes its place once it is written; readers see the old one or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(path.name + ".part")
+    yield beside
+    os.replace(beside, path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all."""
+    with replacing(path) as beside:
+        beside.write_text(text, encoding="utf-8", newline="\n")
+
+
+def write_json(path: Path, value: Any, **how: Any) -> None:
+    """Write a value as indented JSON, whole or not at all; `how` goes to `json.dumps`."""
+    write_text(path, json.dumps(value, ensure_ascii=False, **{"indent": 1, **how}) + "\n")
