@@ -24,6 +24,8 @@ OPENING = re.compile(
     r"^(?:answer:\s*|(?:the\s+)?answer\s+is:?\s+|(?:it|this|that|there|they|he|she)(?:\s+(?:is|are|was|were)|['’]s|['’]re)\s+)+"
 )
 ARTICLES = {"a", "an", "the"}
+KEPT = ".:/%-_#"  # punctuation that may be part of a number, a time or a name; what is not was taken out before
+JOINERS = "\N{ZERO WIDTH JOINER}\N{ZERO WIDTH NON-JOINER}"  # they make other letters, or one symbol out of several
 
 
 @lru_cache(maxsize=100_000)
@@ -38,19 +40,67 @@ def normalise(text: str) -> str:
     True
     >>> normalise("8:30"), normalise("-3"), normalise("b3."), normalise("A")
     ('8:30', '-3', 'b3', 'a')
+    >>> normalise("काला") == normalise("केला"), normalise("↑"), normalise("<5"), normalise("...")
+    (False, '↑', '<5', '')
     """
-    text = unicodedata.normalize("NFKC", text).strip().lower()
+    text = _spelt_out(text).strip().lower()
     text = OPENING.sub("", text)
     text = re.sub(r"^(yes|no)\s*,\s*(?:it|there|they|this|that)\s+(?:is|are)(?:\s+not|n['’]t)?\b", r"\1 ", text)
     text = re.sub(r"(\d),(?=\d{3}\b)", r"\1", text)  # 1,000
     text = re.sub(r"\b(\d+)\.0+\b", r"\1", text)  # 2.0
     text = re.sub(r"['’]s\b|['’]", "", text)
-    # a sign, point or colon inside a number or a clock time means something; any other punctuation does not
-    text = re.sub(r"(?<!\d)[.:](?=\d)|(?<=\d)[.:](?!\d)|(?<!\d)[.:](?!\d)|(?<=\w)-|-(?!\d)|[^\w\s.:%$€£+-]", " ", text)
+    # a sign, point, colon or slash inside a number, date or clock time means something; any other punctuation does not
+    text = re.sub(
+        r"(?<!\d)[./:](?=\d)|(?<=\d)[./:](?!\d)|(?<!\d)[./:](?!\d)|(?<=\w)-(?!$)|(?<!\w)-(?!\d)|-(?=\s)", " ", text
+    )
+    text = re.sub(r"(?<=\w\w)-$|(?<![^\W\d_])#", " ", text)  # "A-" is a grade, "cat-" is a slip; C# is not C
+    text = "".join(" " if _says_nothing(character) else character for character in text)
+    text = re.sub(r"([<>≤≥=~≈±])\s+(?=\d)|(?<=\d)\s+(?=%)", r"\1", text)  # < 5, 5 %
     words = text.split()
     if len(words) > 1:  # "A" alone may be the letter on a sign
         words = [word for word in words if word not in ARTICLES]
     return " ".join(_singular(SYNONYMS.get(word, NUMBERS.get(word, word))) for word in words)
+
+
+def _spelt_out(text: str) -> str:
+    """One spelling for what Unicode writes in several ways, without making different numbers alike.
+
+    >>> _spelt_out("5² ½ 1½ −3 ３ ٣")
+    '5^2 1/2 1 1/2 -3 3 3'
+    """
+    found = []
+    for character in text:
+        kind, plain = unicodedata.category(character), unicodedata.normalize("NFKC", character)
+        if kind == "No" and unicodedata.decomposition(character).startswith("<super>"):
+            plain = f"^{plain}"  # 5² is not 52
+        elif "\N{FRACTION SLASH}" in plain:
+            plain = (" " if found and found[-1][-1:].isdigit() else "") + plain.replace("\N{FRACTION SLASH}", "/")
+        elif kind == "Nd":
+            plain = str(unicodedata.digit(character))
+        elif character == "\N{MINUS SIGN}":
+            plain = "-"
+        elif kind == "Cf" and character not in JOINERS or character == "\N{VARIATION SELECTOR-16}":
+            plain = ""  # a byte order mark, a soft hyphen, the coloured form of a symbol
+        found.append(plain)
+    return unicodedata.normalize("NFKC", "".join(found))
+
+
+def _says_nothing(character: str) -> bool:
+    """Whether a character is punctuation; letters, marks, numbers and symbols of any script tell answers apart."""
+    return (
+        character not in KEPT
+        and (unicodedata.category(character).startswith(("P", "C")) or character in "`´|")
+        and (character not in JOINERS)
+    )
+
+
+def has_content(text: str) -> bool:
+    """Whether an answer says anything: more than spaces and punctuation.
+
+    >>> [has_content(text) for text in ("...", "?!", "-", "", "↑", "0", "a")]
+    [False, False, False, False, True, True, True]
+    """
+    return bool(normalise(text))
 
 
 def _singular(word: str) -> str:

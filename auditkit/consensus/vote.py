@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from auditkit.consensus.normalise import same_text
+from auditkit.consensus.normalise import has_content, same_text
 from auditkit.consensus.same import Same
 
 
@@ -21,7 +21,7 @@ class Vote:
 
     consensus: str | None  # None: the references do not agree
     agreement: float  # share of the references behind the most common answer, 0 to 1
-    disagrees: bool  # the target departs from the consensus
+    disagrees: bool  # the target departs from the consensus; one that says nothing does not
 
 
 def vote(
@@ -47,7 +47,7 @@ def vote(
     alike = same if question is None else lambda a, b: same(a, b, question)
     groups: list[list[str]] = []
     for answer in references:
-        if not answer.strip():
+        if not has_content(answer):
             continue
         for group in groups:
             if alike(answer, group[0]):
@@ -65,7 +65,7 @@ def vote(
     consensus = Counter(answer.strip() for answer in groups[0]).most_common(1)[0][0]
     # who says what one behind the consensus says does not depart from it, even if a judge finds the two wordings unlike
     joins = any(same_text(target, answer) for answer in groups[0]) or alike(target, consensus)
-    return Vote(consensus, round(share, 2), not joins)
+    return Vote(consensus, round(share, 2), has_content(target) and not joins)
 
 
 def vote_all(rows: Sequence[tuple[str, str, Sequence[str]]], alike: Same, quorum: float) -> list[Vote]:

@@ -22,6 +22,10 @@ from auditkit.errors import AuditError
         ("it's a dog", "dog"), ("The answer is: left", "left"), ("striped", "stripes"), ("two dogs", "2 dog"),
         ("Yes, it is.", "yes"), ("No, there isn't", "no"), ("1,000", "1000"), ("nothing", "none"),
         ("a red bus", "red bus"),
+        # one spelling for what Unicode writes in several ways
+        ("✔️", "✔"), ("３", "3"), ("٣", "3"), ("−3", "-3"), ("½", "1/2"), ("e\u0301té", "été"), ("\ufeffyes", "yes"),
+        # punctuation and spacing of any script
+        ("«да»", "да"), ("**two**", "2"), ("“yes”", "yes"), ("is it?¿", "is it"), ("< 5", "<5"), ("5 %", "5%"), ("cat-", "cat"),
     ],
 )  # fmt: skip
 def test_same(one, other):
@@ -31,6 +35,10 @@ def test_same(one, other):
 @pytest.mark.parametrize(
     ("one", "other"),
     [("2", "3"), ("yes", "no"), ("left", "right"), ("", "a"), ("A", "the"), ("b3", "b4"), ("8:30", "8:35"),
+     ("काला", "केला"), ("เสือ", "เสื้อ"), ("م", "مُ"), ("é", "e"),  # scripts whose signs are combining marks
+     ("↑", "↓"), ("✓", "✗"), ("👍", "👎"), ("♂", "♀"), ("🇫🇷", "🇩🇪"), ("👩\u200d🚒", "👩"),
+     ("<5", "5"), ("<5", ">5"), ("±5", "5"), ("5²", "52"), ("1½", "11/2"), ("1/2", "12"), ("1/2", "1 2"), ("−3", "3"),
+     ("20°", "20"), ("A-", "A"), ("A+", "A"), ("C#", "C"), ("$5", "£5"),
      ("1.5", "15"), ("-3", "3"), ("E", "F"), ("none", "no"), ("0", "none"), ("purple", "blue"), ("bus", "truck")],
 )  # fmt: skip
 def test_not_same(one, other):
@@ -57,10 +65,12 @@ def test_consensus_is_what_most_references_wrote():
     assert vote("blue", ["It is violet.", "purple", "purple"]).consensus == "purple"
 
 
-def test_silence_is_no_vote_and_silence_of_the_target_is_a_failure():
+def test_an_answer_without_content_is_no_answer():
     assert vote("a", ["", " ", ""]) == Vote(None, 0.0, False)
+    assert vote("a", ["...", "?!", "-"]) == Vote(None, 0.0, False), "punctuation is no consensus"
     assert vote("a", ["b", "", ""]).consensus is None
-    assert vote("", ["b", "b", ""]).disagrees
+    assert vote("", ["b", "b", ""]) == vote("...", ["b", "b", "-"]) == Vote("b", 0.67, False), "nor a disagreement"
+    assert vote("↑", ["↓", "↓"]).disagrees
 
 
 def test_no_references_are_an_error():
@@ -105,7 +115,7 @@ def test_verdicts_take_two_calls_and_are_those_of_one_by_one():
 
     found = vote_all(rows, Same(decide), 0.6)
     assert [len(batch) for batch in batches] == [4, 2]
-    assert [verdict.disagrees for verdict in found] == [True, False, False, False, True]
+    assert [verdict.disagrees for verdict in found] == [True, False, False, False, False]  # silence is no answer
     assert found == [vote(target, said, Same(decide), 0.6, question) for question, target, said in rows]
 
 
