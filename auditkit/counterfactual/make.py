@@ -33,13 +33,14 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
-from PIL import Image, ImageOps
+from PIL import Image
 from scipy import ndimage
 from skimage.metrics import structural_similarity
 
 from auditkit import specs
 from auditkit.counterfactual import pipelines
 from auditkit.counterfactual.unread import end_of, listening
+from auditkit.data.pictures import upright
 from auditkit.errors import AuditError
 from auditkit.models import downloads
 from auditkit.models.batching import in_batches
@@ -174,23 +175,6 @@ def edit_images(
         one if one.image is None else Painting(_as_large(one.image, picture), one.why, one.cut, one.seconds)
         for one, picture in zip(made, pictures, strict=True)
     ]
-
-
-def upright(image: Image.Image) -> Image.Image:
-    """The image in RGB, turned as its EXIF says; 16 bits become 8, what is transparent is laid on white.
-
-    >>> upright(Image.new("RGBA", (1, 1), (0, 0, 0, 0))).getpixel((0, 0))
-    (255, 255, 255)
-    """
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I") or image.mode == "F":
-        grey = np.asarray(image, dtype=np.float64)
-        deep = grey.max(initial=0) > 255
-        image = Image.fromarray(np.clip(grey / 257 if deep else grey, 0, 255).round().astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
 
 
 def measure_change(before: Image.Image, after: Image.Image, threshold: float = 16.0) -> Change:

@@ -1,31 +1,60 @@
 """A folder of images of one's own, with or without questions and answers beside them."""
 
-import json
+import os
+import posixpath
+import unicodedata
 from collections import Counter
 from pathlib import Path
+from urllib.parse import parse_qsl
 
-from auditkit.data.source import SUFFIXES, Collection, Row
+from auditkit.data.pictures import SUFFIXES, is_other_image
+from auditkit.data.question_files import Labelled, read_questions
+from auditkit.data.source import Collection, Row
 from auditkit.errors import AuditError
+
+FOLDER_OPTIONS = {"links": "yes: folders that are linked are looked into; else they are named"}
 
 
 class ImageFolder(Collection):
-    """A folder of images, at any depth, with an optional `questions.jsonl` beside them.
+    """A folder of images, at any depth, with questions beside them in any of the forms of question_files.py.
 
-    One object a line: {"image": path within the folder, "question": ..., "answer": ..., "split": "train" | "test",
-    "skill": name of the benchmark}; the last two may be missing (see `Collection` for what then happens).
+    What is not read is said once: images of other kinds, linked folders, files of questions that are not understood.
 
-    Raises AuditError for a folder without images and for a malformed line of questions.jsonl, naming it.
+    Args:
+        folder: where the images are.
+        options: as behind "?" in a parameter file, see FOLDER_OPTIONS.
+
+    Raises AuditError for a folder without images and for a row of questions that cannot be meant, naming it.
     """
 
-    def __init__(self, folder: str | Path):
+    def __init__(self, folder: str | Path, options: str = ""):
         self.folder = Path(folder)
-        paths = sorted(p for p in self.folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+        chosen = dict(parse_qsl(options, keep_blank_values=True))
+        for name in chosen:
+            if name not in FOLDER_OPTIONS:
+                raise AuditError(
+                    f'images: "{folder}?{options}": no option {name}; there is {", ".join(FOLDER_OPTIONS)}.'
+                )
+        paths, others, links = _files(self.folder, chosen.get("links") == "yes")
         if not paths:
-            raise AuditError(f"images: no image in {self.folder} (looked for {', '.join(sorted(SUFFIXES))}).")
-        self._paths = {self._key(p.relative_to(self.folder).as_posix()): p for p in paths}
+            beside = f"; {_some(others, 'image', 'images')} of another kind" if others else ""
+            raise AuditError(f"images: no image in {self.folder} (looked for {', '.join(sorted(SUFFIXES))}){beside}.")
+        self._paths = {self._key(path.relative_to(self.folder).as_posix()): path for path in paths}
+        self._named = _names(self._paths)
+        if others:
+            print(f"images: {_some(others, 'file', 'files')} of kinds that are not read here.", flush=True)
+        if links:
+            print(f"images: {_some(links, 'linked folder', 'linked folders')} not looked into; write "
+                  f"{self.folder}?links=yes to do so.", flush=True)  # fmt: skip
         declared: dict[str, str | None] = dict.fromkeys(self._paths)
-        rows = self._questions(declared)
-        super().__init__(self.folder.resolve().name, declared, rows)
+        labelled, strange = read_questions(self.folder)
+        if strange:
+            print(
+                f"images: {_some(strange, 'file', 'files')} with no questions that are understood; docs/data.md has the "
+                "forms that are read.",
+                flush=True,
+            )
+        super().__init__(self.folder.resolve().name, declared, self._rows_of(labelled, declared))
 
     @staticmethod
     def _key(path: str) -> str:
@@ -35,53 +64,60 @@ class ImageFolder(Collection):
     def _file(self, key: str) -> Path:
         return self._paths[key]
 
-    def _questions(self, declared: dict[str, str | None]) -> list[Row]:
-        """The lines of questions.jsonl; the splits they name go into `declared`."""
-        path = self.folder / "questions.jsonl"
-        if not path.is_file():
-            return []
+    def _rows_of(self, labelled: list[Labelled], declared: dict[str, str | None]) -> list[Row]:
+        """Rows with their pictures' keys; the splits they name go into `declared`."""
         rows: list[Row] = []
         count: Counter[str] = Counter()
-        for number, line in enumerate(_text(path).split("\n"), 1):
-            if not line.strip():
-                continue
-            where = f"{path.name}, line {number}"
-            row = _labelled(line, where)
-            key, split = self._key(row["image"]), row["split"]
-            if key not in self._paths:
-                raise AuditError(f"{where}: there is no image {row['image']} in {self.folder}.")
-            if split and declared[key] not in (None, split):
-                raise AuditError(f"{where}: {row['image']} is in train and in test; choose one.")
-            declared[key] = split or declared[key]
-            skill = row["skill"] or self.folder.resolve().name
-            rows.append(Row(f"{key}/q{count[key]}", key, row["question"], row["answer"], skill))
+        for one in labelled:
+            key = self._find(one)
+            if one.split and declared[key] not in (None, one.split):
+                raise AuditError(f"{one.where}: {one.image} is in train and in test; choose one.")
+            declared[key] = one.split or declared[key]
+            rows.append(
+                Row(f"{key}/q{count[key]}", key, one.question, one.answer, one.skill or self.folder.resolve().name)
+            )
             count[key] += 1
         return rows
 
+    def _find(self, one: Labelled) -> str:
+        """The key of the picture that a row names: from its own file's folder, from the images' folder, or by its
+        name alone where only one picture has it."""
+        beside = one.folder.relative_to(self.folder).as_posix()
+        name = one.image.replace("\\", "/")
+        for path in (posixpath.join(beside, name), name, posixpath.basename(name)):
+            if found := self._named.get(unicodedata.normalize("NFC", posixpath.normpath(path))):
+                return found
+        raise AuditError(f"{one.where}: there is no image {one.image} in {self.folder}.")
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        number = path.read_bytes()[: error.start].count(b"\n") + 1
-        raise AuditError(f"{path.name}, line {number}: this is not UTF-8; save the file as UTF-8.") from error
+
+def _files(folder: Path, follow: bool) -> tuple[list[Path], list[Path], list[Path]]:
+    """The images in a folder, those of kinds that are not read, and linked folders that were not followed."""
+    images, others, links, seen = [], [], [], set()
+    for place, folders, names in os.walk(folder, followlinks=follow):
+        if follow and (real := os.path.realpath(place)) in seen:
+            folders.clear()  # a link to a folder above itself
+            continue
+        elif follow:
+            seen.add(real)
+        links += [] if follow else [Path(place, name) for name in folders if Path(place, name).is_symlink()]
+        for path in (Path(place, name) for name in names):
+            if path.suffix.lower() in SUFFIXES:
+                images.append(path)
+            elif is_other_image(path):
+                others.append(path)
+    return sorted(images), sorted(others), sorted(links)
 
 
-def _labelled(line: str, where: str) -> dict:
-    """A line of questions.jsonl with every value of the kind it should be."""
-    try:
-        row = json.loads(line)
-        row = {"split": None, "skill": None, **row}
-        image, question, answer = row["image"], row["question"], row["answer"]
-    except (ValueError, TypeError, KeyError) as error:
-        raise AuditError(f'{where}: wants {{"image", "question", "answer"}}, not {line[:80]!r}.') from error
-    if isinstance(answer, int | float) and not isinstance(answer, bool):
-        row["answer"] = answer = str(answer)
-    for name, value in (("image", image), ("question", question), ("answer", answer)):
-        if not isinstance(value, str) or not value.strip():
-            raise AuditError(f"{where}: the {name} must be a text, not {json.dumps(value)}.")
-    if row["split"] not in (None, "train", "test"):
-        raise AuditError(f'{where}: the split is "train" or "test", not {json.dumps(row["split"])}.')
-    if row["skill"] is not None and not (isinstance(row["skill"], str) and row["skill"].strip()):
-        raise AuditError(f"{where}: the skill must be a text, not {json.dumps(row['skill'])}.")
-    return row
+def _names(paths: dict[str, Path]) -> dict[str, str]:
+    """How a row may name each picture: by its path, and by its name alone where no other picture has it."""
+    whole = {unicodedata.normalize("NFC", key.replace(":", "/")): key for key in paths}
+    often = Counter(posixpath.basename(path) for path in whole)
+    return {
+        posixpath.basename(path): key for path, key in whole.items() if often[posixpath.basename(path)] == 1
+    } | whole
+
+
+def _some(paths: list[Path], one: str, several: str) -> str:
+    """How many there are, and the first three by name."""
+    names = ", ".join(path.name for path in paths[:3]) + (", …" if len(paths) > 3 else "")
+    return f"{len(paths)} {one if len(paths) == 1 else several} ({names})"

@@ -17,8 +17,8 @@ def load_images(spec: str) -> Source:
     """Open a source of images.
 
     Args:
-        spec: "hub:ID?..." (a Hugging Face data set), a folder, counted from the working folder and then from the
-            project's, or NAME or NAME:REST of an entry point of SOURCES, which is called with REST.
+        spec: "hub:ID?..." (a Hugging Face data set), a folder (options: FOLDER_OPTIONS), counted from the working
+            folder and then from the project's, or NAME or NAME:REST of an entry point of SOURCES, which is called with REST.
 
     Raises AuditError when there is no such folder or data set, or nothing in it that can be used.
     """
@@ -29,9 +29,10 @@ def load_images(spec: str) -> Source:
         return HubDataset(spec)
     for found in entry_points(group=SOURCES, name=name):
         return found.load()(rest)
-    for folder in (Path(spec).expanduser(), project_root() / spec):
+    path, _, options = spec.partition("?")
+    for folder in (Path(path).expanduser(), project_root() / path):
         if folder.is_dir():
-            return ImageFolder(folder)
+            return ImageFolder(folder, options)
     known = ", ".join(f'"{name}"' for name in sorted(entry_points(group=SOURCES).names))
     raise AuditError(
         f'images: "{spec}" is neither {known} nor "hub:ID" nor an existing folder; name a folder of images, '

@@ -8,7 +8,7 @@ A collection of photographs does not fit into memory, so its pictures are decode
 
 import hashlib
 import random
-import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,11 +16,11 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
+from auditkit.data.pictures import read_picture
 from auditkit.errors import AuditError
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 SPLITS = ("train", "audit", "baseline", "test")
 ENOUGH = 50  # pictures, dealt out by their names, leave the smallest split empty once in sixty folders
 Held = Image.Image | Callable[[], Image.Image]
@@ -114,26 +114,45 @@ class Collection:
     def __init__(self, name: str, declared: dict[str, str | None], rows: list[Row]):
         self.name = name
         self.unreadable: list[str] = []
+        self.scaled: set[str] = set()  # pictures of more than 8 bits met so far
         self._split = {key: _deal(key, split) for key, split in declared.items()}
-        self._rows = rows
         self._truth: dict[tuple[str, str], str] = {}
         self._questions_on: dict[str, str] = {}
+        self._rows, twice, contradictions = [], [], []
         for row in rows:
             self._questions_on.setdefault(row.key, row.question)
-            self._truth.setdefault((row.key, _plain(row.question)), row.answer)
+            asked = (row.key, _plain(row.question))
+            if asked not in self._truth:
+                self._truth[asked] = row.answer
+                self._rows.append(row)
+            else:
+                (twice if self._truth[asked] == row.answer else contradictions).append(row)
+        if twice:
+            print(f"images: {len(twice)} questions of {name} are there twice; each is taken once.", flush=True)
+        if contradictions:
+            row = contradictions[0]
+            print(
+                f"images: {len(contradictions)} questions of {name} have a second, other answer, and the first is taken: "
+                f"{row.question!r} on {row.key} is {self._truth[row.key, _plain(row.question)]!r} and {row.answer!r}.",
+                flush=True,
+            )
 
     def _file(self, key: str) -> Path | BinaryIO:
         raise NotImplementedError
 
     def _read(self, key: str) -> Image.Image:
         file = self._file(key)
-        try:
-            with Image.open(file) as image:
-                return ImageOps.exif_transpose(image).convert("RGB")
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            which = file if isinstance(file, Path) else f"{key} of {self.name}"
-            why = "no format Pillow knows" if isinstance(error, UnidentifiedImageError) else error
-            raise AuditError(f"images: {which} cannot be read as an image ({why}).") from error
+        return read_picture(file, str(file) if isinstance(file, Path) else f"{key} of {self.name}", self._scaled(key))
+
+    def _scaled(self, key: str) -> Callable[[str], None]:
+        def say(note: str) -> None:
+            if not self.scaled:
+                print(
+                    f"images: {key} has more than 8 bits, so its {note}; likewise any other such picture.", flush=True
+                )
+            self.scaled.add(key)
+
+        return say
 
     def _open(self, key: str) -> Picture | None:
         """The picture, once it is certain that it can be read; None: it cannot."""
@@ -241,7 +260,9 @@ class Collection:
 
 
 def _plain(question: str) -> str:
-    return " ".join(re.sub(r"[^\w\s]", " ", question.lower()).split())
+    """A question as it is looked up: case, spacing and punctuation aside, in whatever script."""
+    plain = unicodedata.normalize("NFC", question.lower())
+    return " ".join("".join(" " if unicodedata.category(c).startswith("P") else c for c in plain).split())
 
 
 def _deal(key: str, declared: str | None) -> str:

@@ -14,6 +14,7 @@ from accelerate.utils.memory import should_reduce_batch_size
 from PIL import Image, ImageOps
 
 from auditkit import specs
+from auditkit.data.pictures import read_picture
 from auditkit.errors import AuditError
 from auditkit.models import processors
 from auditkit.models.base import Writer
@@ -230,7 +231,4 @@ def _picture(image: str | Path | None) -> Image.Image:
         from auditkit.miniature.boards import Boards
 
         return Boards().pictures("train", 1, 0)[0].image.convert("RGB")
-    try:
-        return Image.open(image).convert("RGB")
-    except OSError as error:
-        raise AuditError(f"--image {image}: not a picture that can be read ({error}).") from error
+    return read_picture(Path(image), f"--image {image}")
