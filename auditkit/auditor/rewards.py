@@ -56,7 +56,7 @@ class Rollout:
     way: str = "question"
     made: str | None = None  # key of the picture that was painted and asked about
     why: str = ""  # why that picture is not used
-    gain: float | None = None  # how far it moved towards the wish, by the picture judge
+    gain: float | None = None  # how far it moved towards the wish, by the picture check
 
 
 class Scorer:

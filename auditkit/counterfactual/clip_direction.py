@@ -63,7 +63,7 @@ def load_picture_check(p) -> PictureCheck:
     """
     import transformers as hf
 
-    spec, own = p.picture_judge, specs.parse(p.picture_judge).options
+    spec, own = p.picture_check, specs.parse(p.picture_check).options
     place = downloads.resolve(spec, like="openai/clip-vit-base-patch32")
     device = choose_device(own.get("device", p.device))
     dtype = choose_dtype(own.get("dtype", p.dtype), device)
@@ -78,7 +78,7 @@ def load_picture_check(p) -> PictureCheck:
             processor = hf.AutoProcessor.from_pretrained(place, **how)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise AuditError(
-                f'picture_judge: "{spec}" is no model that compares pictures with texts ({short_error(error)}); name '
+                f'picture_check: "{spec}" is no model that compares pictures with texts ({short_error(error)}); name '
                 "one of CLIP's or SigLIP's kind, such as openai/clip-vit-base-patch32."
             ) from error
         try:

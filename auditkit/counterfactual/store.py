@@ -127,10 +127,10 @@ class ImageStore:
         self, pictures: Sequence[Picture], made: Sequence[Counterfactual], wishes: Sequence[Wish]
     ) -> list[float | None]:
         """How far each of n pictures moved from the one it departs from towards its wish (direction_gains); None for
-        all that are not to be used anyway, and without a picture_judge.
+        all that are not to be used anyway, and without a picture_check.
         """
         found: list[float | None] = [None] * len(made)
-        rows = [i for i, one in enumerate(made) if not one.why] if self.p.picture_judge else []
+        rows = [i for i, one in enumerate(made) if not one.why] if self.p.picture_check else []
         if rows:
             self._judge = self._judge or load_picture_check(self.p)
             before, after = [pictures[i].image for i in rows], [self.picture(made[i].key).image for i in rows]

@@ -21,7 +21,7 @@ def image_outcomes(scored: Sequence[dict], pictures: Sequence[dict], p) -> dict:
 
     Returns {"images": {"asked", "made", "dropped": {reason: count}, "cut", "seconds_each"}, "editor":
     {"command_applied": rate, "rest_unchanged": rate}, "generator": {"objects_present": rate}}. `cut` counts texts whose
-    end was not read. By the references' word on each wish's check; with a picture judge both also have
+    end was not read. By the references' word on each wish's check; with a picture check both also have
     "towards_the_wish": rate, by its word alone. Keys without a single picture are absent.
     """
     wishes = [row for row in scored if row["way"] != "question" and row["pairing"] == "(Q*, I*)" and row["made"]]

@@ -93,7 +93,7 @@ def measured(judge: PictureCheck, n: int, bound: float = clip.BOUND, seed: int =
 
 def table(n: int = 100, judge: str = "miniature:likeness", bound: float = clip.BOUND) -> str:
     """The rates of `measured`, printed."""
-    p = SimpleNamespace(picture_judge=judge, device="cpu", dtype="auto", batch_size=128, memory="together")
+    p = SimpleNamespace(picture_check=judge, device="cpu", dtype="auto", batch_size=128, memory="together")
     found = measured(load_picture_check(p), n, bound)
     rows = [
         f"{judge}: share of changes that pass as what was wished for (gain above {bound}), % with 95 % interval;",

@@ -22,6 +22,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
@@ -288,7 +289,8 @@ def _size(model: VLM) -> tuple[sizes.Size, int]:
 
 def _planned(p: Params, cast: list[PlacedModel]) -> dict[str, float]:
     """Bytes of each stage, all models together; the audit has the untrained auditor alone here."""
-    return {need.stage: need.together for need in memory_needs(replace(p, grpo_checkpoints=0), cast)}
+    untrained = SimpleNamespace(**vars(p) | {"grpo_checkpoints": 0})
+    return {need.stage: need.together for need in memory_needs(untrained, cast)}
 
 
 def _as_planned(p: Params, built: dict[str, VLM]) -> list[PlacedModel]:

@@ -40,7 +40,7 @@ LEAVES = 2  # layers on the device under ?offload=group, which fetches the next 
 
 @dataclass(frozen=True)
 class PipelineWeight:
-    """One pipeline, or the picture judge, and what it would take."""
+    """One pipeline, or the picture check, and what it would take."""
 
     text: str  # its spec
     spec: specs.Spec
@@ -83,7 +83,7 @@ class PipelineWeight:
 
 
 def picture_models(p: Params, on_gpu: bool) -> list[PipelineWeight]:
-    """The pipelines of a parameter file, each once, and its picture judge, with the stages that load them.
+    """The pipelines of a parameter file, each once, and its picture check, with the stages that load them.
 
     Raises AuditError for one that does not exist.
     """
@@ -92,7 +92,7 @@ def picture_models(p: Params, on_gpu: bool) -> list[PipelineWeight]:
         if name and getattr(p, name):
             rest = {"04_auditor", "05_audit"} if way in p.ways else set()  # 03 tries whatever is named
             stages.setdefault(getattr(p, name), {"03_counterfactual"}).update(rest)
-    judge = {p.picture_judge: set().union(*stages.values())} if p.picture_judge and stages else {}
+    judge = {p.picture_check: set().union(*stages.values())} if p.picture_check and stages else {}
     found = []
     for text, its in (stages | judge).items():
         spec = specs.parse(text) if text in judge else specs.parse_pipeline(text)

@@ -96,7 +96,7 @@ def memory_needs(
     Args:
         cast: the models of `placed_models`; one of unknown size takes nothing here.
         processes: over which a training step is shared out (accelerate launch), each with models of its own.
-        beside: pipelines and picture judge, of `picture_models`.
+        beside: pipelines and picture check, of `picture_models`.
     """
     by_role = {role: replace(model, roles=(role,)) for model in cast for role in model.roles}  # each loaded for itself
     aud, target = by_role["auditor"], by_role["target"]

@@ -165,9 +165,9 @@ def _models_table(p: Params, cast: Sequence[PlacedModel], beside: Sequence[Pipel
 
 
 def _weighed(p: Params, weight: PipelineWeight) -> str:
-    """A pipeline's line, or the picture judge's, in the table of models."""
+    """A pipeline's line, or the picture check's, in the table of models."""
     roles = [
-        name.replace("_", " ") for name in ("generator", "editor", "picture_judge") if getattr(p, name) == weight.text
+        name.replace("_", " ") for name in ("generator", "editor", "picture_check") if getattr(p, name) == weight.text
     ]
     line = f"{weight.spec.place:<38}{', '.join(roles):<24}"
     if weight.parts is None:

@@ -187,7 +187,7 @@ def _adapter(trained: Path, out: Path, target: str) -> None:
 def _facts(run_folder: Path, stages: Mapping[str, FinishedStage], found: Sequence[dict], told: dict) -> dict:
     """What both cards tell; whatever a model or a person wrote is made harmless first."""
     audit = stages["05_audit"].manifest
-    settings = {name: audit["parameters"][name] for name in STAGES["05_audit"].split()}
+    settings = {name: audit["parameters"][name] for name in STAGES["05_audit"]}
     shown = {name: [_public(one) for one in value] if isinstance(value, list) else _public(value)
              for name, value in settings.items()}  # fmt: skip
     summary = summarise_run(run_folder.name, stages)

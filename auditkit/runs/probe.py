@@ -51,7 +51,7 @@ class Probe:
     check: str = ""  # a question that tells whether it was made as wished
     expected: str = ""  # the answer to `check` if so
     why: str = ""  # why there is no such picture, or why it is not used
-    gain: float | None = None  # how far it moved towards the wish, by the picture judge
+    gain: float | None = None  # how far it moved towards the wish, by the picture check
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ P = SimpleNamespace(device="cpu", dtype="auto", batch_size=64, memory="together"
 
 
 def named(spec, **more) -> SimpleNamespace:
-    return SimpleNamespace(**{**vars(P), "picture_judge": str(spec), **more})
+    return SimpleNamespace(**{**vars(P), "picture_check": str(spec), **more})
 
 
 def siglip():
@@ -75,7 +75,7 @@ def test_a_gain_is_the_cosine_of_two_changes_whatever_its_batch(judge):
 
 
 def test_what_compares_no_pictures_with_texts_is_one_sentence(tmp_path):
-    with pytest.raises(AuditError, match='picture_judge: "miniature:target" is no model that compares pictures'):
+    with pytest.raises(AuditError, match='picture_check: "miniature:target" is no model that compares pictures'):
         load_picture_check(named("miniature:target"))
     with pytest.raises(AuditError, match="is no model that compares pictures with texts .*such as openai/clip"):
         load_picture_check(named(tmp_path))
@@ -91,8 +91,8 @@ def test_what_compares_no_pictures_with_texts_is_one_sentence(tmp_path):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"picture_judge": "vllm:org/clip"}, "picture_judge: .* is to be a folder or a hub id"),
-        ({"picture_judge": "org/clip?bits=4"}, "without \\?bits"),
+        ({"picture_check": "vllm:org/clip"}, "picture_check: .* is to be a folder or a hub id"),
+        ({"picture_check": "org/clip?bits=4"}, "without \\?bits"),
         ({"picture_gain": 1.0}, "picture_gain: 1.0 is not in"),
     ],
 )
@@ -161,7 +161,7 @@ def test_the_shipped_model_tells_what_was_wished_for_from_what_was_not(own):
 
 def test_an_album_says_how_far_each_picture_moved(own, repository, monkeypatch):
     monkeypatch.chdir(repository)
-    p = load_params("params/smoke.yaml", picture_judge="miniature:likeness")
+    p = load_params("params/smoke.yaml", picture_check="miniature:likeness")
     rng, pictures = random.Random(1), Boards().pictures("audit", 12, 0)
     paints = ImageStore(pipeline_loaders(p), p)
     texts = []
@@ -173,7 +173,7 @@ def test_an_album_says_how_far_each_picture_moved(own, repository, monkeypatch):
     gains = [gain for _, made, gain in found.values() if not made.why]
     assert len(gains) >= 8 and sum(gain > p.picture_gain for gain in gains) >= 0.8 * len(gains)
     assert all(gain is None for _, made, gain in found.values() if made.why)
-    without = make_wished(ImageStore(pipeline_loaders(p), replace(p, picture_judge="")), pictures, ["edit"] * 12, texts)
+    without = make_wished(ImageStore(pipeline_loaders(p), replace(p, picture_check="")), pictures, ["edit"] * 12, texts)
     assert all(gain is None for *_, gain in without.values())
 
 

@@ -30,7 +30,7 @@ def p():
     return load_params(
         "params/smoke.yaml", audit_probes=36, batch_size=12, ways=["question", "regenerate", "edit"],
         generator="miniature:generator", editor="miniature:editor",
-        picture_judge="miniature:likeness", picture_gain=0.1,
+        picture_check="miniature:likeness", picture_gain=0.1,
     )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""What pipelines and the picture judge weigh is known before they are loaded, and the plan counts it."""
+"""What pipelines and the picture check weigh is known before they are loaded, and the plan counts it."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -171,11 +171,11 @@ def test_a_pipeline_too_large_is_refused_with_what_to_change():
     refuse_misfit(replace(p, generator="black-forest-labs/FLUX.1-dev?offload=model"), here)
 
 
-def test_the_picture_judge_is_counted_and_takes_turns(tmp_path):
+def test_the_picture_check_is_counted_and_takes_turns(tmp_path):
     model, processor = clip.build()
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
-    p = load_params("params/demo.yaml", picture_judge=str(tmp_path), device="cpu")
+    p = load_params("params/demo.yaml", picture_check=str(tmp_path), device="cpu")
     judge = picture_models(p, on_gpu=False)[-1]
     loaded = load_picture_check(p).model
     assert judge.weights == sum(t.nbytes for t in loaded.parameters())

@@ -4,12 +4,12 @@ import base64
 import json
 import re
 import threading
+from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import datasets
 import huggingface_hub
 import pytest
-import yaml
 from huggingface_hub import DatasetCard, ModelCard
 from PIL import Image
 
@@ -19,6 +19,7 @@ from auditkit.counterfactual.store import IMAGES_FILE, Counterfactual, with_coun
 from auditkit.data.load import load_images
 from auditkit.errors import AuditError
 from auditkit.findings import review
+from auditkit.params import load_params
 from auditkit.report.export import export_run
 from auditkit.runs import jsonl
 from auditkit.text import slug
@@ -46,7 +47,7 @@ def stage(run, name, parameters, metrics=None):
 
 
 def make_run(run, project):
-    parameters = yaml.safe_load((project / "params/demo.yaml").read_text())
+    parameters = asdict(load_params(project / "params/demo.yaml"))
     parameters |= {
         "target": str(project / "models" / "mine"),
         "references": ["miniature:gemma3", "http://h.lan/v1#o/big"],
