@@ -214,12 +214,16 @@ TRIED = """
 
 
 def test_ci_runs_the_tests_and_make_knows_the_two_commands(repository):
-    assert "make test" in (repository / ".ci/run").read_text()
+    steps = [line for line in (repository / ".ci/run").read_text().splitlines() if line.startswith("make ")]
+    assert steps == ["make lint", "make test"]
     assert (repository / ".ci/run").stat().st_mode & 0o111
     subprocess.run(["bash", "-n", repository / ".ci/run"], check=True)
-    for target in ("demo", "test"):
+    plans = {}
+    for target in ("demo", "test", "lint"):
         plan = subprocess.run(["make", "-n", target], cwd=repository, capture_output=True, text=True)
         assert plan.returncode == 0, plan.stderr
+        plans[target] = plan.stdout
+    assert "ruff check" in plans["lint"] and "ruff format --check" in plans["lint"] and "/mypy" in plans["lint"]
 
 
 def test_no_file_knows_the_machine_it_was_written_on(repository):
