@@ -58,7 +58,7 @@ def export_run(run_folder: Path, out: Path, adapter_of: str = "") -> dict[str, i
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise AuditError(f"--out: {out} is there and not empty; name a new folder, nothing is overwritten.")
     stages = _stages(run_folder)
-    audit, findings, repair = (stages.get(name) for name in ("05_audit", "06_findings", "07_rectify"))
+    audit, findings, repair = stages["05_audit"], stages["06_findings"], stages.get("07_rectify")
     settings, scored = audit.manifest["parameters"], audit.records("scored.jsonl")
     decided = review.decisions(findings.folder, scored)
     found = finding_rows(scored, decided, findings.json("types.json") or [])
@@ -77,9 +77,9 @@ def export_run(run_folder: Path, out: Path, adapter_of: str = "") -> dict[str, i
     told["relabelled"] = sum(row["answer_by"] == "person" for row in found)
     facts = _facts(run_folder, stages, found, told)
     (part / "findings" / "README.md").write_text(_findings_card(facts), encoding="utf-8")
-    trained = repair.folder / "adapter" if repair else None
-    told["adapter"] = int(trained is not None and trained.is_dir())
-    if told["adapter"]:
+    told["adapter"] = int(repair is not None and (repair.folder / "adapter").is_dir())
+    if repair and told["adapter"]:
+        trained = repair.folder / "adapter"
         _adapter(trained, part / "adapter", settings["target"])
         whole = not (trained / "adapter_config.json").is_file()  # rectify_lora_rank: 0
         card = _adapter_card(facts | {"learnt_from": repair.metrics, "dataset": adapter_of, "whole": whole})
@@ -109,7 +109,7 @@ def finding_rows(scored: Sequence[dict], decided: Mapping[str, dict], types: Seq
     for row in review.corrected(only_findings(scored), review.changes(scored, decided)):
         by_person = "consensus_by_references" in row
         said = {"answer": row["consensus"], "answer_by": "person" if by_person else "consensus"}
-        said["review"] = words.get(decided.get(row["key"], {}).get("decision"), "not reviewed")
+        said["review"] = words.get(decided.get(row["key"], {}).get("decision", ""), "not reviewed")
         said |= {"consensus": row["consensus_by_references"] if by_person else row["consensus"]}
         said |= {"target": row["target"], "references": row["references"]}
         made = {name: row.get(name) or "" for name in ("way", "pairing", "checkpoint", "picture", "base", "made")}
