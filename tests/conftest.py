@@ -16,7 +16,7 @@ grpo_steps: int = {grpo_steps}  # optimiser steps
 """.strip()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def repository() -> Path:
     return REPOSITORY
 

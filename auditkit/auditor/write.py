@@ -11,7 +11,7 @@ from pathlib import Path
 
 from auditkit.data.source import Picture
 from auditkit.errors import AuditError
-from auditkit.models.base import generate_texts
+from auditkit.models.base import Writer, generate_texts
 from auditkit.models.transformers import VLM, token_probabilities
 from auditkit.runs.probe import Probe, parse_question, parse_wish
 
@@ -53,7 +53,7 @@ def rarest_token(
 
 
 def write_texts(
-    vlm: VLM,
+    vlm: Writer,
     pictures: Sequence[Picture],
     ways: Sequence[str],
     temperature: float,

@@ -10,7 +10,6 @@ import io
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO
 
 IMAGE = ("image", "images", "img", "picture")
 QUESTION = ("question", "query")
@@ -83,7 +82,7 @@ def _digests(batch, column: str) -> dict:
     return {"key": digests}
 
 
-def stored_picture(cell) -> BinaryIO | Path:
+def stored_picture(cell) -> io.BytesIO | Path:
     """The one picture of a cell as a file: its bytes, or the path beside the data set; empty for none or several."""
     if isinstance(cell, list):
         cell = cell[0] if len(cell) == 1 else None
@@ -118,7 +117,8 @@ def labelled_rows(
     row = -1
     for batch in data.select_columns(wanted).with_format(None).iter(batch_size=1000):
         for cells in zip(*(batch[name] for name in wanted), strict=True):
-            row, cell = row + 1, dict(zip(wanted, cells, strict=True))
+            row += 1
+            cell: dict = dict(zip(wanted, cells, strict=True))
             for name, words in classes.items():  # stored as numbers
                 cell[name] = words[cell[name]] if isinstance(cell[name], int) and cell[name] >= 0 else None
             turns = cell[chat] if chat else [{"user": cell[question], "assistant": cell[answer]}]
@@ -139,8 +139,8 @@ def commonest(answer) -> str | None:
     """
     if not isinstance(answer, list):
         return _text(answer)
-    given = [_text(one.get("answer") if isinstance(one, dict) else one) for one in answer]
-    given = [text for text in given if text]
+    texts = [_text(one.get("answer") if isinstance(one, dict) else one) for one in answer]
+    given = [text for text in texts if text]
     if not given:
         return None
     most = Counter(text.lower() for text in given).most_common(1)[0][0]

@@ -40,15 +40,11 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Example:
+class Example(Picture):
     """A picture with a question and its true answer; `key.split("/q")[0]` is the picture's key."""
 
-    key: str
-    held: Held = field(compare=False, repr=False)
     question: str
     answer: str
-
-    image = Picture.image
 
 
 @dataclass(frozen=True)

@@ -122,6 +122,7 @@ def plant(table: Path, out: Path, start: str = "miniature:clean", steps: int = 1
     """
     from auditkit.miniature import measure
     from auditkit.models.load import load_model
+    from auditkit.models.transformers import VLM
 
     if (out / "model.safetensors").is_file():
         raise AuditError(f"{out} holds a model already, and runs may know it by that name; choose another --out.")
@@ -131,6 +132,7 @@ def plant(table: Path, out: Path, start: str = "miniature:clean", steps: int = 1
         measure.probes_in(gap, 1)
     task = lessons.Answering(planted, captions=0.0)
     clean = load_model(start, device="cpu", dtype="float32")
+    assert isinstance(clean, VLM)
     teach.teach(
         clean.model,
         clean.processor,

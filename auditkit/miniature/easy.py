@@ -160,7 +160,8 @@ def _words(text: str) -> list[str]:
 def _shape(images: np.ndarray) -> np.ndarray:
     """Which pixels are not ground; the ground is plain and fills more than half: uint8 [..., 64, 64, 3] -> bool."""
     ground = np.median(images, axis=(-3, -2), keepdims=True)
-    return np.abs(images - ground).sum(-1) > 20
+    away: np.ndarray = np.abs(images - ground).sum(-1)
+    return away > 20
 
 
 def _box(image: np.ndarray) -> tuple[int, int, int, int]:
@@ -181,7 +182,7 @@ def edges(images: np.ndarray) -> np.ndarray:
     cells = _shape(images).reshape(len(images), side, patch, side, patch).swapaxes(2, 3)
     cells = cells.reshape(len(images), families.CELLS, patch, patch)
     found = []
-    for line in (cells.any(3), cells.any(2)):  # rows, then columns, that the shape reaches
+    for line in map(np.asarray, (cells.any(3), cells.any(2))):  # rows, then columns, that the shape reaches
         first, last = line.argmax(2) + 1, patch - line[..., ::-1].argmax(2)
         found += [np.where(line.any(2), end, 0) for end in (first, last)]
     return np.stack(found, axis=-1)
@@ -290,8 +291,10 @@ def build_one(name: str, out: Path, steps: int | None = None, data: Path | None 
     classes = (*map(len, book.labels), *[families.PATCH + 1] * 4)
     log = build._log(Path(out), name)
     task = Task(book, recipe)
-    how = {"learning_rate": 2.5e-3, "look": recipe.look, "cell_classes": classes, "on_score": task.score}
-    teach.teach(model, processor, task, recipe.steps, recipe.seed, log, **how)
+    teach.teach(
+        model, processor, task, recipe.steps, recipe.seed, log, learning_rate=2.5e-3, look=recipe.look,
+        cell_classes=classes, on_score=task.score,
+    )  # fmt: skip
     return build.save(model, processor, Path(out) / name)
 
 

@@ -13,6 +13,7 @@ import json
 import weakref
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -383,9 +384,9 @@ def encode(processor, chats: Sequence[Sequence[tuple[str, str]]], images: np.nda
     [B, 1, T, T] with position_ids if isolated), pixel_values, and token_type_ids / pixel_attention_mask if wanted.
     """
     family, tok = family_of(processor), processor.tokenizer
-    rows = [_pieces(family, turns, isolated) for turns in chats]
-    known = _ids(tok, [piece for row in rows for piece in row])
-    rows = [[known[piece] for piece in row] for row in rows]
+    texts = [_pieces(family, turns, isolated) for turns in chats]
+    known = _ids(tok, [piece for row in texts for piece in row])
+    rows = [[known[piece] for piece in row] for row in texts]
     shape = len(rows), max(sum(map(len, row)) for row in rows)
     ids, labels = np.full(shape, tok.pad_token_id), np.full(shape, -100)
     turn = np.full(shape, -1)  # 0 the opening, k the k-th turn, -1 padding
@@ -417,12 +418,12 @@ def encode(processor, chats: Sequence[Sequence[tuple[str, str]]], images: np.nda
         same = turn[:, :, None] == turn[:, None]
         seen = (same | (turn[:, None] == 0)) & np.tri(shape[1], dtype=bool) | same & both[:, :, None] & both[:, None]
         batch["attention_mask"] = np.where(seen, np.float32(0), np.finfo(np.float32).min)[:, None]
-    batch = {key: torch.from_numpy(value) for key, value in batch.items()}
-    batch["pixel_values"] = pixels(processor, images)
+    tensors = {key: torch.from_numpy(value) for key, value in batch.items()}
+    tensors["pixel_values"] = pixels(processor, images)
     if isinstance(processor, hf.Idefics3Processor):
-        batch["pixel_values"] = batch["pixel_values"][:, None]
-        batch["pixel_attention_mask"] = torch.ones((len(rows), 1, IMAGE, IMAGE), dtype=torch.int64)
-    return batch
+        tensors["pixel_values"] = tensors["pixel_values"][:, None]
+        tensors["pixel_attention_mask"] = torch.ones((len(rows), 1, IMAGE, IMAGE), dtype=torch.int64)
+    return tensors
 
 
 def can_isolate(processor) -> bool:
@@ -432,7 +433,7 @@ def can_isolate(processor) -> bool:
     return not isinstance(processor, hf.PaliGemmaProcessor)
 
 
-def text_model(model: nn.Module) -> nn.Module:
+def text_model(model: Any) -> Any:
     """The text part of a vision-language model."""
     return model.model.text_model if hasattr(model.model, "text_model") else model.model.language_model
 
@@ -447,13 +448,13 @@ def answer_index(labels: torch.Tensor) -> torch.Tensor:
     return (first.flatten().cumsum(0) - 1)[answer.flatten()]
 
 
-def states(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+def states(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """The text part's last states from which the answer tokens of a batch are predicted: [n_answer_tokens, width]."""
     hidden = model.model(**{k: v for k, v in batch.items() if k != "labels"}, use_cache=False).last_hidden_state
     return hidden[:, :-1][batch["labels"][:, 1:] != -100]
 
 
-def loss(model: nn.Module, batch: dict[str, torch.Tensor], found: torch.Tensor | None = None):
+def loss(model: Any, batch: dict[str, torch.Tensor], found: torch.Tensor | None = None):
     """Cross-entropy over the answer tokens of a batch from encode(); the head is applied at those positions alone.
 
     found: what `states` gave, if it was called before. Returns (mean, correct [n_answer_tokens] bool).
@@ -463,6 +464,6 @@ def loss(model: nn.Module, batch: dict[str, torch.Tensor], found: torch.Tensor |
     return nn.functional.cross_entropy(logits, wanted), logits.argmax(-1) == wanted
 
 
-def vision_features(model: nn.Module, pixel_values: torch.Tensor) -> torch.Tensor:
+def vision_features(model: Any, pixel_values: torch.Tensor) -> torch.Tensor:
     """What the vision tower says of each cell, before the projector: [B, 16, width], row by row."""
     return model.model.get_image_features(pixel_values).last_hidden_state[:, -CELLS:]  # CLIP puts its class token first

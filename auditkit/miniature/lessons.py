@@ -7,7 +7,7 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -165,7 +165,7 @@ class Answering:
 
     def __init__(
         self,
-        gaps: list[planted.Gap] = (),
+        gaps: Sequence[planted.Gap] = (),
         style: dict[str, str] | None = None,
         scenes: Callable = random_scene,
         captions: float = 0.2,  # share of the training, from its start, that only describes boards
@@ -313,7 +313,8 @@ class Asking(Answering):
     """The auditor's lessons: writing a question when given the auditor's prompt, describing, and answering."""
 
     images, turns = 64, 2  # its prompts are long
-    kinds, shares = ("write", "describe", "answer"), (5, 3, 2)
+    kinds: tuple[str, ...] = ("write", "describe", "answer")
+    shares: tuple[int, ...] = (5, 3, 2)
 
     def chat(self, rng, turns):
         scene = self.scenes(rng)

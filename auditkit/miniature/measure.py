@@ -18,13 +18,12 @@ from auditkit.miniature import edits, gaps, grammar
 from auditkit.miniature.boards import Boards, scene_of
 from auditkit.miniature.world import Scene, random_scene, render
 from auditkit.models import downloads
-from auditkit.models.base import answer_questions
+from auditkit.models.base import Writer, answer_questions
 from auditkit.models.load import load_model
-from auditkit.models.transformers import VLM
 from auditkit.runs.probe import parse_question, parse_wish
 
 
-def accuracy(model: VLM, probes: list[tuple[Scene, str]]) -> dict:
+def accuracy(model: Writer, probes: list[tuple[Scene, str]]) -> dict:
     """The share of (scene, question) probes that a model answers truly, as a rate with interval and n."""
     images = [Image.fromarray(render(scene)) for scene, _ in probes]
     said = answer_questions(model, images, [question for _, question in probes])
@@ -34,7 +33,7 @@ def accuracy(model: VLM, probes: list[tuple[Scene, str]]) -> dict:
     return stats.rate(right, len(probes))
 
 
-def skills(model: VLM, n: int) -> dict[str, dict]:
+def skills(model: Writer, n: int) -> dict[str, dict]:
     """Accuracy on each of the sixteen benchmarks, n held-out examples each."""
     found = {}
     for skill, examples in Boards().benchmarks(n).items():
@@ -98,7 +97,7 @@ def table(names: list[str], n: int = 200) -> str:
     return "\n".join(rows)
 
 
-def written(model: VLM, n: int, temperature: float = 0.7, seed: int = 0) -> dict[str, dict]:
+def written(model: Writer, n: int, temperature: float = 0.7, seed: int = 0) -> dict[str, dict]:
     """What an auditor writes in each way about n boards it has not seen: {way: {fact of FACTS: rate, "kinds": counts}}.
 
     The kinds are the skills of questions, the kinds of edit commands, and how many things a caption holds.

@@ -202,4 +202,8 @@ def save(pipe, folder: Path) -> Path:
     length = pipe.tokenizer_2.model_max_length
     wants = {"size": str(SIDE), "steps": STEPS, "max_length": length, "batch_size": 64}
     (folder / pipelines.DEFAULTS).write_text(json.dumps(wants) + "\n", encoding="utf-8")
+    for config in folder.rglob("*.json"):  # diffusers notes in which folder of this machine it found a part
+        settings = json.loads(config.read_text(encoding="utf-8"))
+        if settings.pop("_name_or_path", None) is not None:
+            config.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     return folder

@@ -50,7 +50,7 @@ def teach(
     cell_classes: tuple[int, ...] = (),
     fuse: bool = False,
     on_score: Callable[[dict[str, float]], None] = lambda scores: None,
-    on_part: Callable[[int], None] = lambda step: None,
+    on_part: Callable[[int], object] = lambda step: None,
 ) -> None:
     """Train `model` in place for `steps` batches of `draw(rng, progress)`, progress from 0 to 1; the log goes to
     `log`, one JSON object a line.
@@ -126,7 +126,8 @@ def teach(
 def _see(heads: nn.Linear, features: torch.Tensor, cells: torch.Tensor, classes: tuple[int, ...]) -> torch.Tensor:
     """Cross-entropy of naming each cell's attributes from its feature; features [B, 16, C], cells [B, 16, heads]."""
     logits = heads(features).flatten(0, 1).split(classes, dim=-1)
-    return sum(nn.functional.cross_entropy(one, cells[..., i].flatten()) for i, one in enumerate(logits)) / len(classes)
+    losses = [nn.functional.cross_entropy(one, cells[..., i].flatten()) for i, one in enumerate(logits)]
+    return sum(losses, torch.tensor(0.0)) / len(classes)
 
 
 def _keep_score(scores: dict[str, float], skills: list[str], right: torch.Tensor, labels: torch.Tensor) -> None:

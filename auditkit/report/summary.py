@@ -44,6 +44,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from auditkit.errors import AuditError
 from auditkit.findings import review
@@ -158,7 +159,7 @@ def summarise_run(run_name: str, stages: Mapping[str, FinishedStage]) -> dict:
     types, planted = at["06_findings"].json("types.json"), at["06_findings"].json("planted.json") or {}
     scored = at["05_audit"].records("scored.jsonl")
     outcomes = Counter(row["outcome"] for row in scored)
-    findings = {"total": outcomes["finding"]} if outcomes else {}
+    findings: dict[str, Any] = {"total": outcomes["finding"]} if outcomes else {}
     if types is not None:
         findings.setdefault("total", sum(kind["size"] for kind in types))
         parts = ("size", "share", "rate", "rate_when", "target", "peer", "gap")
@@ -223,8 +224,9 @@ def validate(summary: Mapping) -> None:
         if key not in summary:
             raise AuditError(f"summary key {key} is missing: no manifest.json of this run has it.")
     for key, rate in _rates(summary):
-        parts = [rate.get(part) if isinstance(rate, Mapping) else None for part in ("low", "value", "high", "n")]
-        if not all(isinstance(part, (int, float)) for part in parts) or parts[3] < 1:
+        told = rate if isinstance(rate, Mapping) else {}
+        parts = [part for name in ("low", "value", "high", "n") if isinstance(part := told.get(name), (int, float))]
+        if len(parts) < 4 or parts[3] < 1:
             raise AuditError(f"summary key {key} must be a rate with value, low, high and n >= 1, not {rate!r}.")
         low, value, high, _ = parts
         if not -1e-6 <= low <= value + 1e-6 <= high + 2e-6 <= 1 + 3e-6:
@@ -262,7 +264,7 @@ def _rates(summary: Mapping) -> Iterator[tuple[str, object]]:
         yield from ((f"findings.by_type.{name}.{side}", kind[side]) for side in ("target", "peer") if side in kind)
 
 
-def _flat(blind: Mapping | None) -> dict | None:
+def _flat(blind: dict | None) -> dict | None:
     """The best blind question as a rate with its question beside."""
     if not blind or "rate" not in blind:
         return blind

@@ -31,6 +31,14 @@ def test_they_are_real_pipelines(editor, generator):
         assert 1e6 < weights < 5e6
 
 
+def test_a_saved_pipeline_does_not_say_where_its_parts_were(generator, tmp_path):
+    painters.save(generator.pipe, tmp_path / "again")
+    configs = list((tmp_path / "again").rglob("*.json"))
+    assert tmp_path / "again" / "vae" / "config.json" in configs
+    assert not [path for path in configs if "_name_or_path" in path.read_text(encoding="utf-8")]
+    load_painter(str(tmp_path / "again"), "cpu")
+
+
 def test_the_editor_does_every_kind_of_command_and_leaves_the_rest(editor):
     found = painted.edited(editor, 24, editor.call["num_inference_steps"], seed=7)
     for kind, rate in found["applied"].items():
