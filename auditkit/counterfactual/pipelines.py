@@ -4,7 +4,6 @@ import contextlib
 import inspect
 import json
 from collections.abc import Iterator
-from difflib import get_close_matches
 from pathlib import Path
 from urllib.parse import urlencode
 
@@ -15,7 +14,7 @@ from auditkit import specs
 from auditkit.errors import AuditError
 from auditkit.models import downloads
 from auditkit.models.base import quiet
-from auditkit.text import short_error
+from auditkit.text import nearest, short_error
 
 INDEX = "model_index.json"  # what makes a folder a pipeline
 DEFAULTS = "painter.json"  # beside it, if its weights were trained for one size, length or number of steps: options
@@ -103,8 +102,8 @@ def call_of(kind: type, spec: str | Path, own: dict) -> dict:
         if name in takes:
             raise AuditError(f'"{spec}": {option} is no option: the audit sets it for every picture.')
         known = sorted(({*takes, *specs.PAINTER} - OURS) - {k for k, n in names.items() if n not in takes})
-        near = get_close_matches(option, known, 1, cutoff=0.0)
-        raise AuditError(f'"{spec}": the call of {kind.__name__} takes no {option}; the nearest is {near[0]}.')
+        near = nearest(option, known, cutoff=0.0)
+        raise AuditError(f'"{spec}": the call of {kind.__name__} takes no {option}; the nearest is {near}.')
     return call
 
 

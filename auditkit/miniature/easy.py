@@ -28,6 +28,7 @@ from auditkit.data.folder import ImageFolder
 from auditkit.data.source import Example
 from auditkit.errors import AuditError
 from auditkit.miniature import families, shipped, teach
+from auditkit.text import text_table
 
 Fact = tuple[str, ...]  # what the official answers say a picture shows, as ("rectangle", "blue")
 MANIFEST = "easy_vqa.json"  # written last, so that an export that was interrupted is done again
@@ -313,9 +314,8 @@ def table(names: list[str], data: Path, n: int = 10**6) -> str:
         hits = iter([same_text(a, e.answer) for a, e in zip(said, examples, strict=True)])
         right[name] = {skill: [next(hits) for _ in rows] for skill, rows in benchmarks.items()}
         right[name]["all"] = [hit for rows in right[name].values() for hit in rows]
-    lines = [f"{'accuracy in % (n)':30}" + "".join(f"{Path(name).name:>15}" for name in names)]
+    rows = []
     for skill in [*benchmarks, "all"]:
         shares = [100 * sum(right[name][skill]) / len(right[name][skill]) for name in names]
-        title = f"{skill} ({len(right[names[0]][skill])})"
-        lines.append(f"{title:30}" + "".join(f"{share:15.1f}" for share in shares))
-    return "\n".join(lines)
+        rows.append([f"{skill} ({len(right[names[0]][skill])})", *(f"{share:.1f}" for share in shares)])
+    return text_table(["accuracy in % (n)", *(Path(name).name for name in names)], rows)

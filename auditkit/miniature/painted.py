@@ -14,6 +14,7 @@ from auditkit import stats
 from auditkit.counterfactual.make import Painter, edit_images, load_painter, regenerate_images
 from auditkit.miniature import edits, reading
 from auditkit.miniature.world import SIDE, Cell, Scene, random_scene, render
+from auditkit.text import text_table, with_interval
 
 STEPS = (1, 2, 4, 8)
 
@@ -103,28 +104,23 @@ def table(n: int = 200, editor: str = "miniature:editor", generator: str = "mini
     painter = load_painter(editor, "cpu")
     by_steps = [edited(painter, n, steps) for steps in STEPS]
     control = edited(painter, n, STEPS[0], shuffled=True)
+    steps = [str(steps) for steps in STEPS]
     rows = [
-        f"editor: {n} new boards for each kind of command, % with 95 % interval; last: shuffled commands, 1 step",
-        _row("steps", [str(steps) for steps in STEPS] + ["shuffled"]),
+        [kind, *(with_interval(found["applied"][kind]) for found in (*by_steps, control))]
+        for kind in (*edits.COMMANDS, "all")
     ]
-    for kind in (*edits.COMMANDS, "all"):
-        rows.append(_row(kind, [_percent(found["applied"][kind]) for found in (*by_steps, control)]))
-    rows.append(_row("other cells unchanged", [_percent(found["rest"]) for found in by_steps]))
-    rows.append(_row("ms an image", [f"{1000 * found['seconds']:.1f}" for found in by_steps]))
+    rows.append(["other cells unchanged", *(with_interval(found["rest"]) for found in by_steps), ""])
+    rows.append(["ms an image", *(f"{1000 * found['seconds']:.1f}" for found in by_steps), ""])
+    said = [f"editor: {n} new boards for each kind of command, % with 95 % interval; last: shuffled commands, 1 step"]
+    said += [text_table(["steps", *steps, "shuffled"], rows)]
     painter = load_painter(generator, "cpu")
     by_steps = [generated(painter, 2 * n, steps) for steps in STEPS]
-    rows += ["", f"generator: {2 * n} new captions of up to {edits.MOST} things", _row("steps", list(map(str, STEPS)))]
-    for kind in ("object", "text", "clock", "sign", "all"):
-        rows.append(_row(f"{kind} there", [_percent(found["there"][kind]) for found in by_steps]))
-    rows.append(_row("other cells empty", [_percent(found["empty"]) for found in by_steps]))
-    rows.append(_row("background", [_percent(found["background"]) for found in by_steps]))
-    rows.append(_row("ms an image", [f"{1000 * found['seconds']:.1f}" for found in by_steps]))
-    return "\n".join(rows)
-
-
-def _row(name: str, columns: list[str]) -> str:
-    return f"{name:24}" + "".join(f"{column:>20}" for column in columns)
-
-
-def _percent(found: dict) -> str:
-    return f"{100 * found['value']:.1f} ({100 * found['low']:.1f}-{100 * found['high']:.1f})"
+    rows = [
+        [f"{kind} there", *(with_interval(found["there"][kind]) for found in by_steps)]
+        for kind in ("object", "text", "clock", "sign", "all")
+    ]
+    rows.append(["other cells empty", *(with_interval(found["empty"]) for found in by_steps)])
+    rows.append(["background", *(with_interval(found["background"]) for found in by_steps)])
+    rows.append(["ms an image", *(f"{1000 * found['seconds']:.1f}" for found in by_steps)])
+    said += ["", f"generator: {2 * n} new captions of up to {edits.MOST} things", text_table(["steps", *steps], rows)]
+    return "\n".join(said)

@@ -13,7 +13,6 @@ plus bytes over its measured bandwidth (planning/memory.py), with nothing overla
 """
 
 import contextlib
-import json
 import platform
 import random
 import tempfile
@@ -47,6 +46,8 @@ from auditkit.planning import memory, sizes
 from auditkit.planning.placement import TEMPLATE, PlacedModel, memory_needs, placed_models
 from auditkit.planning.plan import this_machine
 from auditkit.planning.random_models import RANDOM_MODELS, build_random_model
+from auditkit.runs.files import write_json
+from auditkit.text import text_table
 
 AUDITOR, TARGET, REFERENCE = "gemma3-4b", "paligemma2-3b", "paligemma2-10b"  # of the whole step
 BENCH_FILE = "params/paligemma2_3b.yaml"  # whose batches are timed
@@ -257,10 +258,9 @@ def bench_table(found: dict) -> str:
         row = found["step"]
         cast = f"auditor {row['auditor']}, target {row['target']}, reference {', '.join(row['references'])}"
         lines.append(f"a GRPO step of {row['rows']} questions ({cast}): {row['seconds']['whole']:.2f} s{_memory(row)}")
-        for part in PARTS:
-            floor = row["floors"].get(part)
-            beside = f"   floor {floor:.3f} s" if floor is not None else ""
-            lines.append(f"    {part:<14}{row['seconds'][part]:>9.3f} s{beside}")
+        floors = {part: f"{seconds:.3f}" for part, seconds in row["floors"].items()}
+        rows = [[f"    {part}", f"{row['seconds'][part]:.3f}", floors.get(part, "")] for part in PARTS]
+        lines.append(text_table(["    part", "seconds", "floor"], rows))
     if not found["cuda"]:
         lines.append("Memory: not measured on a CPU.")
     return "\n".join(lines)
@@ -268,8 +268,7 @@ def bench_table(found: dict) -> str:
 
 def write_bench(found: dict, path: Path) -> None:
     """Keep the result where `auditkit plan` looks for rates."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    write_json(path, found)
 
 
 def _answers_line(name: str, row: dict) -> str:
