@@ -39,7 +39,6 @@ from skimage.metrics import structural_similarity
 
 from auditkit import specs
 from auditkit.counterfactual import pipelines
-from auditkit.counterfactual.unread import end_of, listening
 from auditkit.errors import AuditError
 from auditkit.models import downloads
 from auditkit.models.batching import in_batches
@@ -79,7 +78,7 @@ class Painting:
 
     image: Image.Image | None  # None: dropped
     why: str = ""  # why it was dropped: "blocked" (a safety checker), "black" (nothing to see), "failed: ..."
-    cut: str = ""  # the end of the text, which no text encoder could read
+    cut: str = ""  # the end of the text, which is beyond what the text encoder reads
     seconds: float = 0.0  # its share of its batch
 
 
@@ -325,7 +324,7 @@ def _painted(painter: Painter, texts: list[str], seeds: list[int], arguments: di
             for name, value in call.items()
             if name.startswith("negative_prompt") and isinstance(value, str)
         }
-    with pipelines.quiet_diffusers(), listening(painter.pipe) as heard, pipelines.caching(painter.pipe):
+    with pipelines.quiet_diffusers(), pipelines.caching(painter.pipe):
         out = painter.pipe(
             prompt=list(texts) if n > 1 else texts[0],  # a list of its own: Z-Image writes into it
             generator=generators if n > 1 else generators[0],
@@ -339,7 +338,7 @@ def _painted(painter: Painter, texts: list[str], seeds: list[int], arguments: di
         "blocked" if bad else "black" if _flat(image) else "" for image, bad in zip(out.images, blocked, strict=True)
     ]
     return [
-        Painting(None if why else image.convert("RGB"), why, end_of(text, heard), seconds)
+        Painting(None if why else image.convert("RGB"), why, pipelines.unread_end(painter.pipe, text, call), seconds)
         for image, why, text in zip(out.images, whys, texts, strict=True)
     ]
 

@@ -108,6 +108,31 @@ def call_of(kind: type, spec: str | Path, own: dict) -> dict:
     return call
 
 
+def unread_end(pipe, text: str, call: dict) -> str:
+    """The end of a text beyond the tokens that a pipeline's text encoder reads; "" where it reads all of it.
+
+    The length is the call's max_sequence_length, or else the tokenizer's own. A template that a pipeline puts around
+    the text is not counted. Where CLIP stands beside another encoder it only sets the tone, and does not count either.
+
+    Args:
+        call: the named arguments that the pipeline's call gets.
+    """
+    found = [
+        (getattr(part, "tokenizer", part), getattr(pipe, name.replace("tokenizer", "text_encoder"), None))
+        for name, part in pipe.components.items()
+        if hasattr(getattr(part, "tokenizer", part), "model_max_length")
+    ]
+    others = [tokenizer for tokenizer, encoder in found if not type(encoder).__name__.startswith("CLIP")]
+    by_default = arguments(type(pipe)).get("max_sequence_length")
+    length = call.get("max_sequence_length", by_default and by_default.default)
+    ends = []
+    for tokenizer in others or [tokenizer for tokenizer, _ in found]:
+        most = length if isinstance(length, int) else tokenizer.model_max_length
+        tokens = tokenizer(text, truncation=True, max_length=most, return_offsets_mapping=True)
+        ends.append(text[max(end for _, end in tokens["offset_mapping"]) :].strip())
+    return min(ends, key=len, default="")
+
+
 def read_pipeline(place: str, spec: str | Path, dtype: torch.dtype, how: dict):
     """The pipeline with its weights, on the CPU. Raises AuditError for what of it is missing."""
     from diffusers import DiffusionPipeline
