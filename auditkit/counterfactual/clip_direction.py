@@ -33,6 +33,7 @@ from auditkit.models.base import quiet
 from auditkit.models.batching import in_batches
 from auditkit.models.device import choose_device, choose_dtype
 from auditkit.models.offload import Parked, at_work
+from auditkit.models.trainer_internals import model_class
 from auditkit.runs.probe import Wish
 from auditkit.text import short_error
 
@@ -71,7 +72,7 @@ def load_picture_check(p) -> PictureCheck:
         place, how = downloads.source(place, spec, own)
         try:
             config = hf.AutoConfig.from_pretrained(place, **how)
-            kind = hf.AutoModel._model_mapping[type(config)]
+            kind = model_class(config)
             if not (hasattr(kind, "get_image_features") and hasattr(kind, "get_text_features")):
                 raise KeyError(config.model_type)
             processor = hf.AutoProcessor.from_pretrained(place, **how)

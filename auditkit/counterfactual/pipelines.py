@@ -15,6 +15,7 @@ from auditkit import specs
 from auditkit.errors import AuditError
 from auditkit.models import downloads
 from auditkit.models.base import quiet
+from auditkit.models.trainer_internals import empty_cache
 from auditkit.text import short_error
 
 INDEX = "model_index.json"  # what makes a folder a pipeline
@@ -193,7 +194,7 @@ def caching(pipe) -> Iterator[None]:
         with its.cache_context("image"):
             yield
     finally:
-        its._reset_stateful_cache()
+        empty_cache(its)
 
 
 def settle(pipe, device: str, offload: str) -> None:

@@ -13,6 +13,7 @@ from auditkit.models import downloads
 from auditkit.models.base import Writer, quiet
 from auditkit.models.device import choose_device, choose_dtype
 from auditkit.models.load import model_loader
+from auditkit.models.trainer_internals import reads_images
 from auditkit.text import short_error
 
 
@@ -57,7 +58,7 @@ def load_language_model(p, key: str = "same") -> Writer:
 
     Raises AuditError for a model that cannot be had, for weights that are no safetensors, and for no chat template.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     from auditkit.models.offload import Parked, quantization
 
@@ -77,7 +78,7 @@ def load_language_model(p, key: str = "same") -> Writer:
     try:
         config = AutoConfig.from_pretrained(place, **source)
         own_code = getattr(config, "auto_map", {})
-        if type(config) in AutoModelForImageTextToText._model_mapping or "AutoModelForImageTextToText" in own_code:
+        if reads_images(config) or "AutoModelForImageTextToText" in own_code:
             return model_loader(p)(text)
         with quiet():
             tokenizer = AutoTokenizer.from_pretrained(place, padding_side="left", **source)
