@@ -190,7 +190,7 @@ class History(TrainerCallback):
             jsonl.append(self.path, [row])
             if self.on_step:
                 self.on_step(row)
-        if collapse_reason(self.rows, self.p):
+        if _collapsed(self.rows, self.p):
             control.should_save = control.should_training_stop = True
 
 
@@ -223,7 +223,7 @@ def train_auditor(
     here = PartialState(cpu=auditor.model.device.type == "cpu")
     _refuse_uneven(p, here.num_processes)
     out.mkdir(parents=True, exist_ok=True)
-    if why := collapse_reason(jsonl.read(out / "history.jsonl"), p):
+    if why := _collapsed(jsonl.read(out / "history.jsonl"), p):
         raise AuditError(why)
     here.wait_for_everyone()  # all have read it before the first forgets what a kill has left
     with here.main_process_first():  # which tidies up what a kill has left; the others find it done
@@ -274,9 +274,20 @@ def train_auditor(
     if here.is_main_process:
         _collect(out)
     history = jsonl.read(out / "history.jsonl")
-    if why := collapse_reason(history, p):
+    if why := _collapsed(history, p):
         raise AuditError(why)
     return history
+
+
+def _collapsed(history: Sequence[dict], p: Params) -> str:
+    """Why the training is not gone on with, "" where it is."""
+    return collapse_reason(
+        history,
+        patience=p.grpo_patience,
+        replay_weight=p.replay_weight,
+        coverage_weight=p.coverage_weight,
+        learning_rate=p.grpo_learning_rate,
+    )
 
 
 def auditor_checkpoints(out: Path) -> dict[str, Path]:

@@ -123,12 +123,9 @@ def direction_gains(
     return found
 
 
-def unlike(gain: float | None, p) -> str:
-    """Why a picture is not used, "" where its gain says nothing against it, or where there is none.
-
-    p: uses picture_gain.
-    """
-    return UNLIKE if gain is not None and gain <= p.picture_gain else ""
+def unlike(gain: float | None, bound: float) -> str:
+    """Why a picture is not used; "" where its gain is above the bound (`picture_gain`), or where it has none."""
+    return UNLIKE if gain is not None and gain <= bound else ""
 
 
 def _changes(features) -> torch.Tensor:

@@ -243,11 +243,13 @@ def incoherence(change: Change, most: float = 0.5, rest: float = 0.8) -> str:
     return "rest changed" if change.rest < rest else ""
 
 
-def attempt_edit(painter: Painter, image: Image.Image, command: str, seed: int, p, **call) -> tuple[dict | None, str]:
+def attempt_edit(
+    painter: Painter, image: Image.Image, command: str, seed: int, *, edit_region: float, edit_rest: float, **call
+) -> tuple[dict | None, str]:
     """One command of one's own: (before and after as `plots.pairs` shows them, what came of it in a few words).
 
     Args:
-        p: uses edit_region and edit_rest.
+        edit_region, edit_rest: as `most` and `rest` of `incoherence`.
         call: arguments of the pipeline's call; what it does not take is left out.
 
     The first is None where no picture was made.
@@ -258,7 +260,7 @@ def attempt_edit(painter: Painter, image: Image.Image, command: str, seed: int, 
         return None, painting.why
     before = upright(image)
     change = measure_change(before, painting.image)
-    said = incoherence(change, most=p.edit_region, rest=p.edit_rest) or f"{change.share:.0%} changed"
+    said = incoherence(change, most=edit_region, rest=edit_rest) or f"{change.share:.0%} changed"
     return {"before_image": before, "image": painting.image, "made": command, "box": change.box}, said
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from picture_checks import clip, save, siglip
 from PIL import Image
+from scoring import score
 
-from auditkit.audit.score import score_probes
 from auditkit.counterfactual.clip_direction import UNLIKE, direction_gains, load_picture_check
 from auditkit.counterfactual.store import ImageStore, make_wished, pipeline_loaders
 from auditkit.errors import AuditError
@@ -98,14 +98,14 @@ def test_a_picture_unlike_its_wish_is_dropped_and_counted_under_a_reason_of_its_
     p = load_params("params/demo.yaml")
     blue = {"checked": {"one": "blue", "two": "blue"}}
     rows = [record("a", 0.5), record("b", 0.2), record("c", -0.1, **blue), record("d", None), record("e", 0.21)]
-    scored = score_probes(rows, p)
+    scored = score(rows, p)
     assert [row["why"] for row in scored] == ["", UNLIKE, "not applied", "", ""]
     assert [row["outcome"] for row in scored] == ["finding", "bad picture", "bad picture", "finding", "finding"]
-    counted = image_outcomes(scored, [], p)
+    counted = image_outcomes(scored, [], edit_region=p.edit_region, edit_rest=p.edit_rest, picture_gain=p.picture_gain)
     assert counted["images"]["dropped"] == {UNLIKE: 1, "not applied": 1}
     assert counted["editor"]["command_applied"]["value"] == 0.8  # by the references' word alone
     assert (counted["editor"]["towards_the_wish"]["value"], counted["editor"]["towards_the_wish"]["n"]) == (0.5, 4)
-    assert [row["outcome"] for row in score_probes(rows, replace(p, picture_gain=0.1))] == [
+    assert [row["outcome"] for row in score(rows, p, picture_gain=0.1)] == [
         "finding",
         "finding",
         "bad picture",
@@ -113,7 +113,7 @@ def test_a_picture_unlike_its_wish_is_dropped_and_counted_under_a_reason_of_its_
         "finding",
     ]
     old = [{k: v for k, v in row.items() if k != "gain"} for row in rows]  # of a run before there were gains
-    assert score_probes(old, p)[1]["outcome"] == "finding"
+    assert score(old, p)[1]["outcome"] == "finding"
     assert Probe(**{k: v for k, v in old[0].items() if k in Probe.__dataclass_fields__}).gain is None
 
 
