@@ -23,29 +23,26 @@ Three things are ours:
 3) a picture that fails, is blocked or shows nothing is dropped with the reason, and the others go on.
 """
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
-from PIL import Image, ImageOps
-from scipy import ndimage
-from skimage.metrics import structural_similarity
+from PIL import Image
 
 from auditkit import specs
 from auditkit.counterfactual import pipelines
+from auditkit.counterfactual.image_sizes import as_large, fitted_size, size_arguments, upright, working_size
+from auditkit.counterfactual.quality import incoherence, measure_change, nothing_to_see
 from auditkit.errors import AuditError
 from auditkit.models import downloads
 from auditkit.models.batching import in_batches
 from auditkit.models.device import choose_device, choose_dtype
 from auditkit.text import short_error
 
-FLAT = 8  # grey levels of 256 between a picture's darkest and lightest value, in which there is nothing to see
 # These take a list of images as one for each prompt. Others (FLUX.2, Qwen-Image-Edit-Plus) take it as several
 # references that every prompt sees, and do not say so in any way a program could read: they get one image a call.
 ONE_EACH = {"FluxKontextPipeline", "StableDiffusionInstructPix2PixPipeline", "StableDiffusionXLInstructPix2PixPipeline"}
@@ -80,15 +77,6 @@ class Painting:
     why: str = ""  # why it was dropped: "blocked" (a safety checker), "black" (nothing to see), "failed: ..."
     cut: str = ""  # the end of the text, which is beyond what the text encoder reads
     seconds: float = 0.0  # its share of its batch
-
-
-@dataclass(frozen=True)
-class Change:
-    """What is different between two pictures of one size."""
-
-    box: tuple[int, int, int, int] | None  # x0, y0, x1, y1 in pixels, around the largest region; None: nothing changed
-    share: float  # of the picture, that the box covers
-    rest: float | None  # structural similarity of what is outside, 1 at most; None: nothing is
 
 
 def load_painter(spec: str | Path, device: str = "auto", dtype: str = "auto", batch_size: int = 16) -> Painter:
@@ -137,7 +125,7 @@ def regenerate_images(painter: Painter, captions: Sequence[str], seeds: Sequence
     image = pipelines.arguments(type(painter.pipe)).get("image")
     if image is not None and image.default is image.empty:
         raise AuditError(_only_edits(painter))
-    size = {} if painter.size is None else _sized(painter, *_fitted(painter, *painter.size))
+    size = {} if painter.size is None else size_arguments(painter, *fitted_size(painter, *painter.size))
     return _paint(painter, captions, seeds, [list(range(len(captions)))], lambda rows: size)
 
 
@@ -159,88 +147,20 @@ def edit_images(
             "such as black-forest-labs/FLUX.1-Kontext-dev."
         )
     pictures = [upright(image) for image in images]
-    sizes = [_working_size(painter, picture) for picture in pictures]
+    sizes = [working_size(painter, picture) for picture in pictures]
     groups: dict[Any, list[int]] = {}
     for i, size in enumerate(sizes):
         groups.setdefault(size if type(painter.pipe).__name__ in ONE_EACH else i, []).append(i)
 
     def arguments(rows: list[int]) -> dict:
         ready = [pictures[i].resize(sizes[i], Image.Resampling.LANCZOS) for i in rows]
-        return {"image": ready if len(ready) > 1 else ready[0]} | _sized(painter, *sizes[rows[0]])
+        return {"image": ready if len(ready) > 1 else ready[0]} | size_arguments(painter, *sizes[rows[0]])
 
     made = _paint(painter, commands, seeds, list(groups.values()), arguments)
     return [
-        one if one.image is None else Painting(_as_large(one.image, picture), one.why, one.cut, one.seconds)
+        one if one.image is None else Painting(as_large(one.image, picture), one.why, one.cut, one.seconds)
         for one, picture in zip(made, pictures, strict=True)
     ]
-
-
-def upright(image: Image.Image) -> Image.Image:
-    """The image in RGB, turned as its EXIF says; 16 bits become 8, what is transparent is laid on white.
-
-    >>> upright(Image.new("RGBA", (1, 1), (0, 0, 0, 0))).getpixel((0, 0))
-    (255, 255, 255)
-    """
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I") or image.mode == "F":
-        grey = np.asarray(image, dtype=np.float64)
-        deep = grey.max(initial=0) > 255
-        image = Image.fromarray(np.clip(grey / 257 if deep else grey, 0, 255).round().astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
-
-
-def measure_change(before: Image.Image, after: Image.Image, threshold: float = 16.0) -> Change:
-    """Where two pictures of one size differ, and how alike they are elsewhere.
-
-    The absolute difference (its largest channel, 0 to 255) is smoothed over a hundredth of the longer side; what is
-    above `threshold` falls into connected regions, the largest of which gets the box. Outside of it, structural
-    similarity is averaged over the windows that do not reach into it (Wang et al. 2004, skimage's). LPIPS would see
-    more of what people see, but its network comes only from torchvision's server, so it is not used.
-
-    Raises ValueError when the sizes differ.
-    """
-    if before.size != after.size:
-        raise ValueError(f"changed: {before.size} and {after.size} pixels cannot be compared")
-    a, b = (np.asarray(upright(image), dtype=np.float32) for image in (before, after))
-    height, width = a.shape[:2]
-    difference = ndimage.gaussian_filter(np.abs(a - b).max(axis=2), sigma=max(1.0, max(height, width) / 100))
-    regions, found = ndimage.label(difference > threshold)
-    outside, box, share = np.ones((height, width), dtype=bool), None, 0.0
-    window = min(7, (min(height, width) - 1) // 2 * 2 + 1)
-    if found:
-        largest = np.bincount(regions.ravel())[1:].argmax()
-        rows, columns = ndimage.find_objects(regions)[largest]
-        box = columns.start, rows.start, columns.stop, rows.stop
-        share = (rows.stop - rows.start) * (columns.stop - columns.start) / (height * width)
-        margin = window // 2
-        outside[
-            max(0, rows.start - margin) : rows.stop + margin, max(0, columns.start - margin) : columns.stop + margin
-        ] = 0
-    rest = None
-    if window >= 3 and outside.any():
-        _, similar = structural_similarity(a, b, win_size=window, channel_axis=2, data_range=255, full=True)
-        rest = float(similar.mean(axis=2)[outside].mean())
-    return Change(box, share, rest)
-
-
-def incoherence(change: Change, most: float = 0.5, rest: float = 0.8) -> str:
-    """Why a change is not a targeted one: "unchanged", "not targeted" or "rest changed"; "" where it is.
-
-    Args:
-        most: share of the picture that a targeted change may cover.
-        rest: structural similarity that the rest must keep.
-
-    >>> incoherence(Change((0, 0, 8, 8), 0.1, 0.97)), incoherence(Change(None, 0.0, 1.0))
-    ('', 'unchanged')
-    """
-    if change.box is None:
-        return "unchanged"
-    if change.share > most or change.rest is None:
-        return "not targeted"
-    return "rest changed" if change.rest < rest else ""
 
 
 def attempt_edit(
@@ -337,20 +257,13 @@ def _painted(painter: Painter, texts: list[str], seeds: list[int], arguments: di
     blocked = getattr(out, "nsfw_content_detected", None) or [False] * n
     seconds = (time.perf_counter() - began) / n
     whys = [
-        "blocked" if bad else "black" if _flat(image) else "" for image, bad in zip(out.images, blocked, strict=True)
+        "blocked" if bad else "black" if nothing_to_see(image) else ""
+        for image, bad in zip(out.images, blocked, strict=True)
     ]
     return [
         Painting(None if why else image.convert("RGB"), why, pipelines.unread_end(painter.pipe, text, call), seconds)
         for image, why, text in zip(out.images, whys, texts, strict=True)
     ]
-
-
-def _flat(image: Image.Image) -> bool:
-    return all(high - low <= FLAT for low, high in image.convert("RGB").getextrema())
-
-
-def _as_large(image: Image.Image, other: Image.Image) -> Image.Image:
-    return image if image.size == other.size else image.resize(other.size, Image.Resampling.LANCZOS)
 
 
 def _same_length(where: str, *columns: Sequence) -> None:
@@ -363,40 +276,3 @@ def _only_edits(painter: Painter) -> str:
         f'"{painter.name}": a {type(painter.pipe).__name__} makes nothing from a text alone; name a pipeline that '
         "generates, such as black-forest-labs/FLUX.1-dev."
     )
-
-
-# -------------------------------------------------------------------------------------------------------------- sizes
-
-
-def _multiple(painter: Painter) -> int:
-    """What the sides of its pictures are multiples of."""
-    processor = getattr(painter.pipe, "image_processor", None)
-    return getattr(getattr(processor, "config", None), "vae_scale_factor", None) or 8
-
-
-def _fitted(painter: Painter, width: float, height: float) -> tuple[int, int]:
-    multiple = _multiple(painter)
-    return tuple(max(multiple, round(side / multiple) * multiple) for side in (width, height))
-
-
-def _sized(painter: Painter, width: int, height: int) -> dict:
-    """The arguments that make the result just this large: Kontext's max_area would override height and width, and its
-    _auto_resize enlarge the reference to about a million pixels."""
-    known = {"height": height, "width": width, "max_area": width * height, "_auto_resize": False}
-    return {name: value for name, value in known.items() if name in painter.takes}
-
-
-def _working_size(painter: Painter, picture: Image.Image) -> tuple[int, int]:
-    """The size at which a picture is edited: its own proportions at the pixels of the painter's size, or else of the
-    pipeline's own."""
-    size = painter.size or _own_size(painter.pipe) or picture.size
-    scale = math.sqrt(size[0] * size[1] / (picture.width * picture.height))
-    return _fitted(painter, picture.width * scale, picture.height * scale)
-
-
-def _own_size(pipe) -> tuple[int, int] | None:
-    side = getattr(pipe, "default_sample_size", None)
-    if side is None:
-        side = getattr(getattr(pipelines.denoiser(pipe), "config", None), "sample_size", None)
-    factor = getattr(pipe, "vae_scale_factor", None)
-    return (side * factor, side * factor) if isinstance(side, int) and factor else None

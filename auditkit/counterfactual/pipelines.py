@@ -129,8 +129,10 @@ def unread_end(pipe, text: str, call: dict) -> str:
     ends = []
     for tokenizer in others or [tokenizer for tokenizer, _ in found]:
         most = length if isinstance(length, int) else tokenizer.model_max_length
-        tokens = tokenizer(text, truncation=True, max_length=most, return_offsets_mapping=True)
-        ends.append(text[max(end for _, end in tokens["offset_mapping"]) :].strip())
+        most = min(most, 10**6)  # one without a limit has 10^30
+        if tokenizer.is_fast:  # a slow one does not say which characters a token stands for
+            tokens = tokenizer(text, truncation=True, max_length=most, return_offsets_mapping=True)
+            ends.append(text[max(end for _, end in tokens["offset_mapping"]) :].strip())
     return min(ends, key=len, default="")
 
 

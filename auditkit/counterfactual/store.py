@@ -7,7 +7,8 @@ So the same request is never painted twice, and records hold a key, never an ima
 without a model: is anything to be seen, was only a part of it changed (incoherence)? One that fails is kept
 and counted with its reason in `why`, and nobody is asked about it.
 
-`with_counterfactuals` gives a source of images the pictures of an album, so that whatever works on the one works on the other.
+`with_counterfactuals` gives a source of images those of an image store, so that whatever works on the one works on the
+other.
 """
 
 import hashlib
@@ -19,7 +20,8 @@ from pathlib import Path
 from PIL import Image
 
 from auditkit.counterfactual.clip_direction import PictureCheck, direction_gains, load_picture_check
-from auditkit.counterfactual.make import edit_images, incoherence, load_painter, measure_change, regenerate_images
+from auditkit.counterfactual.make import edit_images, load_painter, regenerate_images
+from auditkit.counterfactual.quality import incoherence, measure_change
 from auditkit.data.source import Picture, Source
 from auditkit.errors import AuditError
 from auditkit.params import WAYS
@@ -176,7 +178,7 @@ class ImageStore:
 
 
 def make_wished(
-    album: ImageStore, pictures: Sequence[Picture], ways: Sequence[str], texts: Sequence[str]
+    store: ImageStore, pictures: Sequence[Picture], ways: Sequence[str], texts: Sequence[str]
 ) -> dict[int, tuple[Wish, Counterfactual, float | None]]:
     """The wishes among n texts, painted, with the gain of each picture, by their place: a batch a way.
 
@@ -187,8 +189,8 @@ def make_wished(
     found = {}
     for way in sorted({ways[i] for i in wishes}):
         of = [i for i in wishes if ways[i] == way]
-        made = album.make(way, [pictures[i] for i in of], [wishes[i].text for i in of])
-        gains = album.gains([pictures[i] for i in of], made, [wishes[i] for i in of])
+        made = store.make(way, [pictures[i] for i in of], [wishes[i].text for i in of])
+        gains = store.gains([pictures[i] for i in of], made, [wishes[i] for i in of])
         found |= {i: (wishes[i], one, gain) for i, one, gain in zip(of, made, gains, strict=True)}
     return found
 
@@ -203,12 +205,12 @@ def pipeline_loaders(p) -> dict[str, Callable]:
 
 
 def load_counterfactual(folder: Path, key: str) -> Picture:
-    """A picture of a folder's album, read each time it is looked at."""
+    """A picture of a folder's image store, read each time it is looked at."""
     return Picture(key, partial(_read, _file(Path(folder), key)))
 
 
 class WithCounterfactuals:
-    """A source with the pictures of albums among its own (`with_counterfactuals`)."""
+    """A source with those of image stores among its own (`with_counterfactuals`)."""
 
     def __init__(self, source: Source, folders: Sequence[Path]):
         self._source, self._seen = source, {}

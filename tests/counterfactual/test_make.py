@@ -15,17 +15,9 @@ from PIL import Image
 
 from auditkit import specs
 from auditkit.counterfactual import make, pipelines
-from auditkit.counterfactual.make import (
-    Change,
-    Painting,
-    _working_size,
-    edit_images,
-    incoherence,
-    load_painter,
-    measure_change,
-    regenerate_images,
-    upright,
-)
+from auditkit.counterfactual.image_sizes import upright, working_size
+from auditkit.counterfactual.make import Painting, edit_images, load_painter, regenerate_images
+from auditkit.counterfactual.quality import Change, incoherence, measure_change
 from auditkit.errors import AuditError
 from auditkit.miniature import edits, world
 
@@ -206,7 +198,7 @@ def test_a_picture_has_the_size_asked_for_brought_to_what_the_pipeline_can_make(
     assert (width, height) == (92, 32)  # the pixels of 66 x 41, three times as wide as high
     assert reference.shape[2:] == (32, 92)
     plain = load_painter(painters.spec("FluxKontextPipeline", saved("FluxKontextPipeline")).replace("&size=96", ""))
-    assert _working_size(plain, picture(64, 64)) == (256, 256)  # 128 latents of 2 pixels a side
+    assert working_size(plain, picture(64, 64)) == (256, 256)  # 128 latents of 2 pixels a side
 
 
 # ----------------------------------------------------------------------------------------------------- images to edit
