@@ -50,7 +50,7 @@ TOO_LARGE = "make it smaller (?size=...), or let weights wait in CPU memory (?of
 
 
 @dataclass
-class Painter:
+class ImagePipeline:
     """A loaded pipeline, under the name that records use for it."""
 
     name: str
@@ -70,7 +70,7 @@ class Painter:
 
 
 @dataclass(frozen=True)
-class Painting:
+class GeneratedImage:
     """What came of one request."""
 
     image: Image.Image | None  # None: dropped
@@ -79,7 +79,7 @@ class Painting:
     seconds: float = 0.0  # its share of its batch
 
 
-def load_painter(spec: str | Path, device: str = "auto", dtype: str = "auto", batch_size: int = 16) -> Painter:
+def load_pipeline(spec: str | Path, device: str = "auto", dtype: str = "auto", batch_size: int = 16) -> ImagePipeline:
     """Load a pipeline.
 
     Its weights are read from safetensors only, and no code is run that comes with it. A folder may hold a painter.json
@@ -112,26 +112,26 @@ def load_painter(spec: str | Path, device: str = "auto", dtype: str = "auto", ba
         pipe.set_progress_bar_config(disable=True)
         pipelines.cache(pipe, spec, own.get("cache", "none"), call)
         pipelines.settle(pipe, device, offload)
-    return Painter(parsed.name, pipe, own.get("batch_size", batch_size), call, own.get("size"))
+    return ImagePipeline(parsed.name, pipe, own.get("batch_size", batch_size), call, own.get("size"))
 
 
-def regenerate_images(painter: Painter, captions: Sequence[str], seeds: Sequence[int]) -> list[Painting]:
-    """A new picture for each of n captions, in their order, of the painter's size or else of the pipeline's own.
+def regenerate_images(pipeline: ImagePipeline, captions: Sequence[str], seeds: Sequence[int]) -> list[GeneratedImage]:
+    """A new picture for each of n captions, in their order, of the size it is set to, or else of the pipeline's own.
 
     Raises AuditError for a pipeline that makes nothing without an image, when every picture fails, and when a single
     one does not fit into memory.
     """
     _same_length("regenerate", captions, seeds)
-    image = pipelines.arguments(type(painter.pipe)).get("image")
+    image = pipelines.arguments(type(pipeline.pipe)).get("image")
     if image is not None and image.default is image.empty:
-        raise AuditError(_only_edits(painter))
-    size = {} if painter.size is None else size_arguments(painter, *fitted_size(painter, *painter.size))
-    return _paint(painter, captions, seeds, [list(range(len(captions)))], lambda rows: size)
+        raise AuditError(_only_edits(pipeline))
+    size = {} if pipeline.size is None else size_arguments(pipeline, *fitted_size(pipeline, *pipeline.size))
+    return _generate(pipeline, captions, seeds, [list(range(len(captions)))], lambda rows: size)
 
 
 def edit_images(
-    painter: Painter, images: Sequence[Image.Image], commands: Sequence[str], seeds: Sequence[int]
-) -> list[Painting]:
+    pipeline: ImagePipeline, images: Sequence[Image.Image], commands: Sequence[str], seeds: Sequence[int]
+) -> list[GeneratedImage]:
     """Each of n images, changed by its command, in their order and each of its own size.
 
     An image may be of any mode, size and EXIF orientation; what is transparent is laid on white. The size of the result
@@ -141,30 +141,37 @@ def edit_images(
     into memory.
     """
     _same_length("edit", images, commands, seeds)
-    if not painter.edits:
+    if not pipeline.edits:
         raise AuditError(
-            f'"{painter.name}": a {type(painter.pipe).__name__} takes no image, so it cannot edit; name an editor, '
+            f'"{pipeline.name}": a {type(pipeline.pipe).__name__} takes no image, so it cannot edit; name an editor, '
             "such as black-forest-labs/FLUX.1-Kontext-dev."
         )
     pictures = [upright(image) for image in images]
-    sizes = [working_size(painter, picture) for picture in pictures]
+    sizes = [working_size(pipeline, picture) for picture in pictures]
     groups: dict[Any, list[int]] = {}
     for i, size in enumerate(sizes):
-        groups.setdefault(size if type(painter.pipe).__name__ in ONE_EACH else i, []).append(i)
+        groups.setdefault(size if type(pipeline.pipe).__name__ in ONE_EACH else i, []).append(i)
 
     def arguments(rows: list[int]) -> dict:
         ready = [pictures[i].resize(sizes[i], Image.Resampling.LANCZOS) for i in rows]
-        return {"image": ready if len(ready) > 1 else ready[0]} | size_arguments(painter, *sizes[rows[0]])
+        return {"image": ready if len(ready) > 1 else ready[0]} | size_arguments(pipeline, *sizes[rows[0]])
 
-    made = _paint(painter, commands, seeds, list(groups.values()), arguments)
+    made = _generate(pipeline, commands, seeds, list(groups.values()), arguments)
     return [
-        one if one.image is None else Painting(as_large(one.image, picture), one.why, one.cut, one.seconds)
+        one if one.image is None else GeneratedImage(as_large(one.image, picture), one.why, one.cut, one.seconds)
         for one, picture in zip(made, pictures, strict=True)
     ]
 
 
 def attempt_edit(
-    painter: Painter, image: Image.Image, command: str, seed: int, *, edit_region: float, edit_rest: float, **call
+    pipeline: ImagePipeline,
+    image: Image.Image,
+    command: str,
+    seed: int,
+    *,
+    edit_region: float,
+    edit_rest: float,
+    **call,
 ) -> tuple[dict | None, str]:
     """One command of one's own: (before and after as `plots.pairs` shows them, what came of it in a few words).
 
@@ -174,71 +181,73 @@ def attempt_edit(
 
     The first is None where no picture was made.
     """
-    call = painter.call | {name: value for name, value in call.items() if name in painter.takes}
-    (painting,) = edit_images(replace(painter, call=call), [image], [command], [seed])
-    if painting.image is None:
-        return None, painting.why
+    call = pipeline.call | {name: value for name, value in call.items() if name in pipeline.takes}
+    (result,) = edit_images(replace(pipeline, call=call), [image], [command], [seed])
+    if result.image is None:
+        return None, result.why
     before = upright(image)
-    change = measure_change(before, painting.image)
+    change = measure_change(before, result.image)
     said = incoherence(change, most=edit_region, rest=edit_rest) or f"{change.share:.0%} changed"
-    return {"before_image": before, "image": painting.image, "made": command, "box": change.box}, said
+    return {"before_image": before, "image": result.image, "made": command, "box": change.box}, said
 
 
-# ---------------------------------------------------------------------------------------------------------- painting
+# ---------------------------------------------------------------------------------------------------------- generation
 
 
-def _paint(
-    painter: Painter,
+def _generate(
+    pipeline: ImagePipeline,
     texts: Sequence[str],
     seeds: Sequence[int],
     groups: list[list[int]],
     arguments: Callable[[list[int]], dict],
-) -> list[Painting]:
+) -> list[GeneratedImage]:
     """The pictures of n texts and seeds. Rows of one group may share a call, which gets `arguments(rows)` besides."""
-    found: dict[int, Painting] = {}
+    found: dict[int, GeneratedImage] = {}
 
-    def tried(rows: list[int]) -> list[Painting]:
+    def tried(rows: list[int]) -> list[GeneratedImage]:
         try:
-            return _painted(painter, [texts[i] for i in rows], [seeds[i] for i in rows], arguments(rows))
+            return _call_pipeline(pipeline, [texts[i] for i in rows], [seeds[i] for i in rows], arguments(rows))
         except AuditError:
             raise
         except Exception as error:  # whatever a pipeline raises about one picture, the others can still be made
             if should_reduce_batch_size(error):
                 raise
             if len(rows) == 1:
-                return [Painting(None, f"failed: {short_error(error) or type(error).__name__}")]
-        return [painting for i in rows for painting in tried([i])]
+                return [GeneratedImage(None, f"failed: {short_error(error) or type(error).__name__}")]
+        return [result for i in rows for result in tried([i])]
 
     for group in groups:
         batches = in_batches(
-            painter, [texts[i] for i in group], lambda rows, its=group: tried([its[r] for r in rows]), TOO_LARGE
+            pipeline, [texts[i] for i in group], lambda rows, its=group: tried([its[r] for r in rows]), TOO_LARGE
         )
-        for rows, paintings in batches:
-            found |= {group[r]: painting for r, painting in zip(rows, paintings, strict=True)}
-    paintings = [found[i] for i in range(len(texts))]
-    if paintings and all(painting.why.startswith("failed") for painting in paintings):
+        for rows, results in batches:
+            found |= {group[r]: result for r, result in zip(rows, results, strict=True)}
+    results = [found[i] for i in range(len(texts))]
+    if results and all(result.why.startswith("failed") for result in results):
         raise AuditError(
-            f'"{painter.name}": not one of {len(texts)} pictures could be made '
-            f"({paintings[0].why.removeprefix('failed: ')}); {_advice(painter, arguments([0]))}."
+            f'"{pipeline.name}": not one of {len(texts)} pictures could be made '
+            f"({results[0].why.removeprefix('failed: ')}); {_advice(pipeline, arguments([0]))}."
         )
-    return paintings
+    return results
 
 
-def _advice(painter: Painter, arguments: dict) -> str:
+def _advice(pipeline: ImagePipeline, arguments: dict) -> str:
     """What may be the matter when a pipeline makes nothing at all."""
-    kind = type(painter.pipe).__name__
-    if getattr(pipelines.denoiser(painter.pipe), "is_cache_enabled", False):
+    kind = type(pipeline.pipe).__name__
+    if getattr(pipelines.denoiser(pipeline.pipe), "is_cache_enabled", False):
         return f"leave ?cache out, which a {kind} may not go with"
-    if painter.edits and "image" not in arguments:
+    if pipeline.edits and "image" not in arguments:
         return f"a {kind} may be one that only edits"
     return f"check its options against what the call of {kind} wants"
 
 
-def _painted(painter: Painter, texts: list[str], seeds: list[int], arguments: dict) -> list[Painting]:
+def _call_pipeline(
+    pipeline: ImagePipeline, texts: list[str], seeds: list[int], arguments: dict
+) -> list[GeneratedImage]:
     """One call of the pipeline."""
     began = time.perf_counter()
     n = len(texts)
-    call = painter.call | arguments
+    call = pipeline.call | arguments
     generators = [torch.Generator(device="cpu").manual_seed(seed) for seed in seeds]
     if n > 1:  # some want as many negative prompts as prompts
         call |= {
@@ -246,8 +255,8 @@ def _painted(painter: Painter, texts: list[str], seeds: list[int], arguments: di
             for name, value in call.items()
             if name.startswith("negative_prompt") and isinstance(value, str)
         }
-    with pipelines.quiet_diffusers(), pipelines.caching(painter.pipe):
-        out = painter.pipe(
+    with pipelines.quiet_diffusers(), pipelines.caching(pipeline.pipe):
+        out = pipeline.pipe(
             prompt=list(texts) if n > 1 else texts[0],  # a list of its own: Z-Image writes into it
             generator=generators if n > 1 else generators[0],
             **call,
@@ -261,7 +270,9 @@ def _painted(painter: Painter, texts: list[str], seeds: list[int], arguments: di
         for image, bad in zip(out.images, blocked, strict=True)
     ]
     return [
-        Painting(None if why else image.convert("RGB"), why, pipelines.unread_end(painter.pipe, text, call), seconds)
+        GeneratedImage(
+            None if why else image.convert("RGB"), why, pipelines.unread_end(pipeline.pipe, text, call), seconds
+        )
         for image, why, text in zip(out.images, whys, texts, strict=True)
     ]
 
@@ -271,8 +282,8 @@ def _same_length(where: str, *columns: Sequence) -> None:
         raise ValueError(f"{where}: {' and '.join(str(len(column)) for column in columns)} of what belongs together")
 
 
-def _only_edits(painter: Painter) -> str:
+def _only_edits(pipeline: ImagePipeline) -> str:
     return (
-        f'"{painter.name}": a {type(painter.pipe).__name__} makes nothing from a text alone; name a pipeline that '
+        f'"{pipeline.name}": a {type(pipeline.pipe).__name__} makes nothing from a text alone; name a pipeline that '
         "generates, such as black-forest-labs/FLUX.1-dev."
     )

@@ -28,7 +28,7 @@ OURS = {  # arguments of a call that options cannot set
 
 @contextlib.contextmanager
 def quiet_diffusers():
-    """No progress bars and no advice from transformers and diffusers; what matters is raised or in a Painting."""
+    """No progress bars and no advice from transformers and diffusers; what matters is raised or in a GeneratedImage."""
     from diffusers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
