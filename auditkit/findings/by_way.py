@@ -13,11 +13,15 @@ from auditkit.runs.probe import only_findings
 # ---- pictures that were made ----------------------------------------------------------------------------------------
 
 
-def image_outcomes(scored: Sequence[dict], pictures: Sequence[dict], p) -> dict:
-    """How the making of pictures went, from an audit's scored records and its album's rows (IMAGES_FILE).
+def image_outcomes(
+    scored: Sequence[dict], pictures: Sequence[dict], *, edit_region: float, edit_rest: float, picture_gain: float
+) -> dict:
+    """How the making of pictures went, from an audit's scored records and its image store's rows (IMAGES_FILE).
 
     Args:
-        p: uses edit_region and edit_rest.
+        edit_region, edit_rest: the share of a picture that an edit may change, and the structural similarity that the
+            rest must keep.
+        picture_gain: the bound of the picture check.
 
     Returns {"images": {"asked", "made", "dropped": {reason: count}, "cut", "seconds_each"}, "editor":
     {"command_applied": rate, "rest_unchanged": rate}, "generator": {"objects_present": rate}}. `cut` counts texts whose
@@ -40,11 +44,11 @@ def image_outcomes(scored: Sequence[dict], pictures: Sequence[dict], p) -> dict:
             right = sum(row.get("why") != "not applied" for row in checked)
             result.setdefault(model, {})[name] = stats.rate(right, len(checked))
         if gains := [row["gain"] for row in wishes if row["way"] == way and row.get("gain") is not None]:
-            above = sum(gain > p.picture_gain for gain in gains)
+            above = sum(gain > picture_gain for gain in gains)
             result.setdefault(model, {})["towards_the_wish"] = stats.rate(above, len(gains))
     edits = [row for row in pictures if row["way"] == "edit" and row["share"] is not None]
     if edits:
-        same = sum((row["rest"] or 0) >= p.edit_rest and row["share"] <= p.edit_region for row in edits)
+        same = sum((row["rest"] or 0) >= edit_rest and row["share"] <= edit_region for row in edits)
         result.setdefault("editor", {})["rest_unchanged"] = stats.rate(same, len(edits))
     return result
 
