@@ -90,7 +90,7 @@ class Endpoint(TypedDict, total=False):
     max_pixels: Whole
 
 
-class Painter(Loaded, total=False):
+class PipelineOptions(Loaded, total=False):
     """Options of a pipeline that makes pictures."""
 
     device: str
@@ -103,7 +103,7 @@ class Painter(Loaded, total=False):
 
 
 OPTIONS = {"transformers": Local, "vllm": VLLM, "endpoint": Endpoint}
-PAINTER = Painter.__optional_keys__
+PIPELINE_OPTIONS = PipelineOptions.__optional_keys__
 HOW = {"batch_size", "device", "gpus", "memory", "key", "price_in", "price_out"}  # where, how fast and for how much
 
 
@@ -172,8 +172,10 @@ def parse_pipeline(text: str | Path) -> Spec:
     """
     place, _, query = str(text).partition("?")
     given = _query(place, query)
-    options = _checked(place, {name: value for name, value in given.items() if name in PAINTER}, Painter)
-    options = {name: options[name] if name in PAINTER else _plain(value) for name, value in given.items()}
+    options = _checked(
+        place, {name: value for name, value in given.items() if name in PIPELINE_OPTIONS}, PipelineOptions
+    )
+    options = {name: options[name] if name in PIPELINE_OPTIONS else _plain(value) for name, value in given.items()}
     return Spec("diffusers", place, place, options)
 
 

@@ -36,7 +36,7 @@ def siglip():
 
 
 def save(build, folder: Path, seed: int = 0) -> Path:
-    """A model and its processor in a folder, as `picture_judge` names one."""
+    """A model and its processor in a folder, as `picture_check` names one."""
     torch.manual_seed(seed)
     model, processor = build()
     model.save_pretrained(folder)

@@ -1,7 +1,7 @@
 """Has a picture moved towards the wish?  A second opinion on made pictures, by a model of CLIP's kind.
 
 (paper, Sec. 3.2, which takes the pictures as they come.) The references are asked the wish's check question, and may be
-blind to the same thing. `picture_judge` names a model of another kind, CLIP or SigLIP. It compares the pictures before
+blind to the same thing. `picture_check` names a model of another kind, CLIP or SigLIP. It compares the pictures before
 and after with two texts, the check alone and the check with its expected answer. The gain is the cosine between the two
 changes, of the pictures and of the texts: directional similarity (StyleGAN-NADA, Gal et al. 2021,
 https://arxiv.org/abs/2108.00946), by which InstructPix2Pix chose its pairs (Brooks et al. 2023, Sec. 3.1.2,
@@ -55,10 +55,10 @@ class PictureCheck:
 
 
 def load_picture_check(p) -> PictureCheck:
-    """The model that `picture_judge` names.
+    """The model that `picture_check` names.
 
     Args:
-        p: uses picture_judge, device, dtype, batch_size and memory.
+        p: uses picture_check, device, dtype, batch_size and memory.
 
     Raises AuditError for a model that does not exist, or does not put pictures and texts into one space.
     """

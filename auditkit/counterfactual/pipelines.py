@@ -93,7 +93,7 @@ def call_of(kind: type, spec: str | Path, own: dict) -> dict:
     call = {}
     for option, value in own.items():
         name = names.get(option, option)
-        if option in specs.PAINTER and option not in names:
+        if option in specs.PIPELINE_OPTIONS and option not in names:
             continue
         if name in takes and name not in OURS:
             call[name] = value
@@ -102,7 +102,7 @@ def call_of(kind: type, spec: str | Path, own: dict) -> dict:
             raise AuditError(f'"{spec}": write {option} as ?size=WIDTHxHEIGHT.')
         if name in takes:
             raise AuditError(f'"{spec}": {option} is no option: the audit sets it for every picture.')
-        known = sorted(({*takes, *specs.PAINTER} - OURS) - {k for k, n in names.items() if n not in takes})
+        known = sorted(({*takes, *specs.PIPELINE_OPTIONS} - OURS) - {k for k, n in names.items() if n not in takes})
         near = nearest(option, known, cutoff=0.0)
         raise AuditError(f'"{spec}": the call of {kind.__name__} takes no {option}; the nearest is {near}.')
     return call

@@ -36,7 +36,7 @@ def test_a_saved_pipeline_does_not_say_where_its_parts_were(generator, tmp_path)
     configs = list((tmp_path / "again").rglob("*.json"))
     assert tmp_path / "again" / "vae" / "config.json" in configs
     assert not [path for path in configs if "_name_or_path" in path.read_text(encoding="utf-8")]
-    load_painter(str(tmp_path / "again"), "cpu")
+    load_pipeline(str(tmp_path / "again"), "cpu")
 
 
 def test_the_editor_does_every_kind_of_command_and_leaves_the_rest(editor):
