@@ -11,7 +11,6 @@ import sys
 import time
 from pathlib import Path
 
-import filelock
 import nbformat
 import pytest
 import yaml
