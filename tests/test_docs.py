@@ -22,6 +22,8 @@ from smoke_run import make_project
 
 from auditkit.cli import main
 from auditkit.params import load_params, parse_setting
+from auditkit.runs import jsonl
+from auditkit.runs.probe import only_findings
 
 REPOSITORY = Path(__file__).parents[1]
 README = REPOSITORY / "README.md"
@@ -33,7 +35,8 @@ BY_A_PERSON = "06_findings/reviews.jsonl"  # no run writes it by itself
 
 def fences(page: Path, language: str) -> list[str]:
     """The contents of a page's fenced blocks of one language."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    return [block for of, block in blocks if of == language]
 
 
 def prose(page: Path) -> str:
@@ -205,6 +208,7 @@ STARTED = {  # as shown -> (as run, what is replaced, why)
         "likewise, and 40 s of answers",
     ),
 }
+RETURNED = {"run_notebooks": 0} | dict.fromkeys(("build_one", "plant", "export"), Path("made"))  # else a list
 ELSEWHERE = {  # other programs: a test of its own below
     "make demo",
     "make test",
@@ -282,7 +286,7 @@ def test_a_long_command_is_started(shown, place, tmp_path, monkeypatch, capsys):
     def stand_in(real):
         def note(*arguments, **named):
             called.append(real.__name__)
-            return 0 if real.__name__ == "run_notebooks" else []
+            return RETURNED.get(real.__name__, [])
 
         return note
 
@@ -290,6 +294,18 @@ def test_a_long_command_is_started(shown, place, tmp_path, monkeypatch, capsys):
     (tmp_path / "out").mkdir()
     assert main(given(shown, filled, tmp_path / "out")) == 0, capsys.readouterr().err
     assert called
+
+
+def test_export_takes_a_question_and_a_further_candidate_of_one_number(place, tmp_path, capsys):
+    """As the demo has them: keys that differ in a plus sign alone, and each finding has a picture of its own."""
+    path = place / "outputs" / "smoke" / "05_audit" / "scored.jsonl"
+    rows = jsonl.read(path)
+    one, other = [row for row in rows if row["outcome"] == "finding" and "+" not in row["key"]][:2]
+    other["key"] = one["key"].replace("/", "/+", 1)
+    jsonl.replace(path, rows)
+    assert main(["export", "smoke", "--out", str(tmp_path / "export")]) == 0, capsys.readouterr().err
+    images = list((tmp_path / "export" / "findings" / "images").iterdir())
+    assert len(images) == len(only_findings(rows))
 
 
 def helped(*words: str) -> int:
