@@ -11,10 +11,10 @@ import sys
 import time
 from pathlib import Path
 
-import filelock
 import nbformat
 import pytest
 import yaml
+from smoke_run import auditkit, make_project
 
 from auditkit.audit.allocation import checkpoint_shares
 from auditkit.findings import review
@@ -115,35 +115,6 @@ def test_no_variable_takes_the_name_of_a_parameter(book):
 
 
 # ---- the smoke run -------------------------------------------------------------------------------------------------
-
-
-def make_project(folder: Path) -> Path:
-    """A project of a test's own: the notebooks and parameter files, and outputs that are nobody else's."""
-    folder.mkdir(parents=True)
-    for name in ("notebooks", "params"):
-        shutil.copytree(NOTEBOOKS[0].parents[1] / name, folder / name, ignore=shutil.ignore_patterns(".*"))
-    return folder
-
-
-def auditkit(project: Path, *arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "auditkit.cli", "run", "params/smoke.yaml", *arguments]
-    return subprocess.run(command, cwd=project, capture_output=True, text=True, timeout=1200)
-
-
-@pytest.fixture(scope="session")
-def smoke(tmp_path_factory) -> Path:
-    """The project after `auditkit run params/smoke.yaml`, run once for all processes of pytest-xdist."""
-    base = tmp_path_factory.getbasetemp()
-    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    with filelock.FileLock(base / "smoke.lock"):
-        project = base / "smoke-project"
-        if not project.exists():
-            done = auditkit(make_project(project))
-            (base / "smoke.log").write_text(f"{done.returncode}\n{done.stdout}\n{done.stderr}")
-    log = (base / "smoke.log").read_text()
-    assert log.startswith("0\n"), log
-    assert f"{project / 'outputs/smoke/report.html'}\n" in log, "a run ends by printing the report's path"
-    return project
 
 
 @pytest.fixture(scope="session")
