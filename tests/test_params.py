@@ -220,6 +220,13 @@ def test_what_papermill_injects_wins_even_where_it_equals_the_default(project):
     assert from_notebook(names) == load_params("params/smoke.yaml", grpo_steps=steps)
 
 
+def test_papermill_with_a_whole_file_takes_that_file_and_its_silent_keys_from_the_defaults(project):
+    """papermill -f injects what the file states; its params_file line says where the rest comes from."""
+    written = yaml.safe_load((project / "params/smoke.yaml").read_text())
+    injected = "# Parameters\n" + "\n".join(f"{name} = {value!r}" for name, value in written.items())
+    assert from_notebook(cell(**written, In=["", injected])) == load_params("params/smoke.yaml")
+
+
 def test_an_injected_name_nobody_knows_is_an_error(project):
     with pytest.raises(AuditError, match="unknown key grpo_stpes; did you mean grpo_steps"):
         from_notebook(cell(grpo_stpes=3, In=["# Parameters\ngrpo_stpes = 3\n"]))

@@ -52,6 +52,7 @@ def test_a_finished_stage_says_what_it_was(p, project):
     assert (
         said["status"] == "done" and said["metrics"] == metrics and said["counts"] == {"asked": 2, "target_called": 2}
     )
+    assert set(said["parameters"]) == set(FIELDS), "all of them, also those that the file leaves out"
     assert said["parameters"]["audit_probes"] == p.audit_probes and said["seed"] == p.seed and said["seconds"] >= 0
     assert {"python", "torch", "transformers"} <= set(said["versions"])
     assert run.done and is_done(p, "05_audit")
