@@ -43,7 +43,7 @@ def test_the_help_is_instant():
     began = time.monotonic()
     assert cli_help().returncode == 0
     assert time.monotonic() - began < 3  # torch alone takes longer
-    heavy = "import sys, auditkit.cli; sys.exit(any(name in sys.modules for name in ('torch', 'papermill', 'numpy')))"
+    heavy = "import sys, auditkit.cli; sys.exit(any(name in sys.modules for name in ('torch', 'trl', 'papermill', 'numpy', 'rich')))"
     assert subprocess.run([sys.executable, "-c", heavy]).returncode == 0
 
 
