@@ -96,9 +96,9 @@ def slug(key: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", key).strip("-.") or "picture"
 
 
-def short_error(error: Exception) -> str:
+def short_error(error: BaseException) -> str:
     """The first sentence or so of an error, for a message of one line."""
-    return str(error).strip().split("\n")[0][:200].rstrip(". ")
+    return str(error).strip().split("\n")[0][:200].rstrip(". ") or type(error).__name__
 
 
 def nearest(word: object, known: Iterable[str], cutoff: float = 0.6) -> str:

@@ -59,9 +59,8 @@ def agreement_table(kinds: Sequence[str], **how) -> str:
     for name in ("said_same_wrongly", "said_different_wrongly"):
         body.append([name.replace("_", " "), *(with_interval(f[name]) for f in found.values())])
     for name, some in first["kinds"].items():
-        body.append(
-            [f"  {name} (n = {some['n']})", *(f"{100 * f['kinds'][name]['value']:.1f}" for f in found.values())]
-        )
+        shares = [100 * f["kinds"][name]["value"] for f in found.values()]
+        body.append([f"  {name} (n = {some['n']})", *(f"{share:.1f}" for share in shares)])
     if any(f["unclear"] is not None for f in found.values()):
         body.append(
             ["replies neither yes nor no", *("" if f["unclear"] is None else str(f["unclear"]) for f in found.values())]

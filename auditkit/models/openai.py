@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import base64
 import concurrent.futures
-import difflib
 import io
 import os
 from collections.abc import Sequence
@@ -31,6 +30,7 @@ from PIL import Image
 from auditkit import specs
 from auditkit.errors import AuditError, Unfinished
 from auditkit.models.offload import shrunk
+from auditkit.text import nearest
 
 if TYPE_CHECKING:
     import openai
@@ -229,8 +229,8 @@ class Endpoint:
             names = []
         if not names:
             return "; an address usually ends in /v1"
-        near = difflib.get_close_matches(self.model, names, 5, 0.4)
-        shown = [*near, *(name for name in names if name not in near)][:10]
+        near = nearest(self.model, names, cutoff=0.4)
+        shown = sorted(names, key=lambda name: name != near)[:10]
         return f"; it serves {', '.join(shown)}" + (f" and {len(names) - 10} more" if len(names) > 10 else "")
 
     def _said(self, error: openai.OpenAIError) -> str:

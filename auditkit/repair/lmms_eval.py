@@ -169,12 +169,8 @@ def table_text(rows: Sequence[dict]) -> str:
         paper: Benchmark | None = row.get("paper")
         theirs = [paper.base, paper.audited, paper.larger, paper.largest] if paper else []
         p = f"{row['p_holm']:.3g}" if "p_holm" in row else ""
-        cells = [
-            row["benchmark"],
-            f"{row['n']:,}",
-            *(row[key] and with_interval(row[key], 1) if key in row else "" for key in ("before", "after", "change")),
-            p,
-        ]
+        ours = [with_interval(row[key], scale=1) if key in row else "" for key in ("before", "after", "change")]
+        cells = [row["benchmark"], f"{row['n']:,}", *ours, p]
         lines.append(cells + ([f"{value:.1f}" for value in theirs] or [""] * 4))
         if paper and paper.note:
             notes.append(f"{paper.title}: {paper.task}, {paper.note}.")
@@ -229,8 +225,8 @@ def _one(model: Writer, name: str, metric: str | None, book: AnswerBook, limit: 
             last = getattr(error, "last_attempt", None)  # lmms-eval tries five times
             cause = last.exception() if last is not None else error
             raise AuditError(
-                f'the data of "{name}" could not be loaded ({short_error(cause)}); lmms-eval fetches them from the Hugging '
-                "Face hub, which needs a network once, and for some data sets an account (HF_TOKEN)."
+                f'the data of "{name}" could not be loaded ({short_error(cause)}); lmms-eval fetches them from the '
+                "Hugging Face hub, which needs a network once, and for some data sets an account (HF_TOKEN)."
             ) from cause
         if task.OUTPUT_TYPE != "generate_until":
             raise AuditError(f'"{name}" does not let a model write ({task.OUTPUT_TYPE}), so it cannot be run here.')
@@ -249,8 +245,8 @@ def _one(model: Writer, name: str, metric: str | None, book: AnswerBook, limit: 
             raise
         except Exception as error:  # a task's own code: a scorer that lacks Java or a package, a picture not fetched
             raise AuditError(
-                f'"{name}" could not be finished ({type(error).__name__}: {short_error(error)}); the answers given so far '
-                "are kept and will not be asked for again."
+                f'"{name}" could not be finished ({type(error).__name__}: {short_error(error)}); the answers given so '
+                "far are kept and will not be asked for again."
             ) from error
         metric = metric or task.config.metric_list[0]["metric"]
         samples = [sample for sample in results["samples"][name] if metric in sample]
