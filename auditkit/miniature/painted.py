@@ -31,7 +31,7 @@ def tasks(n: int, seed: int = 0) -> list[tuple[Scene, str]]:
     return found
 
 
-def edited(painter, n: int, steps: int, seed: int = 0, shuffled: bool = False) -> dict:
+def edited(painter: Painter, n: int, steps: int, seed: int = 0, shuffled: bool = False) -> dict:
     """Rates of an editor on n boards of every kind of command: "applied" by kind and over "all", "rest" (other cells as
     they were, and their background too), and "seconds" an image.
 
@@ -69,7 +69,7 @@ def edited(painter, n: int, steps: int, seed: int = 0, shuffled: bool = False) -
     }
 
 
-def generated(painter, n: int, steps: int, seed: int = 0) -> dict:
+def generated(painter: Painter, n: int, steps: int, seed: int = 0) -> dict:
     """Rates of a generator on n new captions: things "there" by kind and over "all", places left "empty" that should
     be, the "background", and "seconds" an image.
     """
