@@ -1,5 +1,4 @@
-"""A CLIP model of the board world, trained from seeds: does a picture show what was wished for?
-(counterfactual/clip_direction.py)
+"""A CLIP model of the board world, trained from seeds: does a picture show what was wished for?  (counterfactual/clip_direction.py)
 
 It learns the very thing it is asked later. A pair of boards is a change, a check question with its answer is a wish,
 and the change is to point where the wish does if, and only if, the wish came true by it. So a batch holds boards

@@ -82,7 +82,7 @@ def measured(judge: PictureCheck, n: int, bound: float = clip.BOUND, seed: int =
     """How often a change passes as what was wished for: {what was done: {kind, and all "edits": rate}}."""
     rates: dict[str, dict[str, dict]] = {}
     for name, rows in changes(n, seed).items():
-        gains = direction_gains(judge, [row[1] for row in rows], [row[2] for row in rows], [row[3] for row in rows])
+        gains = direction_gains(judge, *([row[i] for row in rows] for i in (1, 2, 3)))
         passed = {
             kind: [g > bound for g, row in zip(gains, rows, strict=True) if row[0] == kind] for kind in clip.KINDS
         }
