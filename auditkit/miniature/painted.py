@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from typing import Any
 
 from PIL import Image
 
@@ -31,7 +32,7 @@ def tasks(n: int, seed: int = 0) -> list[tuple[Scene, str]]:
     return found
 
 
-def edited(painter: Painter, n: int, steps: int, seed: int = 0, shuffled: bool = False) -> dict:
+def edited(painter: Any, n: int, steps: int, seed: int = 0, shuffled: bool = False) -> dict:
     """Rates of an editor on n boards of every kind of command: "applied" by kind and over "all", "rest" (other cells as
     they were, and their background too), and "seconds" an image.
 
@@ -69,7 +70,7 @@ def edited(painter: Painter, n: int, steps: int, seed: int = 0, shuffled: bool =
     }
 
 
-def generated(painter: Painter, n: int, steps: int, seed: int = 0) -> dict:
+def generated(painter: Any, n: int, steps: int, seed: int = 0) -> dict:
     """Rates of a generator on n new captions: things "there" by kind and over "all", places left "empty" that should
     be, the "background", and "seconds" an image.
     """
