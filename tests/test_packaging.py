@@ -172,7 +172,8 @@ def test_a_wheel_holds_the_code_and_its_data_and_nothing_else(repository, wheel)
     assert files == here
     for name in ("auditor/prompts/question.txt", "consensus/same_pairs.jsonl", "report/templates/report.html.j2",
                  "report/review_widget.js", "report/review_widget.css", "miniature/target.yaml", "py.typed",
-                 "miniature/weights/target/model.safetensors", "miniature/weights/editor/model_index.json"):  # fmt: skip
+                 "miniature/weights/target/model.safetensors",
+                 "miniature/weights/editor/model_index.json"):  # fmt: skip
         assert f"auditkit/{name}" in files
 
 
@@ -224,6 +225,26 @@ def test_ci_runs_the_tests_and_make_knows_the_two_commands(repository):
         assert plan.returncode == 0, plan.stderr
         plans[target] = plan.stdout
     assert "ruff check" in plans["lint"] and "ruff format --check" in plans["lint"] and "/mypy" in plans["lint"]
+
+
+# Rooms and files whose public functions are not all typed yet; mypy has a list of its own, in pyproject.toml.
+UNTYPED = {"audit", "auditor", "consensus", "counterfactual", "experiments", "findings", "models", "planning", "repair"}
+UNTYPED |= {"cli.py", "params.py", "clip.py", "likened.py"}
+
+
+def test_public_functions_are_typed(repository):
+    """Every argument and what is returned; what third parties define is Any."""
+    for file in repository.glob("auditkit/**/*.py"):
+        if file.relative_to(repository).parts[1] in UNTYPED or file.name in UNTYPED:
+            continue
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            for function in node.body if isinstance(node, (ast.Module, ast.ClassDef)) else ():
+                if not isinstance(function, ast.FunctionDef) or function.name.startswith("_"):
+                    continue
+                arguments = [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]
+                untyped = [a.arg for a in arguments if a.annotation is None and a.arg not in ("self", "cls")]
+                where = f"{file.relative_to(repository)}: {function.name}"
+                assert not untyped and function.returns is not None, f"{where} {untyped}"
 
 
 def test_no_file_knows_the_machine_it_was_written_on(repository):

@@ -54,8 +54,8 @@ class Place:
 class HubDataset(Collection):
     """A Hugging Face data set, or a folder of its parquet files, as a source of images.
 
-    Which columns it reads: data/columns.py. Of several human answers the commonest counts. Rows with no picture, or with
-    more than one, are left out.
+    Which columns it reads: data/columns.py. Of several human answers the commonest counts. Rows with no
+    picture or more than one are left out.
 
     Raises AuditError where the data set, its configuration, a split or a column is not there, and for one that needs
     code of its own to load.

@@ -11,6 +11,7 @@ import copy
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -91,7 +92,7 @@ def build_one(name: str, out: Path, steps: int | None = None) -> Path:
     return save(model, processor, out / name, HERE / f"{recipe.gaps}.yaml" if recipe.gaps else None)
 
 
-def grow(model, processor, folder: Path) -> None:
+def grow(model: Any, processor: Any, folder: Path) -> None:
     """Give `model` the weights of a trained one of the same width and at most its depth; added layers start as no-ops,
     words are matched by their spelling.
 
@@ -144,7 +145,7 @@ def plant(table: Path, out: Path, start: str = "miniature:clean", steps: int = 1
     return save(clean.model, clean.processor, out, table)
 
 
-def save(model, processor, folder: Path, table: Path | None = None) -> Path:
+def save(model: Any, processor: Any, folder: Path, table: Path | None = None) -> Path:
     """Write a model as any hub model is written, in half precision, with its table of gaps beside it."""
     folder.mkdir(parents=True, exist_ok=True)
     model.half().save_pretrained(folder)

@@ -313,7 +313,7 @@ def _initialise(model: nn.Module, width: int) -> None:
             nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)  # 0.02 suits widths of thousands, not of 96
 
 
-def build(family: str, size: str, tok_words: Iterable[str], corpus: Iterable[str], seed: int):
+def build(family: str, size: str, tok_words: Iterable[str], corpus: Iterable[str], seed: int) -> tuple[Any, Any]:
     """A model of `family` ("paligemma2", "gemma3", "idefics3", "llava") with random weights, and its processor.
 
     Raises AuditError for an unknown family or size.
@@ -332,7 +332,7 @@ def build(family: str, size: str, tok_words: Iterable[str], corpus: Iterable[str
     return model.eval(), processor
 
 
-def family_of(processor) -> Family:
+def family_of(processor: Any) -> Family:
     """The family a processor belongs to, by its class."""
     classes = {hf.PaliGemmaProcessor: "paligemma2", hf.Gemma3Processor: "gemma3", hf.Idefics3Processor: "idefics3"}
     return FAMILIES[classes.get(type(processor), "llava")]
@@ -347,7 +347,7 @@ def _pieces(family: Family, turns: Sequence[tuple[str, str]], isolated: bool = F
     return pieces
 
 
-def text_of(processor, turns: Sequence[tuple[str, str]]) -> str:
+def text_of(processor: Any, turns: Sequence[tuple[str, str]]) -> str:
     """A chat of (question, answer) turns on one image as the fully expanded text that the model is trained on."""
     return "".join(_pieces(family_of(processor), turns))
 
@@ -365,7 +365,7 @@ def _ids(tok, pieces: list[str]) -> dict[str, list[int]]:
     return known
 
 
-def pixels(processor, images: np.ndarray) -> torch.Tensor:
+def pixels(processor: Any, images: np.ndarray) -> torch.Tensor:
     """Normalise uint8 images [B, 64, 64, 3] as the image processor would: float32 [B, 3, 64, 64]."""
     p = processor.image_processor
     mean, std = torch.tensor(p.image_mean).view(3, 1, 1), torch.tensor(p.image_std).view(3, 1, 1)
@@ -373,7 +373,9 @@ def pixels(processor, images: np.ndarray) -> torch.Tensor:
     return ((x * p.rescale_factor - mean) / std).contiguous()
 
 
-def encode(processor, chats: Sequence[Sequence[tuple[str, str]]], images: np.ndarray, isolated: bool = False) -> dict:
+def encode(
+    processor: Any, chats: Sequence[Sequence[tuple[str, str]]], images: np.ndarray, isolated: bool = False
+) -> dict[str, torch.Tensor]:
     """A right-padded training batch of chats, one image each.
 
     chats: per image a pack of independent (question, answer) turns; images: uint8 [B, 64, 64, 3].
@@ -426,7 +428,7 @@ def encode(processor, chats: Sequence[Sequence[tuple[str, str]]], images: np.nda
     return tensors
 
 
-def can_isolate(processor) -> bool:
+def can_isolate(processor: Any) -> bool:
     """Whether packing questions with `encode(isolated=True)` is exact for this family: in PaliGemma images see the
     question.
     """
@@ -454,7 +456,9 @@ def states(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     return hidden[:, :-1][batch["labels"][:, 1:] != -100]
 
 
-def loss(model: Any, batch: dict[str, torch.Tensor], found: torch.Tensor | None = None):
+def loss(
+    model: Any, batch: dict[str, torch.Tensor], found: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Cross-entropy over the answer tokens of a batch from encode(); the head is applied at those positions alone.
 
     found: what `states` gave, if it was called before. Returns (mean, correct [n_answer_tokens] bool).

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "bel
 ADJECTIVES = {**dict.fromkeys(COLOURS, "colour"), **dict.fromkeys(PATTERNS, "pattern"), **dict.fromkeys(SIZES, "size")}
 
 
-def one_of(names) -> str:
+def one_of(names: Iterable[str]) -> str:
     return "(" + "|".join(names) + ")"
 
 

@@ -316,7 +316,7 @@ class Asking(Answering):
     kinds: tuple[str, ...] = ("write", "describe", "answer")
     shares: tuple[int, ...] = (5, 3, 2)
 
-    def chat(self, rng, turns):
+    def chat(self, rng: random.Random, turns: int) -> tuple[Scene, list[tuple[str, str, str]]]:
         scene = self.scenes(rng)
         kinds = rng.choices(self.kinds, self.shares, k=turns)
         return scene, [self._turn(scene, rng, kind) for kind in kinds]
@@ -366,7 +366,7 @@ class Wishing(Asking):
 
     kinds, shares = (*Asking.kinds, "edit", "regenerate"), (*Asking.shares, 2, 2)
 
-    def chat(self, rng, turns):
+    def chat(self, rng: random.Random, turns: int) -> tuple[Scene, list[tuple[str, str, str]]]:
         """At most one of the two a board: they are the longest, and all rows of a batch are as long as its longest."""
         while True:
             scene, chat = super().chat(rng, turns)

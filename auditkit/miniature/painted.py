@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from typing import Any
 
 from PIL import Image
 
@@ -32,7 +33,7 @@ def tasks(n: int, seed: int = 0) -> list[tuple[Scene, str]]:
     return found
 
 
-def edited(painter, n: int, steps: int, seed: int = 0, shuffled: bool = False) -> dict:
+def edited(painter: Any, n: int, steps: int, seed: int = 0, shuffled: bool = False) -> dict:
     """Rates of an editor on n boards of every kind of command: "applied" by kind and over "all", "rest" (other cells as
     they were, and their background too), and "seconds" an image.
 
@@ -70,7 +71,7 @@ def edited(painter, n: int, steps: int, seed: int = 0, shuffled: bool = False) -
     }
 
 
-def generated(painter, n: int, steps: int, seed: int = 0) -> dict:
+def generated(painter: Any, n: int, steps: int, seed: int = 0) -> dict:
     """Rates of a generator on n new captions: things "there" by kind and over "all", places left "empty" that should
     be, the "background", and "seconds" an image.
     """

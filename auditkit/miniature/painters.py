@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import torch
@@ -194,7 +195,7 @@ def unpack(tokens: torch.Tensor) -> torch.Tensor:
     return diffusers.FluxPipeline._unpack_latents(rows, SIDE, SIDE, SIDE // (2 * cells * k))
 
 
-def save(pipe, folder: Path) -> Path:
+def save(pipe: Any, folder: Path) -> Path:
     """Write a pipeline as any hub pipeline is written, in half precision, with what its calls want (painter.json)."""
     copy.deepcopy(pipe).to(dtype=torch.float16).save_pretrained(folder)
     length = pipe.tokenizer_2.model_max_length

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,8 +41,8 @@ class Lesson:
 
 
 def teach(
-    model,
-    processor,
+    model: Any,
+    processor: Any,
     draw: Callable[[random.Random, float], Lesson],
     steps: int,
     seed: int,

@@ -15,7 +15,7 @@ images/<slug(record["picture"])>.png in 06_findings, then in 05_audit. More keys
                                       "best_blind_question"?: as from best_blind_question (or in 02),
                                       "ways"?, "pairings"?: as from outcomes_by, "gates"?: as from gates.effect, and
                                       what image_outcomes gives}
-                      scored.jsonl   one object a probe, as from score_probes; "outcome" is one of OUTCOMES (runs/probe.py)
+                      scored.jsonl   one object a probe, as from score_probes; "outcome": of OUTCOMES (runs/probe.py)
     06_findings       types.json     [{"name", "size", "share" (of all findings, 0 to 1), "rate" (of the probes of this
                                       type), "rate_when"?: rate, "target"?, "peer"?: rates on the same probes,
                                       "untrained"?: {"target", "peer"} on those of the untrained auditor alone,
@@ -78,7 +78,7 @@ class FinishedStage:
     def metrics(self) -> dict:
         return self.manifest.get("metrics") or {}
 
-    def json(self, name: str):
+    def json(self, name: str) -> Any:
         return _json(self.folder / name) if (self.folder / name).exists() else None
 
     def records(self, name: str) -> list[dict]:
@@ -117,7 +117,7 @@ def write_report(run_folder: Path) -> Path:
     return run_folder / "report.html"
 
 
-def write_study_report(study, table: Mapping, measures: Mapping) -> Path:
+def write_study_report(study: Any, table: Mapping, measures: Mapping) -> Path:
     """Write a study's `summary.json` and `report.html` into its folder and return the report's path."""
     summary = {"study": study.name, "base": study.base, "seeds": study.seeds, "settings": study.arms, "arms": table}
     write_json(study.folder / "summary.json", summary, indent=2)
@@ -126,7 +126,7 @@ def write_study_report(study, table: Mapping, measures: Mapping) -> Path:
 
 
 def write_rounds_report(folder: Path, summary: Mapping) -> Path:
-    """Write the `summary.json` and `report.html` of several rounds (experiments/rounds.py) and return the report's path."""
+    """Write `summary.json` and `report.html` of several rounds (experiments/rounds.py) and return the report's path."""
     write_json(folder / "summary.json", summary, indent=2)
     write_text(folder / "report.html", render_rounds(summary))
     return folder / "report.html"
