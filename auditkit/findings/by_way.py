@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from auditkit import stats
 from auditkit.errors import AuditError
+from auditkit.findings.failure_types import ASKED
 from auditkit.findings.grading import grade_planted_gaps, search_success
 from auditkit.runs.probe import only_findings
 
@@ -94,3 +95,59 @@ def outcomes_by(scored: Sequence[dict], field: str, source) -> dict[str, dict]:
         if (precision := grade_planted_gaps(kept, source, []).get("precision")) is not None:
             found[value]["precision"] = precision
     return found
+
+
+def who_moved(edits: Sequence[dict], alike: Callable[[str, str, str], bool]) -> dict[str, list[str]]:
+    """For each edit whether the consensus and the target "stays" or "moves": {"consensus": [...], "target": [...]}.
+
+    Args:
+        edits: scored records of the originals' own questions after an edit, all of which have a `consensus_before`; the
+            target had agreed with it.
+        alike: (answer, answer, question) -> whether the two mean the same (`choose_same`).
+    """
+
+    def moves(row: dict, said: str) -> str:
+        return "stays" if alike(row["consensus_before"], said, row["question"]) else "moves"
+
+    return {who: [moves(row, row[who]) for row in edits] for who in ("consensus", "target")}
+
+
+def describe_edits(rows: Sequence[dict], source) -> list[dict]:
+    """Irrelevant edits with the region that changed and what the target said before, as edits.json keeps them."""
+    before = [{"box": source.made[row["picture"]].box, "target_before": row["before"]["target"]} for row in rows]
+    return [row | old for row, old in zip(rows, before, strict=True)]
+
+
+def picture_metrics(scored: Sequence[dict], painted: dict, source) -> dict:
+    """What notebook 03 notes of the pictures that were made.
+
+    Args:
+        painted: as from `image_outcomes`.
+
+    Returns {"made", **painted, "ways"?, "pairings"?: as from `outcomes_by`, "irrelevant_edits"?}; the last three where
+    any probe got as far as a comparison.
+    """
+    metrics = {"made": painted.get("images", {}).get("made", 0), **painted}
+    if any(row["outcome"] in ASKED for row in scored):
+        metrics |= {name + "s": outcomes_by(scored, name, source) for name in ("way", "pairing")}
+        metrics["irrelevant_edits"] = len(irrelevant_edits(scored))
+    return metrics
+
+
+def pictures_in_words(metrics: dict, agreed: int) -> list[str]:
+    """`picture_metrics` in a sentence each.
+
+    Args:
+        agreed: edits of pictures on which target and references had agreed.
+    """
+    if "ways" not in metrics:
+        return ["No counterfactual picture, so nothing to compare; the audit itself does not need any."]
+    counted = metrics["images"]
+    told = [
+        f"{counted['asked']} wishes, {counted['made']} good pictures, dropped: {counted['dropped'] or 'none'}",
+        f"{agreed} edits of pictures on which all agreed; {metrics['irrelevant_edits']} irrelevant ones turned the target",
+    ]
+    for model in ("editor", "generator"):
+        for name, rate in metrics.get(model, {}).items():
+            told.append(f"{model}: {name.replace('_', ' ')} {rate['value']:.1%} of {rate['n']}")
+    return told

@@ -14,6 +14,7 @@ from auditkit.consensus.normalise import same_text
 from auditkit.errors import AuditError
 from auditkit.findings.failure_types import ASKED, FOUND, OUTSIDE, FailureType
 from auditkit.findings.grouping import group_findings, group_name
+from auditkit.runs.probe import only_findings
 
 # ---- grading, where the source of the images knows the truth --------------------------------------------------------
 
@@ -36,6 +37,34 @@ def search_success(records: Sequence[dict], source) -> dict:
             f"search success cannot be assessed: {source.name} knows the answer to none of the {len(records)} probes."
         )
     return stats.rate(sum(graded), len(graded))
+
+
+def success_rates(rows: Sequence[dict], source, name: str) -> dict[str, dict]:
+    """How often the target fails on scored probes: {name + "_by_consensus": rate, name?: rate by the oracle}.
+
+    Where the source can grade none of them the second is absent, and a printed sentence says so.
+    """
+    found = {f"{name}_by_consensus": consensus_rate(rows)}
+    try:
+        found[name] = search_success(rows, source)
+    except AuditError as no_oracle:
+        print(no_oracle)
+    return found
+
+
+def success_on_both(first: Sequence[dict], second: Sequence[dict], source) -> tuple[dict, dict]:
+    """The rates of two sets of scored probes, to be compared: by the oracle, or where it cannot grade either of them
+    both by the consensus.
+    """
+    try:
+        return search_success(first, source), search_success(second, source)
+    except AuditError:
+        return consensus_rate(first), consensus_rate(second)
+
+
+def consensus_rate(rows: Sequence[dict]) -> dict:
+    """The share of scored probes that are findings."""
+    return stats.rate(len(only_findings(rows)), len(rows))
 
 
 def grade_planted_gaps(records: Sequence[dict], source, gaps: list) -> dict:
@@ -163,6 +192,23 @@ def _plain(value) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{b} for {a}" for a, b in value.items())
     return " or ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def graded_in_words(planted: dict) -> list[str]:
+    """What `grade_planted_gaps` found, in a sentence each: gaps found and missed, and how many findings are true."""
+    told = []
+    if "planted" in planted:
+        missed = ", ".join(planted["missed"]) or "none"
+        told.append(f"{planted['found']} of {planted['planted']} planted gaps found; missed: {missed}")
+    if "precision" in planted:
+        alarms = len(planted["false_alarms"])
+        told.append(f"{planted['precision']['value']:.1%} of the findings are true; {alarms} false alarms")
+    return told
+
+
+def frequent_questions(scored: Sequence[dict], n: int) -> list[str]:
+    """The n questions that produced most findings: what a questioner that never looks would ask."""
+    return [question for question, _ in Counter(row["question"] for row in only_findings(scored)).most_common(n)]
 
 
 def best_blind_question(

@@ -1,0 +1,42 @@
+"""The widget in notebook 03 at which a person tries edit commands of their own on a picture."""
+
+from collections.abc import Sequence
+
+import ipywidgets as widgets
+
+from auditkit.counterfactual.make import Painter, attempt_edit
+from auditkit.data.source import Picture
+from auditkit.report import plots
+
+
+class EditWidget(widgets.VBox):
+    """A picture, a command, sliders, a button; the pair before and after stands below them.
+
+    Args:
+        painter: the editing pipeline (load_painter).
+        pictures: to choose from.
+        command: that stands there at first, and is carried out at once.
+        p: uses what `attempt_edit` does, and seed.
+    """
+
+    def __init__(self, painter: Painter, pictures: Sequence[Picture], command: str, p):
+        self._painter, self._pictures, self._p = painter, pictures, p
+        steps, scale = painter.call.get("num_inference_steps", 4), painter.call.get("guidance_scale", 2.5)
+        self._which = widgets.IntSlider(0, 0, len(pictures) - 1, description="picture")
+        self._command = widgets.Text(command, description="command", layout={"width": "95%"})
+        self._noise = widgets.IntSlider(p.seed, 0, 99, description="seed")
+        self._steps = widgets.IntSlider(steps, 1, 50, description="steps")
+        self._guidance = widgets.FloatSlider(scale, min=1, max=10, step=0.5, description="guidance")
+        self._button, self._said, self._view = widgets.Button(description="edit"), widgets.Label(), widgets.Image()
+        self._button.on_click(self._edit)
+        self._edit()
+        sliders = [self._noise, self._steps, self._guidance]
+        super().__init__([self._which, self._command, *sliders, self._button, self._said, self._view])
+
+    def _edit(self, _=None) -> None:
+        how = {"num_inference_steps": self._steps.value, "guidance_scale": self._guidance.value}
+        image = self._pictures[self._which.value].image
+        card, self._said.value = attempt_edit(
+            self._painter, image, self._command.value, self._noise.value, self._p, **how
+        )
+        self._view.value = plots.pairs([card])._repr_png_() if card else b""
