@@ -1,4 +1,4 @@
-"""A few examples to look at, whatever the source: labelled ones, or pictures with a question that always makes sense."""
+"""A few examples to look at, from any source: labelled ones, or pictures with a question that fits them all."""
 
 from auditkit.data.source import Example, Source
 

@@ -72,6 +72,12 @@ def irrelevant_edits(scored: Sequence[dict]) -> list[dict]:
     return sorted((row for row in scored if row.get("irrelevant_edit")), key=lambda row: row["key"])
 
 
+def irrelevant_first(rows: Sequence[dict]) -> list[dict]:
+    """The same findings, irrelevant edits before the others."""
+    first = irrelevant_edits(rows)
+    return first + [row for row in rows if row not in first]
+
+
 def outcomes_by(scored: Sequence[dict], field: str, source) -> dict[str, dict]:
     """What the probes of each way, or each pairing, came to.
 
@@ -142,10 +148,10 @@ def pictures_in_words(metrics: dict, agreed: int) -> list[str]:
     """
     if "ways" not in metrics:
         return ["No counterfactual picture, so nothing to compare; the audit itself does not need any."]
-    counted = metrics["images"]
+    counted, irrelevant = metrics["images"], metrics["irrelevant_edits"]
     told = [
         f"{counted['asked']} wishes, {counted['made']} good pictures, dropped: {counted['dropped'] or 'none'}",
-        f"{agreed} edits of pictures on which all agreed; {metrics['irrelevant_edits']} irrelevant ones turned the target",
+        f"{agreed} edits of pictures on which all agreed; {irrelevant} irrelevant ones turned the target",
     ]
     for model in ("editor", "generator"):
         for name, rate in metrics.get(model, {}).items():

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 from sklearn.metrics import completeness_score, homogeneity_score
@@ -14,6 +16,8 @@ from auditkit.consensus.normalise import same_text
 from auditkit.errors import AuditError
 from auditkit.findings.failure_types import ASKED, FOUND, OUTSIDE, FailureType
 from auditkit.findings.grouping import group_findings, group_name
+from auditkit.models import downloads
+from auditkit.models.answers import AnswerBook
 from auditkit.runs.probe import only_findings
 
 # ---- grading, where the source of the images knows the truth --------------------------------------------------------
@@ -50,6 +54,13 @@ def success_rates(rows: Sequence[dict], source, name: str) -> dict[str, dict]:
     except AuditError as no_oracle:
         print(no_oracle)
     return found
+
+
+def baseline_rates(scored: Sequence[dict], source) -> dict[str, dict]:
+    """The metrics of notebook 02: how often references agree, and how often the target fails (`success_rates`)."""
+    answered = [row for row in scored if row["question"] is not None]
+    agree = stats.rate(sum(row["consensus"] is not None for row in answered), len(answered))
+    return {"references_agree": agree, **success_rates(scored, source, "untrained")}
 
 
 def success_on_both(first: Sequence[dict], second: Sequence[dict], source) -> tuple[dict, dict]:
@@ -194,6 +205,22 @@ def _plain(value) -> str:
     return " or ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
+def agreement_in_words(against: dict) -> str:
+    """What `agreement_with_gaps` found, in a sentence."""
+    if not against:
+        return "No finding lies in a gap that is known."
+    own, known = against["gaps_with_a_type"], against["gaps"]
+    return (
+        f"{own} of {known} gaps with findings have a type of their own; purity {against['purity']['value']:.1%}, "
+        f"homogeneity {against['homogeneity']:.2f}, completeness {against['completeness']:.2f}"
+    )
+
+
+def graded_metrics(planted: dict) -> dict:
+    """What notebook 06 notes of `grade_planted_gaps`, as far as it could be measured."""
+    return {name: planted[name] for name in ("planted", "found", "recall", "precision") if name in planted}
+
+
 def graded_in_words(planted: dict) -> list[str]:
     """What `grade_planted_gaps` found, in a sentence each: gaps found and missed, and how many findings are true."""
     told = []
@@ -206,9 +233,34 @@ def graded_in_words(planted: dict) -> list[str]:
     return told
 
 
-def frequent_questions(scored: Sequence[dict], n: int) -> list[str]:
-    """The n questions that produced most findings: what a questioner that never looks would ask."""
-    return [question for question, _ in Counter(row["question"] for row in only_findings(scored)).most_common(n)]
+def rate_blind_questions(scored: Sequence[dict], target, source, book: AnswerBook, p) -> dict:
+    """The best of the questions that produced most findings, asked of every picture without looking at it.
+
+    Args:
+        scored: the audit's records.
+        target: the VLM.
+        source: draws fresh pictures, of the split "test", and grades.
+        book: holds the answers, so that nothing is asked twice.
+        p: uses blind_candidates, blind_images, seed and max_answer_tokens.
+
+    Returns as `best_blind_question`.
+    """
+    asked = Counter(row["question"] for row in only_findings(scored))
+    fixed = [question for question, _ in asked.most_common(p.blind_candidates)]
+    ask = partial(book.ask, max_new_tokens=p.max_answer_tokens)
+    return best_blind_question(target, source, fixed, source.pictures("test", p.blind_images, p.seed), ask)
+
+
+def blind_in_words(blind: dict, scored: Sequence[dict], source) -> str:
+    """What `rate_blind_questions` found, or why there is nothing to say."""
+    if not blind:
+        return f"{source.name} cannot grade these" if only_findings(scored) else "no finding to take a question from"
+    return f"“{blind['question']}”, of every picture: {blind['rate']['value']:.0%}"
+
+
+def known_gaps(source, target: str) -> list:
+    """The gaps that are known of a target, named as in a parameter file; [] for an ordinary one."""
+    return source.gaps(Path(downloads.resolve(target)))
 
 
 def best_blind_question(

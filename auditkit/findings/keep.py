@@ -1,5 +1,6 @@
-"""What notebook 06 found, kept for the report and for the next notebooks (report/summary.py says what is in each file)."""
+"""What notebook 06 found, kept for the report and the next notebooks; report/summary.py says what is in each file."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -54,6 +55,12 @@ def keep_findings(
     for key in dict.fromkeys(keys):
         with replacing(folder / "images" / f"{slug(key)}.png") as beside:
             source.picture(key).image.save(beside, "PNG")
+
+
+def kept_planted(folder: Path) -> dict:
+    """What planted.json in a folder of findings says; {} where nothing could be graded."""
+    file = folder / "planted.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
 
 
 def _with_truth(row: Mapping, source) -> dict:

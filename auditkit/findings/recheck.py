@@ -20,6 +20,7 @@ from pathlib import Path
 from PIL import Image
 
 from auditkit.audit.loop import Loader
+from auditkit.audit.score import outcome_counts
 from auditkit.consensus.choose import choose_same
 from auditkit.consensus.same import Same
 from auditkit.consensus.vote import vote
@@ -90,6 +91,14 @@ def recheck_counts(crossed: Mapping[str, dict], scored: Sequence[dict]) -> dict[
     again = sum(len(said) for row in crossed.values() for said in row["references"].values())
     target = sum(len(row["target"]) for row in crossed.values())
     return {"target_called": target, "references_called": again + sum(elsewhere.values())}
+
+
+def all_counts(scored: Sequence[dict], crossed: Mapping[str, dict]) -> dict[str, int]:
+    """`outcome_counts` of an audit, with what was asked again of its findings."""
+    counted = outcome_counts(scored)
+    for name, more in recheck_counts(crossed, scored).items():
+        counted[name] += more
+    return counted
 
 
 def apply_gates(scored: Sequence[dict], crossed: Mapping[str, dict], p, folder: Path | None = None) -> list[dict]:

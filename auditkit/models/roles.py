@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 
+from auditkit.data.source import Example, Picture
 from auditkit.models import processors
+from auditkit.models.answers import AnswerBook
 from auditkit.models.base import Writer
 from auditkit.models.transformers import VLM
 
@@ -18,6 +21,11 @@ def model_roles(target: str, references: Sequence[str], peer: str, auditor: str)
     """
     roles = {"target": target, **({"peer": peer} if peer else {})}
     return roles | {f"reference {n}": spec for n, spec in enumerate(references, 1)} | {"auditor": auditor}
+
+
+def deferred(load: Callable[[str], Writer], *specs: str) -> list[Callable[[], Writer]]:
+    """What loads each of these models when it is called: an audit holds a model only while it is at work."""
+    return [partial(load, spec) for spec in specs]
 
 
 def load_roles(roles: Mapping[str, str], load: Callable[[str], Writer]) -> tuple[dict[str, Writer], list[dict]]:
@@ -48,3 +56,12 @@ def class_and_size(model: Writer) -> dict:
 def whole_prompts(models: Mapping[str, Writer], question: str) -> dict[str, str]:
     """Role -> the whole text its model reads for a question; a server makes its own, so it is absent."""
     return {role: processors.chat(model, question) for role, model in models.items() if isinstance(model, VLM)}
+
+
+def ask_all(
+    models: Iterable[Writer], examples: Sequence[Example], book: AnswerBook, max_answer_tokens: int
+) -> dict[str, list[str]]:
+    """What every model says to the same examples: {model's name: answers}."""
+    pictures = [Picture(example.key.split("/q")[0], example.held) for example in examples]
+    questions = [example.question for example in examples]
+    return {model.name: book.ask(model, pictures, questions, max_answer_tokens) for model in models}

@@ -5,10 +5,12 @@ Each is given to a trainer as its `on_step` and called with the row of every ste
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 from IPython.display import display
 
 from auditkit.report import plots
+from auditkit.runs import jsonl
 
 LINES = 20  # printed over a whole training
 NOT_YET = {"distinct": float("nan"), "kinds": float("nan")}  # the first step has neither
@@ -19,11 +21,11 @@ class AuditorProgress:
 
     Args:
         steps: of the whole training.
-        history: rows of the steps that an earlier attempt has made.
+        file: history.jsonl, with the steps that an earlier attempt has made, if there was one.
     """
 
-    def __init__(self, steps: int, history: Sequence[Mapping] = ()):
-        self.steps, self.every, self.history = steps, math.ceil(steps / LINES), list(history)
+    def __init__(self, steps: int, file: Path):
+        self.steps, self.every, self.history = steps, math.ceil(steps / LINES), jsonl.read(file)
         self._figure = display(plots.training_curve(self.history), display_id=True)
 
     def __call__(self, row: Mapping) -> None:

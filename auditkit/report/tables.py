@@ -4,7 +4,7 @@ with its numbers formatted.
 Rates ({"value", "low", "high", "n"}) are shown as "86.2% of 1000" where a cell holds one, else in columns of their own.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import pandas as pd
 from pandas.io.formats.style import Styler
@@ -42,6 +42,12 @@ def measured_table(rows: Mapping[str, Mapping], counts: Sequence[str] = (), rate
 # ---- one notebook each ----------------------------------------------------------------------------------------------
 
 
+def checks_table(checks: Sequence[Mapping]) -> pd.DataFrame:
+    """What notebook 00 looked at, what it found, and whether that will do."""
+    marked = [{"key": row["key"], "found": row["found"], "ok": "✓" if row["ok"] else "✗"} for row in checks]
+    return pd.DataFrame(marked).set_index("key")
+
+
 def models_table(rows: Sequence[Mapping]) -> Styler:
     """Who takes part (notebook 01): rows of `load_roles`."""
     how = {"parameters": "{:,.0f}", "seconds": "{:.2f}"}
@@ -56,6 +62,11 @@ def accuracy_table(scores: Mapping[str, Mapping], skills: Sequence[str]) -> pd.D
 def coloured(table: pd.DataFrame) -> Styler:
     """Shares from 0 to 1 as percentages, from red to green."""
     return table.style.format("{:.0%}").background_gradient(cmap="RdYlGn", vmin=0, vmax=1, axis=None)
+
+
+def pairs_table(pairs: Sequence[tuple[str, str]], same: Callable[[str, str], bool]) -> pd.DataFrame:
+    """Pairs of answers, and whether they mean the same (notebook 02)."""
+    return pd.DataFrame([{"a": a, "b": b, "same": same(a, b)} for a, b in pairs])
 
 
 def answers_table(records: Sequence[Mapping]) -> pd.DataFrame:
@@ -86,6 +97,11 @@ def moved_table(moved: Mapping[str, Sequence[str]]) -> pd.DataFrame:
     return pd.crosstab(*(pd.Series(moves, name=who, dtype=str) for who, moves in moved.items()), margins=True)
 
 
+def texts_table(texts: Mapping[str, Sequence[str]]) -> pd.DataFrame:
+    """Texts by way, a column each (notebook 04)."""
+    return pd.DataFrame(dict(texts))
+
+
 def samples_table(asked: Mapping[str, Mapping[str, Sequence[str]]]) -> pd.DataFrame:
     """What each checkpoint writes about one picture, way by way (notebook 04)."""
     return pd.DataFrame({(name, way): some for name, texts in asked.items() for way, some in texts.items()}).T
@@ -102,6 +118,12 @@ def outcomes_by_auditor(scored: Sequence[Mapping], auditors: Sequence[str]) -> p
     table = pd.DataFrame(scored)
     rows = [pd.Categorical(table["checkpoint"], list(auditors)), table["way"]]
     return pd.crosstab(rows, table["outcome"], rownames=["auditor", "way"])
+
+
+def ways_table(by: Mapping[str, Mapping[str, Mapping]]) -> pd.DataFrame:
+    """What the probes of each way and of each pairing came to, from `outcomes_by` (notebook 05)."""
+    rows = {name: row for part in by.values() for name, row in part.items()}
+    return measured_table(rows, ("probes", "findings"), ("search_success", "by_consensus", "precision"))
 
 
 def types_table(types: Sequence) -> Styler:
@@ -145,6 +167,11 @@ def types_against_gaps(types: Sequence, gap_of: Mapping[str, Mapping]) -> pd.Dat
 def false_alarms_table(planted: Mapping) -> pd.DataFrame:
     """The largest groups of false alarms, from `grade_planted_gaps` (notebook 06)."""
     return pd.DataFrame(planted.get("false_alarm_groups", []), columns=["name", "size", "reason"]).head(8)
+
+
+def sizes_table(models: Mapping[str, Mapping]) -> pd.DataFrame:
+    """How many parameters each side has, from `class_and_size`; one behind a server is absent (notebook 08)."""
+    return column({side: f"{its['parameters']:,}" for side, its in models.items() if "parameters" in its}, "parameters")
 
 
 def skills_table(compared: Sequence[Mapping]) -> Styler:

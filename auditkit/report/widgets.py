@@ -1,12 +1,14 @@
-"""The widget in notebook 03 at which a person tries edit commands of their own on a picture."""
+"""Two widgets for JupyterLab: one's own edit commands (notebook 03), a menu of failure types (notebook 06)."""
 
 from collections.abc import Sequence
 
 import ipywidgets as widgets
 
 from auditkit.counterfactual.make import Painter, attempt_edit
-from auditkit.data.source import Picture
+from auditkit.data.source import Picture, Source
+from auditkit.findings.failure_types import FailureType
 from auditkit.report import plots
+from auditkit.report.cards import probe_cards
 
 
 class EditWidget(widgets.VBox):
@@ -40,3 +42,26 @@ class EditWidget(widgets.VBox):
             self._painter, image, self._command.value, self._noise.value, self._p, **how
         )
         self._view.value = plots.pairs([card])._repr_png_() if card else b""
+
+
+class TypesWidget(widgets.VBox):
+    """Shows the examples of one failure type at a time; without types it is empty.
+
+    Args:
+        types: as `find_failure_types` gives them.
+        source: images of the run, those that were made among them (with_counterfactuals).
+    """
+
+    def __init__(self, types: Sequence[FailureType], source: Source):
+        self._types, self._source = types, source
+        options = [(f"{kind.name} ({kind.size})", number) for number, kind in enumerate(types)]
+        menu = widgets.Dropdown(options=options, description="type", layout={"width": "95%"})
+        self._view = widgets.Image()
+        menu.observe(self._show, "value")
+        if types:
+            self._show({"new": 0})
+        super().__init__([menu, self._view] if types else [])
+
+    def _show(self, change: dict) -> None:
+        shown = self._types[change["new"]].examples
+        self._view.value = plots.gallery(probe_cards(shown, self._source))._repr_png_()
