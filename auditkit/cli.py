@@ -11,7 +11,6 @@
     auditkit export demo --out DIR                  the findings as a data set, the adapter as a model, with their cards
     auditkit miniature table                        what each shipped model can do, measured
     auditkit miniature writes                       how much of what the auditor writes is true, by way
-    auditkit miniature likeness                     how well the CLIP model tells what was done from what was not
     auditkit benchmarks google/gemma-3-4b-it --adapter ADAPTER --limit 500
 
 Exit codes: 0 done, 1 a notebook or a check failed, 2 something the user can put right (one sentence says what),
@@ -177,12 +176,7 @@ def _parser() -> argparse.ArgumentParser:
     judge.set_defaults(command=_judge)
     painters = tasks.add_parser("painters", help="print how well the shipped editor and generator do as they are told")
     painters.add_argument("--n", type=_above_0, default=200, metavar="N", help="boards for each kind of command")
-    likeness = tasks.add_parser("likeness", help="print how well the shipped CLIP model tells what was done")
-    likeness.add_argument("--n", type=_above_0, default=100, metavar="N", help="wishes of every kind")
-    likeness.add_argument("--gain", type=float, default=0.2, metavar="G", help="the bound, as picture_gain")
-    likeness.add_argument("--model", default="miniature:likeness", metavar="MODEL", help="another one, as a folder")
     made = (build, _build), (table, _table), (writes, _writes), (painters, _painters), (plant, _plant), (easy, _easy)
-    made += ((likeness, _likeness),)
     for task, command in made:
         task.add_argument("--debug", action="store_true", help="show tracebacks")
         task.set_defaults(command=command)
@@ -257,9 +251,9 @@ def _export(options) -> None:
 
 
 def _build(options) -> None:
-    from auditkit.miniature import build, clip, draw, easy
+    from auditkit.miniature import build, draw, easy
 
-    known = [*build.RECIPES, "target", *easy.RECIPES, *draw.RECIPES, *clip.RECIPES]
+    known = [*build.RECIPES, "target", *easy.RECIPES, *draw.RECIPES]
     names = options.names or known
     for name in names:  # all of them before the first half hour is spent
         if name not in known:
@@ -274,8 +268,6 @@ def _build(options) -> None:
             folder = easy.build_one(name, out, **steps)
         elif name in draw.RECIPES:
             folder = draw.build_one(name, out, **steps)
-        elif name in clip.RECIPES:
-            folder = clip.build_one(name, out, **steps)
         else:
             folder = build.build_one(name, out, **steps)
         print(f"{name}: {shown_path(folder)}", flush=True)
@@ -318,12 +310,6 @@ def _painters(options) -> None:
     from auditkit.miniature import painted
 
     print(painted.table(options.n))
-
-
-def _likeness(options) -> None:
-    from auditkit.miniature import likened
-
-    print(likened.table(options.n, options.model, options.gain))
 
 
 def _judge(options) -> None:

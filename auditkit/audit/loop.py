@@ -246,7 +246,14 @@ def _chosen(
             beside.setdefault(first[probe.key], []).append(probe)
     certain = [probe for probe in probes if probe.key not in first]
     if not path.is_file():
-        chosen = select_questions(list(beside.values()), certain, rollouts, p)
+        chosen = select_questions(
+            list(beside.values()),
+            certain,
+            rollouts,
+            min_token_probability=p.min_token_probability,
+            clusters=p.replay_clusters,
+            seed=p.seed,
+        )
         jsonl.replace(path, [{"key": probe.key} for probe in chosen])
     kept = {row["key"] for row in jsonl.read(path)}
     return [probe for probe in probes if probe.key not in first or probe.key in kept]

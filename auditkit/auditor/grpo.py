@@ -60,6 +60,7 @@ from auditkit.models.device import choose_device
 from auditkit.models.load import model_loader
 from auditkit.models.lora import TEXT_PART
 from auditkit.models.offload import frozen_vision, shrunk
+from auditkit.models.trainer_internals import CompletionInputs, log_metric, micro_batch
 from auditkit.models.transformers import VLM
 from auditkit.models.vllm import MISSING
 from auditkit.params import WAYS, Params, load_params, parse_setting
@@ -75,7 +76,7 @@ SHARED = {  # files that several processes add to -> what makes two rows the sam
 }
 
 
-class AuditorTrainer(GRPOTrainer):
+class AuditorTrainer(CompletionInputs, GRPOTrainer):
     """TRL's GRPOTrainer, its loss with the cross-entropy of past successes added, evenly over kinds of question."""
 
     def __init__(self, *args, scorer: Scorer, replay_weight: float, **kwargs):
@@ -84,38 +85,41 @@ class AuditorTrainer(GRPOTrainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        rollouts, part = self.scorer.rollouts, self._step % self.args.steps_per_generation
+        rollouts, part = self.scorer.rollouts, micro_batch(self)
         if part == 0:  # the first micro-batch of a step
             self.scorer.remember(rollouts)
             own = len(rollouts) // self.accelerator.num_processes
             seed = f"{self.args.seed}-{self.state.global_step}"
             self.drawn = self.scorer.replay(own // 2 * self.accelerator.num_processes, random.Random(seed))
-            self._metrics["train"]["distinct"].append(len({r.text for r in rollouts}) / len(rollouts))
-            self._metrics["train"]["kinds"].append(len({r.cluster for r in rollouts if r.success}))
-            self._metrics["train"]["way"].append(WAYS.index(rollouts[0].way))  # all of a step are of one
-            for name, value in step_measures(rollouts, list(self.scorer.recent)[-LATELY:]).items():
-                self._metrics["train"][name].append(value)
-            if wished := [rollout for rollout in rollouts if rollout.made]:
-                self._metrics["train"]["granted"].append(sum(not r.why for r in wished) / len(wished))
-                self._metrics["train"]["painting_seconds"].append(self.scorer.painting_seconds)
+            for name, value in self._measures(rollouts).items():
+                log_metric(self, name, value)
         if self.replay_weight and self.drawn:
             loss = loss + self.replay_weight * self._replay_share(model, part)
         return loss
 
-    def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep, *more, **inputs):
-        """TRL's, with what two families' processors return put right.
+    def _measures(self, rollouts: Sequence[Rollout]) -> dict[str, float]:
+        """What is logged of a step beside TRL's own figures."""
+        found = {"distinct": len({r.text for r in rollouts}) / len(rollouts)}
+        found["kinds"] = len({r.cluster for r in rollouts if r.success})
+        found["way"] = WAYS.index(rollouts[0].way)  # all of a step are of one
+        found |= step_measures(rollouts, list(self.scorer.recent)[-LATELY:])
+        if wished := [rollout for rollout in rollouts if rollout.made]:
+            found["granted"] = sum(not r.why for r in wished) / len(wished)
+            found["painting_seconds"] = self.scorer.painting_seconds
+        return found
+
+    def completion_inputs(self, inputs: dict, completion: int) -> dict:
+        """What two families' processors return, put right.
 
         PaliGemma's completions may see only what came before: tokens of type 1, where TRL has 0, with which they see
         what they are to predict. LLaVA-OneVision's count of images is not needed for one image a prompt.
         """
         if processors.is_paligemma(self.processing_class):
             inputs["token_type_ids"] = inputs["token_type_ids"].clone()
-            inputs["token_type_ids"][:, -logits_to_keep:] = 1
+            inputs["token_type_ids"][:, -completion:] = 1
         for name in ("labels", "batch_num_images"):
             inputs.pop(name, None)
-        return super()._get_per_token_logps_and_entropies(
-            model, input_ids, attention_mask, logits_to_keep, *more, **inputs
-        )
+        return inputs
 
     def _replay_share(self, model, part: int) -> torch.Tensor:
         """What this process and micro-batch have to add, that all of them together make the mean over all tokens drawn.
@@ -131,7 +135,7 @@ class AuditorTrainer(GRPOTrainer):
             tokens, of = (sum(len(rollout.tokens) for rollout in some) for some in (share, self.drawn))
             again = self._replay_loss(model, share) * (processes * tokens / of)
         everyone = self.accelerator.gather(again.detach()).mean().item()
-        self._metrics["train"]["replay_loss"].append(everyone * parts)  # which is averaged over the parts
+        log_metric(self, "replay_loss", everyone * parts)  # which is averaged over the parts
         return again
 
     def _replay_loss(self, model, drawn: list[Rollout]) -> torch.Tensor:
@@ -186,7 +190,7 @@ class History(TrainerCallback):
             jsonl.append(self.path, [row])
             if self.on_step:
                 self.on_step(row)
-        if collapse_reason(self.rows, self.p):
+        if _collapsed(self.rows, self.p):
             control.should_save = control.should_training_stop = True
 
 
@@ -219,7 +223,7 @@ def train_auditor(
     here = PartialState(cpu=auditor.model.device.type == "cpu")
     _refuse_uneven(p, here.num_processes)
     out.mkdir(parents=True, exist_ok=True)
-    if why := collapse_reason(jsonl.read(out / "history.jsonl"), p):
+    if why := _collapsed(jsonl.read(out / "history.jsonl"), p):
         raise AuditError(why)
     here.wait_for_everyone()  # all have read it before the first forgets what a kill has left
     with here.main_process_first():  # which tidies up what a kill has left; the others find it done
@@ -270,9 +274,20 @@ def train_auditor(
     if here.is_main_process:
         _collect(out)
     history = jsonl.read(out / "history.jsonl")
-    if why := collapse_reason(history, p):
+    if why := _collapsed(history, p):
         raise AuditError(why)
     return history
+
+
+def _collapsed(history: Sequence[dict], p: Params) -> str:
+    """Why the training is not gone on with, "" where it is."""
+    return collapse_reason(
+        history,
+        patience=p.grpo_patience,
+        replay_weight=p.replay_weight,
+        coverage_weight=p.coverage_weight,
+        learning_rate=p.grpo_learning_rate,
+    )
 
 
 def auditor_checkpoints(out: Path) -> dict[str, Path]:

@@ -175,7 +175,7 @@ class Scorer:
             (made[i][0].check, made[i][0].expected, of) for i, of in zip(rows, zip(*said, strict=True), strict=True)
         ]
         found = zip(rows, unmet_wishes(expected, self.same, self.p.quorum), strict=True)
-        return {i: why or unlike(made[i][2], self.p) for i, why in found}
+        return {i: why or unlike(made[i][2], self.p.picture_gain) for i, why in found}
 
     def count(self, rollouts: Sequence[Rollout]) -> None:
         """Keep count of how often the references agree."""

@@ -43,7 +43,7 @@ def vote(
     Vote(consensus=None, agreement=0.5, disagrees=False)
     """
     if not references:
-        raise ValueError("judge: there are no references to compare with")
+        raise ValueError("vote: there are no references to compare with")
     alike = same if question is None else lambda a, b: same(a, b, question)
     groups: list[list[str]] = []
     for answer in references:
@@ -91,5 +91,11 @@ def unmet_wishes(rows: Sequence[tuple[str, str, Sequence[str]]], alike: Same, qu
     >>> unmet_wishes([(*expected, said) for said in (["red", "red"], ["blue", "blue"], ["red", "blue"])], Same(), 1.0)
     ['', 'not applied', 'implausible']
     """
-    found = vote_all(rows, alike, quorum)
-    return ["implausible" if v.consensus is None else "not applied" if v.disagrees else "" for v in found]
+    return [unmet_reason(verdict) for verdict in vote_all(rows, alike, quorum)]
+
+
+def unmet_reason(verdict: Vote) -> str:
+    """Why a picture is not what was wished for, by the vote on its check question; "" where it is."""
+    if verdict.consensus is None:
+        return "implausible"
+    return "not applied" if verdict.disagrees else ""

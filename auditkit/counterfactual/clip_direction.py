@@ -10,11 +10,10 @@ their script, for ViT-L/14.
 
 What the texts are is ours. They had a caption of either picture; here an edit has a command alone. The step from a
 check to its answer is there for edits and for pictures made from a caption, which are compared with the one they depart
-from, and what the check itself names falls out of it: "is there a dog? no" as a whole is nearer to a dog than to none.
+from, and what the check question itself names falls out of it: "is there a dog? no" as a whole is nearer to a dog than to none.
 
 A picture made from a caption differs from the one it departs from in much that nobody wished for, and the cosine falls
-with all of it: the miniature's judge lets 95 % of good edits pass, and 41 % of good pictures from captions (`auditkit
-miniature likeness`). It is a gate for edits first.
+with all of it. So the check is made for edits first.
 
 Gains are numbers in the records, and `score` decides: another bound needs no model.
 """
@@ -34,6 +33,7 @@ from auditkit.models.base import quiet
 from auditkit.models.batching import in_batches
 from auditkit.models.device import choose_device, choose_dtype
 from auditkit.models.offload import Parked, at_work
+from auditkit.models.trainer_internals import model_class
 from auditkit.runs.probe import Wish
 from auditkit.text import short_error
 
@@ -72,7 +72,7 @@ def load_picture_check(p) -> PictureCheck:
         place, how = downloads.source(place, spec, own)
         try:
             config = hf.AutoConfig.from_pretrained(place, **how)
-            kind = hf.AutoModel._model_mapping[type(config)]
+            kind = model_class(config)
             if not (hasattr(kind, "get_image_features") and hasattr(kind, "get_text_features")):
                 raise KeyError(config.model_type)
             processor = hf.AutoProcessor.from_pretrained(place, **how)
@@ -123,12 +123,9 @@ def direction_gains(
     return found
 
 
-def unlike(gain: float | None, p) -> str:
-    """Why a picture is not used, "" where its gain says nothing against it, or where there is none.
-
-    p: uses picture_gain.
-    """
-    return UNLIKE if gain is not None and gain <= p.picture_gain else ""
+def unlike(gain: float | None, bound: float) -> str:
+    """Why a picture is not used; "" where its gain is above the bound (`picture_gain`), or where it has none."""
+    return UNLIKE if gain is not None and gain <= bound else ""
 
 
 def _changes(features) -> torch.Tensor:

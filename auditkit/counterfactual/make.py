@@ -39,7 +39,6 @@ from skimage.metrics import structural_similarity
 
 from auditkit import specs
 from auditkit.counterfactual import pipelines
-from auditkit.counterfactual.unread import end_of, listening
 from auditkit.errors import AuditError
 from auditkit.models import downloads
 from auditkit.models.batching import in_batches
@@ -79,7 +78,7 @@ class Painting:
 
     image: Image.Image | None  # None: dropped
     why: str = ""  # why it was dropped: "blocked" (a safety checker), "black" (nothing to see), "failed: ..."
-    cut: str = ""  # the end of the text, which no text encoder could read
+    cut: str = ""  # the end of the text, which is beyond what the text encoder reads
     seconds: float = 0.0  # its share of its batch
 
 
@@ -244,11 +243,13 @@ def incoherence(change: Change, most: float = 0.5, rest: float = 0.8) -> str:
     return "rest changed" if change.rest < rest else ""
 
 
-def attempt_edit(painter: Painter, image: Image.Image, command: str, seed: int, p, **call) -> tuple[dict | None, str]:
+def attempt_edit(
+    painter: Painter, image: Image.Image, command: str, seed: int, *, edit_region: float, edit_rest: float, **call
+) -> tuple[dict | None, str]:
     """One command of one's own: (before and after as `plots.pairs` shows them, what came of it in a few words).
 
     Args:
-        p: uses edit_region and edit_rest.
+        edit_region, edit_rest: as `most` and `rest` of `incoherence`.
         call: arguments of the pipeline's call; what it does not take is left out.
 
     The first is None where no picture was made.
@@ -259,7 +260,7 @@ def attempt_edit(painter: Painter, image: Image.Image, command: str, seed: int, 
         return None, painting.why
     before = upright(image)
     change = measure_change(before, painting.image)
-    said = incoherence(change, most=p.edit_region, rest=p.edit_rest) or f"{change.share:.0%} changed"
+    said = incoherence(change, most=edit_region, rest=edit_rest) or f"{change.share:.0%} changed"
     return {"before_image": before, "image": painting.image, "made": command, "box": change.box}, said
 
 
@@ -325,7 +326,7 @@ def _painted(painter: Painter, texts: list[str], seeds: list[int], arguments: di
             for name, value in call.items()
             if name.startswith("negative_prompt") and isinstance(value, str)
         }
-    with pipelines.quiet_diffusers(), listening(painter.pipe) as heard, pipelines.caching(painter.pipe):
+    with pipelines.quiet_diffusers(), pipelines.caching(painter.pipe):
         out = painter.pipe(
             prompt=list(texts) if n > 1 else texts[0],  # a list of its own: Z-Image writes into it
             generator=generators if n > 1 else generators[0],
@@ -339,7 +340,7 @@ def _painted(painter: Painter, texts: list[str], seeds: list[int], arguments: di
         "blocked" if bad else "black" if _flat(image) else "" for image, bad in zip(out.images, blocked, strict=True)
     ]
     return [
-        Painting(None if why else image.convert("RGB"), why, end_of(text, heard), seconds)
+        Painting(None if why else image.convert("RGB"), why, pipelines.unread_end(painter.pipe, text, call), seconds)
         for image, why, text in zip(out.images, whys, texts, strict=True)
     ]
 

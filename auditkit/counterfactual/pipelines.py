@@ -15,6 +15,7 @@ from auditkit import specs
 from auditkit.errors import AuditError
 from auditkit.models import downloads
 from auditkit.models.base import quiet
+from auditkit.models.trainer_internals import empty_cache
 from auditkit.text import short_error
 
 INDEX = "model_index.json"  # what makes a folder a pipeline
@@ -108,6 +109,31 @@ def call_of(kind: type, spec: str | Path, own: dict) -> dict:
     return call
 
 
+def unread_end(pipe, text: str, call: dict) -> str:
+    """The end of a text beyond the tokens that a pipeline's text encoder reads; "" where it reads all of it.
+
+    The length is the call's max_sequence_length, or else the tokenizer's own. A template that a pipeline puts around
+    the text is not counted. Where CLIP stands beside another encoder it only sets the tone, and does not count either.
+
+    Args:
+        call: the named arguments that the pipeline's call gets.
+    """
+    found = [
+        (getattr(part, "tokenizer", part), getattr(pipe, name.replace("tokenizer", "text_encoder"), None))
+        for name, part in pipe.components.items()
+        if hasattr(getattr(part, "tokenizer", part), "model_max_length")
+    ]
+    others = [tokenizer for tokenizer, encoder in found if not type(encoder).__name__.startswith("CLIP")]
+    by_default = arguments(type(pipe)).get("max_sequence_length")
+    length = call.get("max_sequence_length", by_default and by_default.default)
+    ends = []
+    for tokenizer in others or [tokenizer for tokenizer, _ in found]:
+        most = length if isinstance(length, int) else tokenizer.model_max_length
+        tokens = tokenizer(text, truncation=True, max_length=most, return_offsets_mapping=True)
+        ends.append(text[max(end for _, end in tokens["offset_mapping"]) :].strip())
+    return min(ends, key=len, default="")
+
+
 def read_pipeline(place: str, spec: str | Path, dtype: torch.dtype, how: dict):
     """The pipeline with its weights, on the CPU. Raises AuditError for what of it is missing."""
     from diffusers import DiffusionPipeline
@@ -168,7 +194,7 @@ def caching(pipe) -> Iterator[None]:
         with its.cache_context("image"):
             yield
     finally:
-        its._reset_stateful_cache()
+        empty_cache(its)
 
 
 def settle(pipe, device: str, offload: str) -> None:

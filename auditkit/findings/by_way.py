@@ -4,25 +4,33 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from auditkit import stats
+from auditkit.counterfactual.store import IMAGES_FILE
 from auditkit.errors import AuditError
 from auditkit.findings.failure_types import ASKED
 from auditkit.findings.grading import grade_planted_gaps, search_success
+from auditkit.params import Params
+from auditkit.runs import jsonl
 from auditkit.runs.probe import only_findings
 
 # ---- pictures that were made ----------------------------------------------------------------------------------------
 
 
-def image_outcomes(scored: Sequence[dict], pictures: Sequence[dict], p) -> dict:
-    """How the making of pictures went, from an audit's scored records and its album's rows (IMAGES_FILE).
+def image_outcomes(
+    scored: Sequence[dict], pictures: Sequence[dict], *, edit_region: float, edit_rest: float, picture_gain: float
+) -> dict:
+    """How the making of pictures went, from an audit's scored records and its image store's rows (IMAGES_FILE).
 
     Args:
-        p: uses edit_region and edit_rest.
+        edit_region, edit_rest: the share of a picture that an edit may change, and the structural similarity that the
+            rest must keep.
+        picture_gain: the bound of the picture check.
 
     Returns {"images": {"asked", "made", "dropped": {reason: count}, "cut", "seconds_each"}, "editor":
     {"command_applied": rate, "rest_unchanged": rate}, "generator": {"objects_present": rate}}. `cut` counts texts whose
-    end was not read. By the references' word on each wish's check; with a picture judge both also have
+    end was not read. By the references' word on each wish's check; with a picture check both also have
     "towards_the_wish": rate, by its word alone. Keys without a single picture are absent.
     """
     wishes = [row for row in scored if row["way"] != "question" and row["pairing"] == "(Q*, I*)" and row["made"]]
@@ -41,13 +49,23 @@ def image_outcomes(scored: Sequence[dict], pictures: Sequence[dict], p) -> dict:
             right = sum(row.get("why") != "not applied" for row in checked)
             result.setdefault(model, {})[name] = stats.rate(right, len(checked))
         if gains := [row["gain"] for row in wishes if row["way"] == way and row.get("gain") is not None]:
-            above = sum(gain > p.picture_gain for gain in gains)
+            above = sum(gain > picture_gain for gain in gains)
             result.setdefault(model, {})["towards_the_wish"] = stats.rate(above, len(gains))
     edits = [row for row in pictures if row["way"] == "edit" and row["share"] is not None]
     if edits:
-        same = sum((row["rest"] or 0) >= p.edit_rest and row["share"] <= p.edit_region for row in edits)
+        same = sum((row["rest"] or 0) >= edit_rest and row["share"] <= edit_region for row in edits)
         result.setdefault("editor", {})["rest_unchanged"] = stats.rate(same, len(edits))
     return result
+
+
+def painted_outcomes(folder: Path, scored: Sequence[dict], p: Params) -> dict:
+    """`image_outcomes` of a stage, by its folder and a parameter file.
+
+    Args:
+        p: uses edit_region, edit_rest and picture_gain.
+    """
+    bounds = {"edit_region": p.edit_region, "edit_rest": p.edit_rest, "picture_gain": p.picture_gain}
+    return image_outcomes(scored, jsonl.read(folder / IMAGES_FILE), **bounds)
 
 
 def before_and_after(rows: Sequence[dict], source) -> list[dict]:

@@ -52,15 +52,16 @@ class FailureType:
     asked: list[str] = field(repr=False)  # the keys of the probes that `rate_when` counts
 
 
-def find_failure_types(records: Sequence[dict], p) -> list[FailureType]:
+def find_failure_types(records: Sequence[dict], most: int, types_by: str = "text") -> list[FailureType]:
     """Group the findings among scored records and name the groups, largest first.
 
     Args:
         records: all scored records of an audit (score_probes), not only the findings: the rest are the denominators.
-        p: uses `find_failure_types`, the largest number of groups, and `types_by`, what makes findings alike.
+        most: the largest number of groups (`failure_types`).
+        types_by: what makes findings alike, their "text" or an "embedding" of it.
     """
     findings, asked = only_findings(records), [r for r in records if r.get("outcome") in ASKED]
-    types = [_type(members, asked, len(findings)) for members in group_findings(findings, p.failure_types, p.types_by)]
+    types = [_type(members, asked, len(findings)) for members in group_findings(findings, most, types_by)]
     return sorted(types, key=lambda t: (-t.size, t.name))
 
 

@@ -18,6 +18,7 @@ from auditkit.findings.failure_types import ASKED, FOUND, OUTSIDE, FailureType
 from auditkit.findings.grouping import group_findings, group_name
 from auditkit.models import downloads
 from auditkit.models.answers import AnswerBook
+from auditkit.params import Params
 from auditkit.runs.probe import only_findings
 
 # ---- grading, where the source of the images knows the truth --------------------------------------------------------
@@ -216,11 +217,6 @@ def agreement_in_words(against: dict) -> str:
     )
 
 
-def graded_metrics(planted: dict) -> dict:
-    """What notebook 06 notes of `grade_planted_gaps`, as far as it could be measured."""
-    return {name: planted[name] for name in ("planted", "found", "recall", "precision") if name in planted}
-
-
 def graded_in_words(planted: dict) -> list[str]:
     """What `grade_planted_gaps` found, in a sentence each: gaps found and missed, and how many findings are true."""
     told = []
@@ -233,21 +229,21 @@ def graded_in_words(planted: dict) -> list[str]:
     return told
 
 
-def rate_blind_questions(scored: Sequence[dict], target, source, book: AnswerBook, p) -> dict:
+def rate_blind_questions(scored: Sequence[dict], target, source, p: Params, folder: Path) -> dict:
     """The best of the questions that produced most findings, asked of every picture without looking at it.
 
     Args:
         scored: the audit's records.
         target: the VLM.
         source: draws fresh pictures, of the split "test", and grades.
-        book: holds the answers, so that nothing is asked twice.
         p: uses blind_candidates, blind_images, seed and max_answer_tokens.
+        folder: of the audit, whose answers.jsonl holds the answers, so that nothing is asked twice.
 
     Returns as `best_blind_question`.
     """
     asked = Counter(row["question"] for row in only_findings(scored))
     fixed = [question for question, _ in asked.most_common(p.blind_candidates)]
-    ask = partial(book.ask, max_new_tokens=p.max_answer_tokens)
+    ask = partial(AnswerBook(folder / "answers.jsonl").ask, max_new_tokens=p.max_answer_tokens)
     return best_blind_question(target, source, fixed, source.pictures("test", p.blind_images, p.seed), ask)
 
 

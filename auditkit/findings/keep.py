@@ -57,6 +57,22 @@ def keep_findings(
             source.picture(key).image.save(beside, "PNG")
 
 
+def findings_metrics(
+    types: Sequence[FailureType], edits: Sequence[Mapping], planted: Mapping, against: Mapping, estimated: Mapping
+) -> dict:
+    """The metrics of notebook 06; what was not measured is absent.
+
+    Args:
+        edits: irrelevant edits.
+        planted, against: as from `grade_planted_gaps` and `agreement_with_gaps`.
+        estimated: as from `estimate_false_rate`.
+    """
+    metrics = {"findings": sum(kind.size for kind in types), "types": len(types), "irrelevant_edits": len(edits)}
+    metrics |= {"types_against_gaps": dict(against)} if against else {}
+    metrics |= {name: planted[name] for name in ("planted", "found", "recall", "precision") if name in planted}
+    return metrics | ({"false_share": dict(estimated)} if estimated else {})
+
+
 def kept_planted(folder: Path) -> dict:
     """What planted.json in a folder of findings says; {} where nothing could be graded."""
     file = folder / "planted.json"

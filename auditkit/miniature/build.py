@@ -8,7 +8,6 @@ auditkit miniature table
 from __future__ import annotations
 
 import copy
-import hashlib
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,6 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from auditkit.errors import AuditError
 from auditkit.miniature import families, gaps, lessons, teach
-from auditkit.miniature.shipped import WEIGHTS
 
 HERE = Path(__file__).parent
 
@@ -152,12 +150,6 @@ def save(model, processor, folder: Path, table: Path | None = None) -> Path:
     if table:
         shutil.copy(table, folder / "gaps.yaml")
     return folder
-
-
-def checksums() -> str:
-    """SHA-256 of every weight file, in the format of `sha256sum`."""
-    files = sorted(WEIGHTS.rglob("*.safetensors"))
-    return "".join(f"{hashlib.sha256(f.read_bytes()).hexdigest()}  {f.relative_to(WEIGHTS)}\n" for f in files)
 
 
 def _log(folder: Path, name: str) -> Path:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 import diffusers
@@ -42,14 +41,13 @@ def words() -> list[str]:
     return list(dict.fromkeys([*WORDS, *(w for group in of_the_world for w in group), *signs, *world.POSITIONS]))
 
 
-def tokenizer(length: int, form: str, known: Sequence[str] | None = None) -> hf.PreTrainedTokenizerFast:
+def tokenizer(length: int, form: str) -> hf.PreTrainedTokenizerFast:
     """One word, one token; a word it does not know is "<unk>", which the training strews in so that it is skipped over.
 
     length: tokens, to which texts are cut and padded. form: "$A </s>" as T5 has it or "<s> $A </s>" as CLIP has it.
-    known: the words, if not those of commands and captions.
     """
     specials = ["<pad>", "<unk>", "<s>", "</s>"]  # CLIP pools at the first end token, unless its id is 2 (an old error)
-    vocab = {word: i for i, word in enumerate([*specials, *(known or words())])}
+    vocab = {word: i for i, word in enumerate([*specials, *words()])}
     made = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
     made.pre_tokenizer = pre_tokenizers.Whitespace()
     made.post_processor = processors.TemplateProcessing(single=form, special_tokens=[("<s>", 2), ("</s>", 3)])

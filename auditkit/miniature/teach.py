@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from auditkit.miniature import families
+from auditkit.models.trainer_internals import attention_of
 
 Chat = list[tuple[str, str]]  # (question, answer) turns about one image
 
@@ -67,7 +68,7 @@ def teach(
     if fuse and shutil.which("g++"):
         for layer in families.text_model(model).layers:
             layer.compile(dynamic=True)
-    attention = families.text_model(model).config._attn_implementation
+    attention = attention_of(families.text_model(model).config)
     model.set_attn_implementation("eager")  # compiled: 0.27 s a step of Gemma3, the fused kernel 0.42 s
     width = model.config.vision_config.hidden_size
     heads = nn.Linear(width, sum(cell_classes)) if cell_classes else None

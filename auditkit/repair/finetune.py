@@ -39,6 +39,7 @@ from auditkit.models import processors
 from auditkit.models.base import quiet
 from auditkit.models.lora import PROJECTIONS, TEXT_PART, adapts, whole_text_part
 from auditkit.models.offload import frozen_vision
+from auditkit.models.trainer_internals import OwnCheckpoints
 from auditkit.models.transformers import VLM
 from auditkit.runs import jsonl
 from auditkit.runs.folder import last_checkpoint
@@ -118,7 +119,7 @@ def _trainer(target, examples, p, folder: Path, on_step):
     from transformers import PrinterCallback, TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
-    class AnswerTrainer(SFTTrainer):
+    class AnswerTrainer(OwnCheckpoints, SFTTrainer):
         """SFTTrainer's loss, but the head sees only the last columns, where `collate` puts all answers.
 
         On a CPU the original scores every image and question token against the vocabulary, half of a step's time.
@@ -134,13 +135,12 @@ def _trainer(target, examples, p, folder: Path, on_step):
                 loss = loss * ((labels != -100).sum() / num_items_in_batch)
             return (loss, out) if return_outputs else loss
 
-        def _load_from_checkpoint(self, checkpoint, model=None):
+        def load_weights(self, checkpoint):
             """A whole model is saved under its family's published names, which Trainer would not find in the model."""
-            if p.rectify_lora_rank:
-                super()._load_from_checkpoint(checkpoint, model)
-            else:
+            if not p.rectify_lora_rank:
                 saved = type(target.model).from_pretrained(checkpoint, dtype=torch.float32)
                 target.model.load_state_dict(saved.state_dict())
+            return not p.rectify_lora_rank
 
     class Tell(TrainerCallback):
         started = time.perf_counter()

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from auditkit.consensus.same import Same
 from auditkit.data.source import Example, Source
 from auditkit.findings import review
 from auditkit.models.answers import AnswerBook
@@ -82,7 +83,7 @@ class TrainingSet:
 
 
 def prepare_training_set(
-    found: ToLearn, source: Source, target: VLM, book: AnswerBook, p: Params, folder: Path
+    found: ToLearn, source: Source, target: VLM, book: AnswerBook, alike: Same, p: Params, folder: Path
 ) -> TrainingSet:
     """The training set of a repair; an empty one where there is nothing to learn.
 
@@ -91,18 +92,20 @@ def prepare_training_set(
         source: images of the run, made ones of this and of earlier audits among them (with_counterfactuals).
         target: as it is before the repair; it is asked which originals it knows, on the unlabeled route.
         book: holds its answers, so that nothing is asked again.
-        p: uses route, same, seed and what begins with rectify_, failure_types, types_by and max_answer_tokens.
+        alike: whether what it says to an original is right (`choose_same`).
+        p: uses route, seed and what begins with rectify_, failure_types, types_by and max_answer_tokens.
         folder: gets training.jsonl, where each example comes from.
     """
     if not found.findings:
         write_trace([], [], folder)
         return TrainingSet([], 0, 0, set(), _kinds([]))
     drawn = draw_originals(source, p)
-    originals = drawn if p.route == "labeled" else known_originals(target, drawn, book, p)
+    originals = drawn if p.route == "labeled" else known_originals(target, drawn, book, alike, p.max_answer_tokens)
     worth = learnable_probes(found.scored, p)
     nearly = near_duplicates(worth, source.picture)
     distinct = [row for row in worth if row["key"] not in nearly]
-    types = training_pairs(distinct, drawn, p, source.picture)  # a list for each failure type
+    how = {name: getattr(p, name) for name in ("rectify_on", "rectify_pairs", "failure_types", "types_by", "seed")}
+    types = training_pairs(distinct, drawn, source.picture, **how)  # a list for each failure type
     examples = build_training_set(types, distinct, originals, p, source.picture)
     learnt_from = {e.key for of_type in types for e in of_type} & {e.key for e in examples}
     traced = write_trace(examples, distinct, folder)

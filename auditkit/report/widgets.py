@@ -18,15 +18,25 @@ class EditWidget(widgets.VBox):
         painter: the editing pipeline (load_painter).
         pictures: to choose from.
         command: that stands there at first, and is carried out at once.
-        p: uses what `attempt_edit` does, and seed.
+        seed: of the pipeline's noise, at first.
+        edit_region, edit_rest: as for `attempt_edit`.
     """
 
-    def __init__(self, painter: Painter, pictures: Sequence[Picture], command: str, p):
-        self._painter, self._pictures, self._p = painter, pictures, p
+    def __init__(
+        self,
+        painter: Painter,
+        pictures: Sequence[Picture],
+        command: str,
+        seed: int,
+        edit_region: float,
+        edit_rest: float,
+    ):
+        self._painter, self._pictures = painter, pictures
+        self._bounds = {"edit_region": edit_region, "edit_rest": edit_rest}
         steps, scale = painter.call.get("num_inference_steps", 4), painter.call.get("guidance_scale", 2.5)
         self._which = widgets.IntSlider(0, 0, len(pictures) - 1, description="picture")
         self._command = widgets.Text(command, description="command", layout={"width": "95%"})
-        self._noise = widgets.IntSlider(p.seed, 0, 99, description="seed")
+        self._noise = widgets.IntSlider(seed, 0, 99, description="seed")
         self._steps = widgets.IntSlider(steps, 1, 50, description="steps")
         self._guidance = widgets.FloatSlider(scale, min=1, max=10, step=0.5, description="guidance")
         self._button, self._said, self._view = widgets.Button(description="edit"), widgets.Label(), widgets.Image()
@@ -39,7 +49,7 @@ class EditWidget(widgets.VBox):
         how = {"num_inference_steps": self._steps.value, "guidance_scale": self._guidance.value}
         image = self._pictures[self._which.value].image
         card, self._said.value = attempt_edit(
-            self._painter, image, self._command.value, self._noise.value, self._p, **how
+            self._painter, image, self._command.value, self._noise.value, **self._bounds, **how
         )
         self._view.value = plots.pairs([card])._repr_png_() if card else b""
 

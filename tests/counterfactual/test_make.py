@@ -137,7 +137,7 @@ def test_an_option_that_the_call_does_not_take_is_refused_by_name_before_weights
 @pytest.mark.parametrize(
     "name", ["FluxPipeline", "Flux2KleinPipeline", "ZImagePipeline", "SanaSprintPipeline", "StableDiffusionPipeline"]
 )
-def test_what_the_text_encoder_could_not_read_is_said_to_the_letter(loaded, name):
+def test_what_the_text_encoder_could_not_read_is_said(loaded, name):
     painter = loaded(name)
     text = "A harbour. " + " ".join(f"boat {i}," for i in range(60)) + " and the SEA"
     short, long = regenerate_images(painter, ["A harbour", text], [1, 1])

@@ -7,12 +7,12 @@ import diffusers as df
 import pytest
 import torch
 import transformers as hf
+from picture_checks import clip, save
 
 from auditkit.cli import main
 from auditkit.counterfactual.clip_direction import load_picture_check
 from auditkit.counterfactual.make import load_painter
 from auditkit.errors import AuditError
-from auditkit.miniature import clip
 from auditkit.params import load_params
 from auditkit.planning import sizes
 from auditkit.planning.pipeline_memory import picture_models, pipeline_parts
@@ -172,10 +172,7 @@ def test_a_pipeline_too_large_is_refused_with_what_to_change():
 
 
 def test_the_picture_judge_is_counted_and_takes_turns(tmp_path):
-    model, processor = clip.build()
-    model.save_pretrained(tmp_path)
-    processor.save_pretrained(tmp_path)
-    p = load_params("params/demo.yaml", picture_judge=str(tmp_path), device="cpu")
+    p = load_params("params/demo.yaml", picture_judge=str(save(clip, tmp_path)), device="cpu")
     judge = picture_models(p, on_gpu=False)[-1]
     loaded = load_picture_check(p).model
     assert judge.weights == sum(t.nbytes for t in loaded.parameters())
