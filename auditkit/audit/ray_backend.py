@@ -3,8 +3,8 @@
     engine: ray
     workers: 8          one GPU each, where there are any
 
-What a batch holds is decided by audit/loop.py, as for a local run, and a worker does with it what the local run does. So the
-records are the same, whichever worker made them and in whatever order they came; what has come is saved at once, and a
+What a batch holds is decided by audit/loop.py, as for a local run, and a worker does with it what the local run does.
+So the records are the same, whichever worker made them and in whatever order they came; what has come is saved at once, and a
 kill loses no more than the batches under way. Without a cluster one is started on this machine; the variable
 RAY_ADDRESS names another, whose machines need auditkit and the project's folder at the same place (a shared file
 system).

@@ -2,8 +2,8 @@
 
 GRPO learns from differences within a group. Two ways lead to none. A question that often works is asked of every
 picture, however it looks; or all texts of a group earn the same, and the only kind that still earns is one. Both look
-like success, so they are watched by what was written, not by the reward: `step_measures` puts a step into figures, each of
-them a column of history.jsonl, and `collapse_reason` reads these rows and knows nothing else.
+like success, so they are watched by what was written, not by the reward: `step_measures` puts a step into figures,
+each of them a column of history.jsonl, and `collapse_reason` reads these rows and knows nothing else.
 
 TRL's own `reward_std` and `frac_reward_zero_std` say less here: with advantages divided by the whole step's deviation
 (auditor/grpo.py, 4) they are of the whole step, not of its groups.

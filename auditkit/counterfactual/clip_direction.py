@@ -10,7 +10,8 @@ their script, for ViT-L/14.
 
 What the texts are is ours. They had a caption of either picture; here an edit has a command alone. The step from a
 check to its answer is there for edits and for pictures made from a caption, which are compared with the one they depart
-from, and what the check question itself names falls out of it: "is there a dog? no" as a whole is nearer to a dog than to none.
+from, and what the check question itself names falls out of it: "is there a dog? no" as a whole is nearer to a dog than
+to none.
 
 A picture made from a caption differs from the one it departs from in much that nobody wished for, and the cosine falls
 with all of it. So the check is made for edits first.

@@ -28,7 +28,7 @@ OURS = {  # arguments of a call that options cannot set
 
 @contextlib.contextmanager
 def quiet_diffusers():
-    """No progress bars and no advice from transformers and diffusers; what matters is raised or in a Painting."""
+    """No progress bars and no advice from transformers and diffusers; what matters is raised or in a GeneratedImage."""
     from diffusers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -129,8 +129,10 @@ def unread_end(pipe, text: str, call: dict) -> str:
     ends = []
     for tokenizer in others or [tokenizer for tokenizer, _ in found]:
         most = length if isinstance(length, int) else tokenizer.model_max_length
-        tokens = tokenizer(text, truncation=True, max_length=most, return_offsets_mapping=True)
-        ends.append(text[max(end for _, end in tokens["offset_mapping"]) :].strip())
+        most = min(most, 10**6)  # one without a limit has 10^30
+        if tokenizer.is_fast:  # a slow one does not say which characters a token stands for
+            tokens = tokenizer(text, truncation=True, max_length=most, return_offsets_mapping=True)
+            ends.append(text[max(end for _, end in tokens["offset_mapping"]) :].strip())
     return min(ends, key=len, default="")
 
 

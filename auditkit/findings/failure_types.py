@@ -1,11 +1,8 @@
 """Name and count what the target gets wrong, from the words of the findings alone.
 
-A finding is a scored record with outcome "finding" (score_probes). Failure types are groups of findings that ask alike and
-are answered alike, named by their own words (findings/grouping.py) or by a model (findings/llm_names.py). Nothing in `find_failure_types` and
-`explain_types` knows what a picture shows or what the truth is.
-
-`search_success`, `grade_planted_gaps`, `type_gaps`, `agreement_with_gaps` and `best_blind_question` are different: they ask the
-oracle, and only grade for the report.
+A finding is a scored record with outcome "finding" (score_probes). Failure types are groups of findings that ask alike
+and are answered alike, named by their own words (findings/grouping.py) or by a model (findings/llm_names.py). Nothing
+here knows what a picture shows or what the truth is; findings/grading.py does, and only grades for the report.
 """
 
 from __future__ import annotations

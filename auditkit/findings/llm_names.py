@@ -1,10 +1,10 @@
 """A short name for each failure type, by a model that is asked for one: "clock reading", not what its questions share.
 
 It is put the fixed prompt of prompts/name.txt, without a picture: what the type's questions share, some of them, and
-what the target says for what. It may be anything that writes, as a judge may (consensus/llm_judge.py). What it replies names, and
-nothing else: no finding changes its type. A reply that is no short name is refused; the type then keeps the name that
-is made of its own words (findings/grouping.py). So is a name that most of the types get: it tells nothing apart. Where two types
-have one name, what is said for what is added.
+what the target says for what. It may be anything that writes, as a judge may (consensus/llm_judge.py). What it replies
+names, and nothing else: no finding changes its type. A reply that is no short name is refused; the type then keeps the
+name that is made of its own words (findings/grouping.py). So is a name that most of the types get: it tells nothing
+apart. Where two types have one name, what is said for what is added.
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@ sound: the references, asked again likewise, keep their consensus; what they agr
 visual: the references do not give the same answer on pictures that have nothing to do with it, an empty one among them;
     what can be answered without looking is no failure to see
 
-How strong the consensus must be is `quorum`. `gate_effects` says of each gate by itself what it keeps, and, where the source
-of the images knows the truth, how much of that is true. Every answer is kept in crossed.jsonl before it is judged.
+How strong the consensus must be is `quorum`. `gate_effects` says of each gate by itself what it keeps, and, where the
+source of the images knows the truth, how much of that is true. Every answer is kept in crossed.jsonl before it is compared.
 """
 
 import random
@@ -19,7 +19,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from auditkit.audit.loop import Loader
+from auditkit.audit.batches import Loader
 from auditkit.audit.score import outcome_counts
 from auditkit.consensus.same import Same
 from auditkit.consensus.vote import vote

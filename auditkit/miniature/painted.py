@@ -11,7 +11,7 @@ from dataclasses import replace
 from PIL import Image
 
 from auditkit import stats
-from auditkit.counterfactual.make import Painter, edit_images, load_painter, regenerate_images
+from auditkit.counterfactual.make import ImagePipeline, edit_images, load_pipeline, regenerate_images
 from auditkit.miniature import edits, reading
 from auditkit.miniature.world import SIDE, Cell, Scene, random_scene, render
 
@@ -94,13 +94,13 @@ def generated(painter, n: int, steps: int, seed: int = 0) -> dict:
     }
 
 
-def _in(painter: Painter, steps: int) -> Painter:
+def _in(painter: ImagePipeline, steps: int) -> ImagePipeline:
     return replace(painter, call=painter.call | {"num_inference_steps": steps})
 
 
 def table(n: int = 200, editor: str = "miniature:editor", generator: str = "miniature:generator") -> str:
     """Both pipelines' rates at each number of steps, printed."""
-    painter = load_painter(editor, "cpu")
+    painter = load_pipeline(editor, "cpu")
     by_steps = [edited(painter, n, steps) for steps in STEPS]
     control = edited(painter, n, STEPS[0], shuffled=True)
     rows = [
@@ -111,7 +111,7 @@ def table(n: int = 200, editor: str = "miniature:editor", generator: str = "mini
         rows.append(_row(kind, [_percent(found["applied"][kind]) for found in (*by_steps, control)]))
     rows.append(_row("other cells unchanged", [_percent(found["rest"]) for found in by_steps]))
     rows.append(_row("ms an image", [f"{1000 * found['seconds']:.1f}" for found in by_steps]))
-    painter = load_painter(generator, "cpu")
+    painter = load_pipeline(generator, "cpu")
     by_steps = [generated(painter, 2 * n, steps) for steps in STEPS]
     rows += ["", f"generator: {2 * n} new captions of up to {edits.MOST} things", _row("steps", list(map(str, STEPS)))]
     for kind in ("object", "text", "clock", "sign", "all"):

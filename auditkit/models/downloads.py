@@ -68,8 +68,8 @@ def source(place: str, spec: str | Path, own: dict, index: str = "config.json") 
     except (errors.HTTPError, OSError) as error:
         if not isinstance(cached, str):
             raise AuditError(
-                f'"{spec}": no such folder, and {constants.ENDPOINT} cannot be reached ({short_error(error)}); name a folder '
-                "that is here, or come back with a network."
+                f'"{spec}": no such folder, and {constants.ENDPOINT} cannot be reached ({short_error(error)}); name a '
+                "folder that is here, or come back with a network."
             ) from error
     else:
         return place, how

@@ -10,7 +10,8 @@ are large in it, and `?max_pixels=` makes them smaller.
 A key is read from the environment variable that `?key=` names, goes to that address alone and is written nowhere.
 Without `?key=`, OPENAI_API_KEY is used for api.openai.com and no key for any other server.
 
-What a server charges for rides on each answer (`Written.beside`) into its row of answers.jsonl; runs/costs.py adds it up.
+What a server charges for rides on each answer (`EndpointText.beside`) into its row of answers.jsonl; runs/costs.py adds
+it up.
 """
 
 from __future__ import annotations

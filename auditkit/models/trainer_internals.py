@@ -21,7 +21,7 @@ NAMES = {  # where each name is looked for -> the name
 }
 
 
-# ---- TRL's GRPOTrainer ------------------------------------------------------------------------------------------------
+# ---- TRL's GRPOTrainer -----------------------------------------------------------------------------------------------
 
 
 def log_metric(trainer, name: str, value: float) -> None:
@@ -48,7 +48,7 @@ class CompletionInputs:
         )
 
 
-# ---- transformers' Trainer --------------------------------------------------------------------------------------------
+# ---- transformers' Trainer -------------------------------------------------------------------------------------------
 
 
 class OwnCheckpoints:
@@ -63,7 +63,7 @@ class OwnCheckpoints:
             super()._load_from_checkpoint(checkpoint, model)
 
 
-# ---- transformers' models and processors ------------------------------------------------------------------------------
+# ---- transformers' models and processors -----------------------------------------------------------------------------
 
 
 def reads_images(config) -> bool:
@@ -108,7 +108,7 @@ def without_video(kind: type) -> type:
     return type(kind.__name__, (kind, WithoutVideo), {"__module__": kind.__module__})
 
 
-# ---- diffusers --------------------------------------------------------------------------------------------------------
+# ---- diffusers -------------------------------------------------------------------------------------------------------
 
 
 def empty_cache(denoiser) -> None:

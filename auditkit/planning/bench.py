@@ -30,7 +30,7 @@ from PIL import Image
 from torch.utils.benchmark import Timer
 
 from auditkit import specs
-from auditkit.audit import loop
+from auditkit.audit import batches
 from auditkit.audit.loop import run_audit
 from auditkit.auditor import grpo, rewards, write
 from auditkit.auditor.write import auditor_prompt
@@ -325,7 +325,7 @@ def _step_floors(best: dict, aud: VLM, answering: Sequence[VLM], p: Params) -> d
 def _any_text_is_a_question() -> Iterator[None]:
     """Random models write no questions, so whatever they write is put to the others."""
     with contextlib.ExitStack() as patched:
-        for module in (write, rewards, loop):
+        for module in (write, rewards, batches):
             patched.enter_context(
                 mock.patch.object(module, "parse_question", lambda text: " ".join(text.split()) or None)
             )

@@ -100,8 +100,8 @@ def build_training_set(
 
     Args:
         learnt: as `training_pairs` gives it.
-        scored: records of the audit. Unless the pairs are counted (rectify_pairs), those with outcome "agrees" are learnt
-            once beside the findings, as far as `balanced` has them.
+        scored: records of the audit. Unless the pairs are counted (rectify_pairs), those with outcome "agrees" are
+            learnt once beside the findings, as far as `balanced` has them.
         originals: labelled examples the target knows (`known_originals`), of which the first `p.rectify_original`
             are used; on the labeled route those that were probed, known or not, all of them.
         p: uses route, rectify_on, rectify_original, rectify_pairs, failure_types and seed.

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import ipywidgets as widgets
 
-from auditkit.counterfactual.make import Painter, attempt_edit
+from auditkit.counterfactual.make import ImagePipeline, attempt_edit
 from auditkit.data.source import Picture, Source
 from auditkit.findings.failure_types import FailureType
 from auditkit.report import plots
@@ -15,7 +15,7 @@ class EditWidget(widgets.VBox):
     """A picture, a command, sliders, a button; the pair before and after stands below them.
 
     Args:
-        painter: the editing pipeline (load_painter).
+        pipeline: that edits (load_pipeline).
         pictures: to choose from.
         command: that stands there at first, and is carried out at once.
         seed: of the pipeline's noise, at first.
@@ -24,16 +24,16 @@ class EditWidget(widgets.VBox):
 
     def __init__(
         self,
-        painter: Painter,
+        pipeline: ImagePipeline,
         pictures: Sequence[Picture],
         command: str,
         seed: int,
         edit_region: float,
         edit_rest: float,
     ):
-        self._painter, self._pictures = painter, pictures
+        self._pipeline, self._pictures = pipeline, pictures
         self._bounds = {"edit_region": edit_region, "edit_rest": edit_rest}
-        steps, scale = painter.call.get("num_inference_steps", 4), painter.call.get("guidance_scale", 2.5)
+        steps, scale = pipeline.call.get("num_inference_steps", 4), pipeline.call.get("guidance_scale", 2.5)
         self._which = widgets.IntSlider(0, 0, len(pictures) - 1, description="picture")
         self._command = widgets.Text(command, description="command", layout={"width": "95%"})
         self._noise = widgets.IntSlider(seed, 0, 99, description="seed")
@@ -49,7 +49,7 @@ class EditWidget(widgets.VBox):
         how = {"num_inference_steps": self._steps.value, "guidance_scale": self._guidance.value}
         image = self._pictures[self._which.value].image
         card, self._said.value = attempt_edit(
-            self._painter, image, self._command.value, self._noise.value, **self._bounds, **how
+            self._pipeline, image, self._command.value, self._noise.value, **self._bounds, **how
         )
         self._view.value = plots.pairs([card])._repr_png_() if card else b""
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from scoring import score
 
-from auditkit.audit import loop
+from auditkit.audit import batches, loop
 from auditkit.audit.allocation import candidate_batches, checkpoint_shares, probe_batches
 from auditkit.audit.loop import run_audit
 from auditkit.audit.score import outcome_counts
@@ -50,7 +50,7 @@ class World:
         self.batches = 0
         self.kill_at = None
         monkeypatch.setattr(transformers, "_write", self.write)
-        monkeypatch.setattr(loop, "rarest_token", lambda untrained, pictures, texts: [0.5] * len(texts))
+        monkeypatch.setattr(batches, "rarest_token", lambda untrained, pictures, texts: [0.5] * len(texts))
         self.auditors = {name: VLM("auditor", _Model(), None, 4) for name in ("untrained", "60", "trained")}
         self.target, *self.references = [VLM(name, _Model(), None, 4) for name in NAMES[1:]]
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from auditkit.counterfactual.make import edit_images, load_painter, regenerate_images
+from auditkit.counterfactual.make import edit_images, load_pipeline, regenerate_images
 from auditkit.miniature import draw, edits, painted, painters, reading
 from auditkit.miniature.boards import Boards, scene_of
 from auditkit.miniature.world import random_scene, render
@@ -15,12 +15,12 @@ from auditkit.miniature.world import random_scene, render
 
 @pytest.fixture(scope="module")
 def editor():
-    return load_painter("miniature:editor", "cpu")
+    return load_pipeline("miniature:editor", "cpu")
 
 
 @pytest.fixture(scope="module")
 def generator():
-    return load_painter("miniature:generator", "cpu")
+    return load_pipeline("miniature:generator", "cpu")
 
 
 def test_they_are_real_pipelines(editor, generator):

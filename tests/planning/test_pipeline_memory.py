@@ -11,7 +11,7 @@ from picture_checks import clip, save
 
 from auditkit.cli import main
 from auditkit.counterfactual.clip_direction import load_picture_check
-from auditkit.counterfactual.make import load_painter
+from auditkit.counterfactual.make import load_pipeline
 from auditkit.errors import AuditError
 from auditkit.params import load_params
 from auditkit.planning import sizes
@@ -44,7 +44,7 @@ def modules(pipe) -> dict[str, torch.nn.Module]:
 def test_a_pipeline_weighs_what_it_takes_when_it_is_loaded(text):
     p = load_params("params/demo.yaml", generator=text, editor=text)
     (weight,) = picture_models(p, on_gpu=False)
-    loaded = modules(load_painter(text, "cpu").pipe)
+    loaded = modules(load_pipeline(text, "cpu").pipe)
     size = {name: sum(t.nbytes for t in part.parameters()) for name, part in loaded.items()}
     assert {name: weight.e * numbers for name, (numbers, _) in weight.parts.items()} == size
     assert weight.weights == sum(size.values()) == weight.at_work and weight.on_disk == 0
@@ -87,7 +87,7 @@ def test_the_papers_pipelines_are_their_published_configurations():
 
 def test_a_cached_hub_folder_is_counted_without_its_variants(tmp_path, monkeypatch):
     folder = tmp_path / "snapshots/abc"
-    pipe = load_painter("miniature:generator", "cpu").pipe
+    pipe = load_pipeline("miniature:generator", "cpu").pipe
     pipe.save_pretrained(folder, max_shard_size="300KB")
     pipe.transformer.save_pretrained(folder / "transformer", variant="fp16")
     (folder / "flux1-dev.safetensors").write_bytes(b"the same, in another format")
