@@ -9,9 +9,9 @@ are scored; `score_probes` needs no model.
 
 Probes come in three ways. A question is asked of the picture it was written about. For the other two the auditor first
 wishes for a picture, by a caption or an edit command; it is made (counterfactual/store.py) and looked at, and then the
-auditor writes a question about what came out, (Q*, I*). The source's own question about the original, where it has
-one, is asked of the new picture too, (Q, I*), and after an edit also of the original: a target that was right before, and is not after
-an edit that left the consensus as it was, has failed on an *irrelevant edit*.
+auditor writes a question about what came out, (Q*, I*). The source's own question about the original, where it has one,
+is asked of the new picture too, (Q, I*), and after an edit also of the original: a target that was right before, and is
+not after an edit that left the consensus as it was, has failed on an *irrelevant edit*.
 
 Of several questions written about a picture one is asked where `candidates` says so (audit/selection.py).
 

@@ -40,37 +40,39 @@ def select_questions(
 
     Args:
         candidates: for each picture, what the auditors wrote about it.
-        certain: questions that are asked whatever is chosen; their kinds need less beside them.
+        certain: questions that are asked whatever is chosen; their clusters need less beside them.
         rollouts: rows of the auditor's training (Rollout), the questions among which are learnt from.
         min_token_probability: what each token of a question must have to the untrained auditor, 0 to 1.
-        clusters: kinds of question told apart, by their text.
+        clusters: how many clusters of questions are told apart, by their text.
     """
     sound = [probe for some in candidates for probe in some if _sound(probe, min_token_probability)]
     if not sound:
         return [some[0] for some in candidates]
     certain = [probe for probe in certain if _sound(probe, min_token_probability)]
     every = [*sound, *certain]
-    kinds = TextClusters([probe.question for probe in sound], clusters, seed)
-    kind = dict(zip((probe.key for probe in every), kinds.of([probe.question for probe in every]), strict=True))
+    text_clusters = TextClusters([probe.question for probe in sound], clusters, seed)
+    cluster = dict(
+        zip((probe.key for probe in every), text_clusters.of([probe.question for probe in every]), strict=True)
+    )
     chance = dict(
         zip((probe.key for probe in every), find_chances([probe.text for probe in every], rollouts), strict=True)
     )
-    expected: Counter = Counter()  # kind -> finds of what is asked so far
+    expected: Counter = Counter()  # cluster -> finds of what is asked so far
     for probe in certain:
-        expected[kind[probe.key]] += chance[probe.key]
+        expected[cluster[probe.key]] += chance[probe.key]
 
     asked = {(probe.picture, normalise(probe.question)) for probe in certain}
 
     def worth(probe: Probe) -> float:
         if probe.key not in chance or (probe.picture, normalise(probe.question)) in asked:
             return -1.0
-        return chance[probe.key] / (1 + expected[kind[probe.key]]) ** EVENNESS
+        return chance[probe.key] / (1 + expected[cluster[probe.key]]) ** EVENNESS
 
     taken = []
     for some in candidates:
         best = max(some, key=worth)
         if best.key in chance:
-            expected[kind[best.key]] += chance[best.key]
+            expected[cluster[best.key]] += chance[best.key]
             asked.add((best.picture, normalise(best.question)))
         taken.append(best)
     return taken

@@ -24,7 +24,7 @@ WAYS = list(WAYS)  # a trainer logs numbers, so a way is one
 
 
 class AuditorTrainer(CompletionInputs, GRPOTrainer):
-    """TRL's GRPOTrainer, its loss with the cross-entropy of past successes added, evenly over kinds of question."""
+    """TRL's GRPOTrainer, with the cross-entropy of past successes in its loss, evenly over clusters of them."""
 
     def __init__(self, *args, scorer: Scorer, replay_weight: float, **kwargs):
         super().__init__(*args, **kwargs)

@@ -35,6 +35,7 @@ from auditkit.models.batching import in_batches
 from auditkit.models.device import choose_device, choose_dtype
 from auditkit.models.offload import Parked, at_work
 from auditkit.models.trainer_internals import model_class
+from auditkit.params import Params
 from auditkit.runs.probe import Wish
 from auditkit.text import short_error
 
@@ -54,7 +55,7 @@ class PictureCheck:
     parked: Parked | None = None
 
 
-def load_picture_check(p) -> PictureCheck:
+def load_picture_check(p: Params) -> PictureCheck:
     """The model that `picture_judge` names.
 
     Args:

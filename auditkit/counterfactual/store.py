@@ -24,7 +24,7 @@ from auditkit.counterfactual.make import edit_images, load_pipeline, regenerate_
 from auditkit.counterfactual.quality import incoherence, measure_change
 from auditkit.data.source import Picture, Source
 from auditkit.errors import AuditError
-from auditkit.params import WAYS
+from auditkit.params import WAYS, Params
 from auditkit.runs import jsonl
 from auditkit.runs.files import replacing
 from auditkit.runs.probe import Wish, parse_wish
@@ -60,7 +60,7 @@ class ImageStore:
             memory alone, until told to `forget`.
     """
 
-    def __init__(self, loaders: Mapping[str, Callable], p, folder: Path | None = None):
+    def __init__(self, loaders: Mapping[str, Callable], p: Params, folder: Path | None = None):
         self.loaders, self.p, self.folder, self._loaded = dict(loaders), p, folder, {}
         self._check: PictureCheck | None = None
         self.made: dict[str, Counterfactual] = {}
@@ -195,7 +195,7 @@ def make_wished(
     return found
 
 
-def pipeline_loaders(p) -> dict[str, Callable]:
+def pipeline_loaders(p: Params) -> dict[str, Callable]:
     """What loads the pipelines of a parameter file: way -> loader."""
     return {
         way: partial(load_pipeline, getattr(p, name), p.device, p.dtype)

@@ -10,7 +10,8 @@ visual: the references do not give the same answer on pictures that have nothing
     what can be answered without looking is no failure to see
 
 How strong the consensus must be is `quorum`. `gate_effects` says of each gate by itself what it keeps, and, where the
-source of the images knows the truth, how much of that is true. Every answer is kept in crossed.jsonl before it is compared.
+source of the images knows the truth, how much of that is true. Every answer is kept in crossed.jsonl before it is
+compared.
 """
 
 import random

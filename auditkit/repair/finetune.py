@@ -41,6 +41,7 @@ from auditkit.models.lora import PROJECTIONS, TEXT_PART, adapts, whole_text_part
 from auditkit.models.offload import frozen_vision
 from auditkit.models.trainer_internals import OwnCheckpoints
 from auditkit.models.transformers import VLM
+from auditkit.params import Params
 from auditkit.runs import jsonl
 from auditkit.runs.folder import last_checkpoint
 
@@ -63,7 +64,7 @@ def why_not_trainable(spec: str) -> str:
 
 
 def train_repair(
-    target: VLM, examples: Sequence[Example], p, out: Path, on_step: Callable[[dict], None] | None = None
+    target: VLM, examples: Sequence[Example], p: Params, out: Path, on_step: Callable[[dict], None] | None = None
 ) -> Path:
     """Fine-tune the target with TRL's SFTTrainer and a LoRA adapter; the folder of the adapter.
 
@@ -113,7 +114,7 @@ def train_repair(
     return adapter
 
 
-def _trainer(target, examples, p, folder: Path, on_step):
+def _trainer(target: VLM, examples: Sequence[Example], p: Params, folder: Path, on_step: Callable[[dict], None] | None):
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import PrinterCallback, TrainerCallback
@@ -219,7 +220,7 @@ def _another(out: Path, before: dict, now: dict) -> str:
     )
 
 
-def _purpose(target: VLM, examples: Sequence[Example], p) -> dict:
+def _purpose(target: VLM, examples: Sequence[Example], p: Params) -> dict:
     """What a training folder is for; a folder of another purpose is never continued."""
     content = "\n".join(f"{e.key}\t{e.question}\t{e.answer}" for e in examples)
     settings = {key: getattr(p, key) for key in vars(p) if key.startswith("rectify_") and key != "rectify_micro_batch"}
