@@ -65,6 +65,15 @@ def write_texts(
     return generate_texts(vlm, images, prompts, max_new_tokens, temperature, seed)
 
 
+def write_samples(
+    vlm: VLM, picture: Picture, ways: Sequence[str], n: int, temperature: float, max_new_tokens: int, seed: int | None
+) -> dict[str, list[str]]:
+    """n texts of each way about one picture: {way: texts}. The same way may be given twice and counts once."""
+    each = [way for way in dict.fromkeys(ways) for _ in range(n)]
+    texts = write_texts(vlm, [picture] * len(each), each, temperature, max_new_tokens, seed)
+    return {way: texts[i * n : (i + 1) * n] for i, way in enumerate(dict.fromkeys(ways))}
+
+
 def propose_questions(
     vlm: VLM, pictures: Sequence[Picture], temperature: float, max_new_tokens: int, seed: int | None
 ) -> list[Probe]:

@@ -18,11 +18,13 @@ from pathlib import Path
 
 from auditkit import specs
 from auditkit.errors import Unfinished
-from auditkit.findings.failure_types import FailureType
+from auditkit.findings.failure_types import FailureType, find_failure_types
 from auditkit.findings.grouping import DASH
 from auditkit.models.base import Writer
 from auditkit.models.batching import in_batches
+from auditkit.models.language import language_model_loader
 from auditkit.models.offload import at_work
+from auditkit.params import Params
 from auditkit.runs import jsonl
 from auditkit.runs.costs import NAMED_FILE
 
@@ -58,6 +60,16 @@ def name_types(
         "named": len(short) - refused,
         "refused": refused,
     }
+
+
+def named_failure_types(scored: Sequence[dict], p: Params, folder: Path) -> tuple[list[FailureType], dict[str, int]]:
+    """The failure types of an audit under the names they get; returns as `name_types`.
+
+    Args:
+        p: uses failure_types, types_by and namer, and what `language_model_loader` does.
+    """
+    found = find_failure_types(scored, p.failure_types, p.types_by)
+    return name_types(found, p.namer, language_model_loader(p), folder)
 
 
 def naming_prompt(kind: FailureType) -> str:

@@ -31,7 +31,7 @@ def compare_with_peer(
     types: Sequence[FailureType],
     scored: Sequence[dict],
     untrained: Sequence[dict],
-    peer: Writer,
+    peer: Writer | None,
     source: Source,
     alike: Same,
     quorum: float,
@@ -41,6 +41,7 @@ def compare_with_peer(
     """How often target and peer depart from the consensus on the same probes of each failure type.
 
     Args:
+        peer: None where there is none to compare with; then the result is {}.
         scored: the audit's records (score_probes).
         untrained: those of notebook 02; none where it was not run.
         source: images of the run, those that were made among them (with_counterfactuals).
@@ -50,6 +51,8 @@ def compare_with_peer(
     Returns {type's name: {"target": rate, "peer": rate, "untrained"?: {"target": rate, "peer": rate}}}. A type's probes
     are those that ask alike and whose consensus is one of the type's, as for `rate_when`.
     """
+    if peer is None:
+        return {}
     rows = {row["key"]: row for row in scored}
     asked = {kind.name: [rows[key] for key in kind.asked] for kind in types}
     nobody = {kind.name: _of_type(kind, untrained) for kind in types}

@@ -21,6 +21,7 @@ from pathlib import Path
 from PIL import Image
 
 from auditkit.audit.batches import Loader
+from auditkit.audit.score import outcome_counts
 from auditkit.consensus.same import Same
 from auditkit.consensus.vote import vote
 from auditkit.counterfactual.store import seed_of
@@ -93,6 +94,14 @@ def recheck_counts(rechecked: Mapping[str, dict], scored: Sequence[dict]) -> dic
     again = sum(len(said) for row in rechecked.values() for said in row["references"].values())
     target = sum(len(row["target"]) for row in rechecked.values())
     return {"target_called": target, "references_called": again + sum(elsewhere.values())}
+
+
+def all_counts(scored: Sequence[dict], rechecked: Mapping[str, dict]) -> dict[str, int]:
+    """`outcome_counts` of an audit, with what was asked again of its findings."""
+    counted = outcome_counts(scored)
+    for name, more in recheck_counts(rechecked, scored).items():
+        counted[name] += more
+    return counted
 
 
 def apply_gates(

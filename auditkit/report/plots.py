@@ -260,6 +260,26 @@ def training_curve(history: Sequence[Mapping], width: float = 7.2) -> Figure:
     return figure
 
 
+def loss_curve(history: Sequence[Mapping], width: float = 7.2) -> Figure:
+    """The loss of a repair, step by step, and its running mean over a fifteenth of the steps.
+
+    Args:
+        history: {"step", "loss"} a step.
+    """
+    figure = Plot(width, 2.6)
+    axis = figure.subplots()
+    steps, values = [row["step"] for row in history], np.array([row["loss"] for row in history], float)
+    axis.plot(steps, values, color=BEFORE, linewidth=1.2, label="loss")
+    mean = _running_mean(values, max(1, len(values) // 15))
+    axis.plot(steps, mean, color=AFTER, linewidth=2, label="running mean")
+    _quiet(axis, grid="y")
+    axis.set_ylim(bottom=0)
+    axis.set_xlabel("step", color=MUTED, fontsize=9)
+    axis.set_ylabel("loss", color=MUTED, fontsize=9)
+    axis.legend(frameon=False, fontsize=9, labelcolor=INK)
+    return figure
+
+
 def skills(before: Mapping, after: Mapping | None = None, peer: Mapping | None = None, width: float = 7.2) -> Figure:
     """The held-out skills, weakest first: the target before and after rectification, the larger peer beside it.
 

@@ -27,6 +27,7 @@ from auditkit.runs.probe import OUTCOMES
 from auditkit.text import slug
 
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("[0-9]*.ipynb"))
+WRITERS = ("open", "write_text", "write_bytes", "dump", "save", "savefig", "to_csv", "unlink")
 FIRST = ["run_name", "params_file", "seed", "resume"]
 
 
@@ -91,12 +92,35 @@ def test_it_follows_the_skeleton(book, path):
 
 def test_it_calls_the_library_and_defines_no_method_of_its_own(book):
     for cell in code(book):
-        tree = ast.parse(cell.source)
-        for node in ast.walk(tree):
-            if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
-                assert node.end_lineno - node.lineno < 5, f"{cell.id}: {node.name}"
+        for node in ast.walk(ast.parse(cell.source)):
+            assert not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda), cell.id
         if "parameters" not in cell.metadata.get("tags", []):
             assert "miniature" not in cell.source, f"{cell.id}: one code path, whatever the images and models"
+
+
+def test_it_is_thin(book):
+    """At most 12 lines of code in a cell and 60 in all, the parameters and empty lines not counted."""
+    cells = [cell for cell in code(book) if "parameters" not in cell.metadata.get("tags", [])]
+    lines = {cell.id: [line for line in cell.source.splitlines() if line.strip()] for cell in cells}
+    assert sum(map(len, lines.values())) <= 60
+    for id, its in lines.items():
+        assert len(its) <= 12 and all(len(line) <= 120 for line in its), id
+
+
+def test_it_writes_no_file_by_hand(book):
+    """Files are the library's: whole or not at all, and told apart from what a kill has left."""
+    for cell in code(book):
+        for node in ast.walk(ast.parse(cell.source)):
+            name = node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
+            assert name not in WRITERS, cell.id
+
+
+def test_cells_keep_their_names(book, path):
+    """Links, reviews of a difference and the tests below hold on to a cell by its id."""
+    number, ids = path.name[:2], [cell.id for cell in book.cells]
+    assert ids[:2] == [f"{number}-title", f"{number}-parameters"]
+    assert {f"{number}-{name}" for name in ("setup", "saw-text", "saw", "finish")} <= set(ids)
+    assert ids.index(f"{number}-setup") < ids.index(f"{number}-saw") <= ids.index(f"{number}-finish")
 
 
 def test_no_variable_takes_the_name_of_a_parameter(book):
