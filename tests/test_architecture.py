@@ -34,7 +34,7 @@ def imports(module: str) -> set[str]:
 
 
 def floor(module: str) -> int:
-    """How far down the list of rooms a module stands; the few modules beside the rooms above all, the command line below."""
+    """How far down the list a module stands: the few beside the rooms first, the command line last."""
     _, first, *_ = module.split(".")
     order = [*TOP, *auditkit.ROOMS, "cli"]
     return order.index(first)

@@ -17,7 +17,11 @@ from auditkit.params import load_params
 from auditkit.runs import folder
 from auditkit.runs.folder import _unlock, open_stage, run_folder
 
-SETUP = "from auditkit.params import from_notebook\nfrom auditkit.runs.folder import open_stage\np = from_notebook(globals())"
+SETUP = """
+from auditkit.params import from_notebook
+from auditkit.runs.folder import open_stage
+p = from_notebook(globals())
+""".strip()
 LAST = """
 run = open_stage(p, "08_benchmark", resume=resume)
 run.need("07_rectify")
@@ -43,7 +47,8 @@ def test_the_help_is_instant():
     began = time.monotonic()
     assert cli_help().returncode == 0
     assert time.monotonic() - began < 3  # torch alone takes longer
-    heavy = "import sys, auditkit.cli; sys.exit(any(name in sys.modules for name in ('torch', 'trl', 'papermill', 'numpy', 'rich')))"
+    heavy = ("torch", "trl", "papermill", "numpy", "rich")
+    heavy = f"import sys, auditkit.cli; sys.exit(any(name in sys.modules for name in {heavy}))"
     assert subprocess.run([sys.executable, "-c", heavy]).returncode == 0
 
 

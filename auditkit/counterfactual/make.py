@@ -87,8 +87,8 @@ def load_pipeline(spec: str | Path, device: str = "auto", dtype: str = "auto", b
     them, and both before the arguments given here. "auto" is as in `load_model`.
 
     Args:
-        spec: "miniature:NAME", a folder or a hub id, with options (specs.PIPELINE_OPTIONS); any other option is an argument of
-            the pipeline's call.
+        spec: "miniature:NAME", a folder or a hub id, with options (specs.PIPELINE_OPTIONS); any other option is an
+            argument of the pipeline's call.
         batch_size: pictures made at once; halved when they do not fit.
 
     Raises AuditError for a pipeline that does not exist, is of no known class or lacks weights, for an option that its

@@ -1,14 +1,14 @@
 """How fast this machine is with the paper's models, and whether the plan of their memory is true. No weights needed.
 
-Models have their published configurations and random weights (planning/random_models.py), so nothing is downloaded. What is timed is the
-kit itself: `generate_texts` for answers, `grpo.train_auditor` for whole steps of TRL's trainer, `run_audit` for an audit. Two
-things differ from a real run, and neither makes it faster:
+Models have their published configurations and random weights (random_models.py), so nothing is downloaded. What is
+timed is the kit itself: `generate_texts` for answers, `grpo.train_auditor` for whole steps of TRL's trainer, `run_audit`
+for an audit. Two things differ from a real run, and neither makes it faster:
 
 1) a model with random weights hardly ever ends a text, so every question and answer is as long as it may be;
 2) what the auditor writes is no question, so for as long as the benchmark lasts any text counts as one and is asked.
 
 Beside each time stands its floor: floating-point operations over the product of two matrices measured on this device,
-plus bytes over its measured bandwidth (planning/memory.py), with nothing overlapping. Beside each peak of memory stands what
+plus bytes over its measured bandwidth (memory.py), with nothing overlapping. Beside each peak of memory stands what
 `auditkit plan` predicts. Peaks are those of torch's allocator and are left out on a CPU, which keeps no such account.
 """
 
@@ -184,7 +184,7 @@ def fitted(p: Params, limit: float) -> Params | None:
 def step(aud: VLM, target: VLM, reference: VLM, pictures: Sequence[Picture], p: Params, out: Path, clock) -> dict:
     """Seconds of each part of a GRPO step, the mean over all but the first: {part: s, ..., "whole": s}.
 
-    `grpo.train_auditor` runs as it is; the functions it calls are timed around. What answers is timed at the answer book.
+    `grpo.train_auditor` runs as it is; the functions it calls are timed around, and what answers at the answer book.
     """
     ends: list[tuple[float, dict]] = []
 

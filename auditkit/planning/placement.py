@@ -1,7 +1,7 @@
 """Which models a stage holds, what they do there, and whether that fits a device.
 
 Each notebook is a process of its own, so memory is counted stage by stage: the weights of the models it loads, twice
-where it loads two copies, and the largest piece of work that any of them does (planning/memory.py). With `memory: together`
+where it loads two copies, and the largest piece of work that any of them does (memory.py). With `memory: together`
 all weights lie on the device at once; with `memory: turns` only those of the model at work, of quantized ones and of
 one in training. Pipelines that paint take no turns: they stay, unless they are told to ?offload.
 """

@@ -1,7 +1,7 @@
 """What a parameter file asks of a machine, before anything is downloaded: memory, calls, downloads, and time.
 
-Everything follows from the parameters, the models' sizes (planning/sizes.py), formulas of their memory (planning/memory.py,
-planning/placement.py) and the number of calls (planning/calls.py). A run that cannot fit is refused with the keys to change.
+Everything follows from the parameters, the models' sizes (sizes.py), formulas of their memory (memory.py, placement.py)
+and the number of calls (calls.py). A run that cannot fit is refused with the keys to change.
 
 Of a device's memory 6 % are left for its context, libraries and pieces too small to be used (our choice). GB are 10^9
 bytes, so that a card sold with 80 GB has a little more than the plan counts on.

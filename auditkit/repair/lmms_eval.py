@@ -142,7 +142,7 @@ def compare_benchmarks(
 ) -> list[dict]:
     """Load a model, put it through the tasks, do so again with the adapter, and return `paper_table`'s rows.
 
-    The arguments are those of `load_model` and `evaluate_tasks`; the results are kept in folder/before and folder/after.
+    The arguments are those of `load_model` and `evaluate_tasks`; results are kept in folder/before and folder/after.
     """
     manager = _manager(include)
     for name in tasks:  # all of them before the first is run
