@@ -1,7 +1,7 @@
 """How fast this machine is with the paper's models, and whether the plan of their memory is true. No weights needed.
 
 Models have their published configurations and random weights (random_models.py), so nothing is downloaded. What is
-timed is the kit itself: `generate_texts` for answers, `grpo.train_auditor` for whole steps of TRL's trainer, `run_audit`
+timed is the kit itself: `generate_texts` for answers, `grpo.train_auditor` for steps of TRL's trainer, `run_audit`
 for an audit. Two things differ from a real run, and neither makes it faster:
 
 1) a model with random weights hardly ever ends a text, so every question and answer is as long as it may be;
