@@ -178,12 +178,12 @@ STARTED = {  # as shown -> (as run, what is replaced, why)
     ),
     "auditkit benchmarks MODEL --adapter DIR": (
         "auditkit benchmarks miniature:target --adapter outputs/smoke/07_rectify/adapter",
-        "auditkit.repair.lmms_eval:compare_benchmarks",
+        "auditkit.repair.lmms_eval:compare_benchmarks auditkit.repair.lmms_eval:table_text",
         "the benchmarks lie on the hub; tests/repair/test_lmms_eval.py has rows of their form",
     ),
     "auditkit benchmarks MODEL --adapter DIR --limit 500": (
         "auditkit benchmarks miniature:target --adapter outputs/smoke/07_rectify/adapter --limit 500",
-        "auditkit.repair.lmms_eval:compare_benchmarks",
+        "auditkit.repair.lmms_eval:compare_benchmarks auditkit.repair.lmms_eval:table_text",
         "as above",
     ),
     "auditkit miniature build auditor --out DIR": (

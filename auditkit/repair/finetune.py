@@ -13,7 +13,7 @@ Departs from the paper in four ways:
    them out;
 3) on the unlabeled route failure types take turns in what is learnt, for an audit finds a few of them most of the
    time: rare ones are repeated, of the frequent ones a part is learnt. And of the probes all agreed on an answer that
-   outweighs its kind of question is thinned (README, Choosing what to ask);
+   outweighs its kind of question is thinned (docs/repair.md);
 4) original examples the target gets wrong are left out: their labels alone would repair it, and what the findings are
    worth could not be told. 6,000 of them, labels and all, did as much for the miniature without any finding (with
    earlier settings).
