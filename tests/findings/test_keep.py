@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from auditkit import stats
-from auditkit.findings import by_way, grading, keep
+from auditkit.findings import by_way, grading, keep, success
 from auditkit.findings.failure_types import FailureType
 from auditkit.findings.recheck import all_counts, recheck_counts
 from auditkit.runs import jsonl
@@ -117,15 +117,15 @@ def test_without_an_oracle_the_rate_by_consensus_is_all_there_is(capsys):
             return None
 
     rows = [probe(1), probe(2, outcome="agrees", target="two")]
-    assert grading.success_rates(rows, Mute(), "trained") == {"trained_by_consensus": stats.rate(1, 2)}
+    assert success.success_rates(rows, Mute(), "trained") == {"trained_by_consensus": stats.rate(1, 2)}
     assert "search success cannot be assessed: photos" in capsys.readouterr().out
-    assert grading.success_on_both(rows, rows[:1], Mute()) == (stats.rate(1, 2), stats.rate(1, 1))
-    assert grading.success_on_both(rows[:1], [probe(2)], Source()) == (stats.rate(1, 1), stats.rate(1, 1)), "both alike"
+    assert success.success_on_both(rows, rows[:1], Mute()) == (stats.rate(1, 2), stats.rate(1, 1))
+    assert success.success_on_both(rows[:1], [probe(2)], Source()) == (stats.rate(1, 1), stats.rate(1, 1)), "both alike"
 
 
 def test_the_baseline_counts_agreement_over_what_was_a_question():
     rows = [probe(1), probe(2, consensus=None, outcome="no consensus"), probe(3, question=None, outcome="malformed")]
-    rates = grading.baseline_rates(rows, Source())
+    rates = success.baseline_rates(rows, Source())
     assert rates["references_agree"] == stats.rate(1, 2) and rates["untrained_by_consensus"] == stats.rate(1, 3)
     assert list(rates) == ["references_agree", "untrained_by_consensus", "untrained"]
 
@@ -145,11 +145,11 @@ def test_a_blind_questioner_takes_what_found_most(tmp_path):
     jsonl.append(tmp_path / "answers.jsonl", said)
     p = SimpleNamespace(blind_candidates=1, blind_images=40, seed=0, max_answer_tokens=8)
     rows = [probe(1), probe(2), probe(3, question="what is it?")]
-    blind = grading.rate_blind_questions(rows, SimpleNamespace(name="t"), Photos(), p, tmp_path)
+    blind = success.rate_blind_questions(rows, SimpleNamespace(name="t"), Photos(), p, tmp_path)
     assert blind["question"] == "how many?" and blind["rate"] == stats.rate(20, 20) and blind["candidates"] == 1
-    assert grading.blind_in_words(blind, rows, Photos()) == "“how many?”, of every picture: 100%"
-    assert grading.blind_in_words({}, rows, Photos()) == "photos cannot grade these"
-    assert grading.blind_in_words({}, [], Photos()) == "no finding to take a question from"
+    assert success.blind_in_words(blind, rows, Photos()) == "“how many?”, of every picture: 100%"
+    assert success.blind_in_words({}, rows, Photos()) == "photos cannot grade these"
+    assert success.blind_in_words({}, [], Photos()) == "no finding to take a question from"
 
 
 # ---- pictures that were made ----------------------------------------------------------------------------------------
