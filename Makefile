@@ -1,12 +1,12 @@
 # make demo   set up .venv, then run the whole audit in miniature: outputs/demo/report.html
 # make test   set up .venv, then all tests
-# make lint   ruff
+# make lint   ruff (style) and mypy (types)
 
 PYTHON ?= python3
 BIN := .venv/bin
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint types clean
 
 demo: .venv/.ready
 	$(BIN)/auditkit run params/demo.yaml
@@ -14,8 +14,12 @@ demo: .venv/.ready
 test: .venv/.ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-lint: .venv/.ready
+lint: types
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/.ready
+	$(BIN)/mypy
 
 # Done again only when what is to be installed changes.
 .venv/.ready: pyproject.toml constraints.txt

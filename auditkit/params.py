@@ -1,153 +1,282 @@
 """A parameter file, read and checked before anything expensive starts.
 
 One flat YAML file describes a whole run; the same names are the notebooks' parameters, `--set` on the command line and
-the fields of `Params`. Everything a run needs is stated in its file: keys without a default below must be there.
+the fields of `Params`. A file states its five required keys and what it chooses; all else has the default below.
+docs/parameters.md is made from this module: `python -m auditkit.params > docs/parameters.md`.
 
 What goes wrong here is said in one sentence that names the key: an unknown key (with its nearest neighbour), a wrong
 type, YAML's `1e-5` that is a string, the same key twice, and settings that would train for zero steps in silence.
 """
 
 import ast
-import dataclasses
-import difflib
+import inspect
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 
 import yaml
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import AfterValidator, ConfigDict, Field, ValidationError
+from pydantic.dataclasses import dataclass
 
 from auditkit import specs
 from auditkit.errors import AuditError
+from auditkit.param_rules import Else, one_sentence, refuse_impossible
+from auditkit.text import nearest
 
 DEFAULTS_FILE = "params/demo.yaml"  # the notebooks' parameters cells repeat this file's values; a test holds them equal
+WAYS = {"question": "", "regenerate": "generator", "edit": "editor"}  # way -> the key of the pipeline it needs
 
 
-@dataclass(frozen=True, kw_only=True)
+def _model(text: str) -> str:
+    specs.parse(text)
+    return text
+
+
+def _pipeline(text: str) -> str:
+    specs.parse_pipeline(text)
+    return text
+
+
+_MODEL = AfterValidator(_model)
+Model = Annotated[str, _MODEL]
+Pipeline = Annotated[str, AfterValidator(_pipeline)]
+Count = Annotated[int, Field(ge=1)]
+CountOrNone = Annotated[int, Field(ge=0)]
+Weight = Annotated[float, Field(ge=0)]
+
+
+class Stages(NamedTuple):
+    """The stages, by number, whose records depend on a key: made with another value of it, they are refused."""
+
+    numbers: str
+
+
+ALL = Stages("00 01 02 03 04 05 06 07 08")
+TEXTS = Stages("01 02 03 04 05 06 07 08")  # of what the models write
+ASKING = Stages("02 03 04 05 06 07 08")
+PICTURES = Stages("03 04 05")
+NONE = Stages("")  # where a run is computed, how fast, and when it gives up
+
+
+@dataclass(
+    config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True),
+    frozen=True,
+    kw_only=True,
+)
 class Params:
     """The parameters of one run, checked (`load_params` makes it)."""
 
-    # --- the run
-    run_name: str  # its folder under outputs/
-    params_file: str  # the file itself, so that a notebook given only the values knows where they came from
-    seed: int  # of the image draw, the sampling and the training
+    # --- The run
+    run_name: Annotated[str, NONE]
+    """Its folder under outputs/."""
+    params_file: Annotated[str, NONE] = ""
+    """The file itself, filled in when it is read. State it in a file that papermill gets with `-f`."""
+    seed: Annotated[CountOrNone, ALL] = 0
+    """Seed of the image draw, the sampling and the training."""
 
-    # --- images
-    images: str  # "miniature", a folder with or without a questions.jsonl, or a data set, hub:ID?...
-    train_images: int  # how many pictures the auditor trains on
+    # --- Images
+    images: Annotated[str, ALL]
+    """`miniature`, a folder with or without a questions.jsonl, or a data set, `hub:ID?...`."""
+    train_images: Annotated[Count, Stages("00 04")] = 20000
+    """How many pictures the auditor trains on; all there are, where there are fewer."""
 
-    # --- models: "miniature:NAME" (shipped), a local folder, a Hugging Face id, a server's address; see specs.py
-    auditor: str  # writes the questions
-    target: str  # the model under audit
-    peer: str = ""  # a larger model of the target's family to compare with; "" for none
-    references: list[str]  # the models whose consensus the target is held against
-    device: str = "auto"  # auto, cpu, mps, cuda or cuda:N
-    dtype: str = "auto"  # auto, float32, bfloat16 or float16
-    memory: str = "together"  # or turns: each model is on the device only while it writes
-    engine: str = "local"  # of the audit: local, or ray, a Ray Data job over many GPUs and nodes
-    workers: int = 1  # sets of models that answer at once, under ray
-    batch_size: int = 128  # prompts in one forward pass: speed and memory, and which questions an audit happens to draw
+    # --- Models
+    # "miniature:NAME" (shipped), a local folder, a Hugging Face id, a server's address; see specs.py
+    auditor: Annotated[Model, ALL]
+    """The model that writes the questions, and is trained to."""
+    target: Annotated[Model, ALL]
+    """The model under audit."""
+    peer: Annotated[Model, Stages("00 01 06 08")] = ""
+    """A larger model of the target's family to compare with; empty for none."""
+    references: Annotated[list[Model], ALL]
+    """The models whose consensus the target is held against."""
+    device: Annotated[str, NONE] = "auto"
+    """Where models run: auto, cpu, mps, cuda or cuda:N."""
+    dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], ALL] = "auto"
+    """Number format of the weights; auto: bfloat16 or else float16 on a GPU, float32 elsewhere."""
+    memory: Annotated[Literal["together", "turns"], NONE] = "together"
+    """together: all models stay on the device. turns: each is there only while it writes."""
+    engine: Annotated[Literal["local", "ray"], NONE] = "local"
+    """What runs the audit: local, this process; ray, a Ray Data job over many GPUs and nodes."""
+    workers: Annotated[Count, NONE] = 1
+    """Sets of models that answer at once, under ray."""
+    batch_size: Annotated[Count, NONE] = 16
+    """Prompts in one forward pass. It decides speed and memory, and which questions an audit happens to draw."""
 
-    # --- pictures of the auditor's own
-    ways: list[str] = dataclasses.field(default_factory=lambda: ["question"])  # question, regenerate, edit: take turns
-    generator: str = ""  # the pipeline that makes a picture from a caption, for regenerate: a folder, or a hub id
-    editor: str = ""  # the pipeline that changes a picture by a command, for edit
-    edit_region: float = 0.5  # largest share of a picture that an edit may change
-    edit_rest: float = 0.9  # least structural similarity (SSIM) of the rest, 1 being untouched
-    picture_judge: str = ""  # a CLIP or SigLIP model that must also find what was wished for; "" for none
-    picture_gain: float = 0.2  # cosine that it must find above this, between the pictures' change and the wish's
+    # --- Counterfactual images
+    ways: Annotated[list[Literal["question", "regenerate", "edit"]], PICTURES] = Field(
+        default_factory=lambda: ["question"]
+    )
+    """How probes are made. A list takes turns, so a way given twice has two shares of the pictures."""
+    generator: Annotated[Pipeline, PICTURES] = ""
+    """The pipeline that makes a picture from a caption, for regenerate: a folder or a hub id."""
+    editor: Annotated[Pipeline, PICTURES] = ""
+    """The pipeline that changes a picture by a command, for edit: a folder or a hub id."""
+    edit_region: Annotated[float, Field(gt=0, le=1), Else("is not in (0, 1], a share of the picture"), PICTURES] = 0.5
+    """Largest share of a picture that an edit may change."""
+    edit_rest: Annotated[float, Field(ge=0, le=1), Else("is not in [0, 1], a similarity"), PICTURES] = 0.9
+    """Least structural similarity (SSIM) of the rest of an edited picture, 1 being untouched."""
+    picture_check: Annotated[Model, PICTURES] = ""
+    """A CLIP or SigLIP model that must also find what was wished for in a picture; empty for none."""
+    picture_gain: Annotated[float, Field(ge=0, lt=1), Else("is not in [0, 1), the cosine to be above"), PICTURES] = 0.2
+    """The picture check must find a cosine above this between the change of the picture and that of the text."""
 
-    # --- asking and comparing
-    quorum: float = 0.6  # share of the references that must agree before there is a consensus, in (0, 1]
-    same: str = "text"  # when two answers mean the same: text (normalised), embedding (extra `embed`), a model's spec
-    temperature: float = 1.0  # at which the auditor writes, 0 greedily; the models under test always answer greedily
-    min_token_probability: float = 1e-3  # a question is well-formed if the untrained auditor gives each token this much
-    max_question_tokens: int = 32  # longest note and question
-    max_answer_tokens: int = 8  # longest answer
+    # --- Asking and comparing
+    quorum: Annotated[
+        float, Field(gt=0, le=1), Else("is not in (0, 1], the share of the references that must agree"), ASKING
+    ] = 0.6
+    """Share of the references that must agree before there is a consensus."""
+    same: Annotated[Model, ASKING] = "text"
+    """When two answers mean the same: `text` (normalised), `embedding` (extra `embed`), or a model that is asked."""
+    temperature: Annotated[Weight, TEXTS] = 0.7
+    """Temperature at which the auditor writes, 0 being greedy. The models under test always answer greedily."""
+    min_token_probability: Annotated[Weight, ASKING] = 1e-5
+    """A question is well-formed if the untrained auditor gives each of its tokens this much. A vocabulary of some
+    hundreds of words wants a larger value."""
+    max_question_tokens: Annotated[int, Field(ge=4), TEXTS] = 96
+    """Tokens of the longest note and question; a caption and its check take more than a question."""
+    max_answer_tokens: Annotated[Count, TEXTS] = 8
+    """Tokens of the longest answer."""
 
-    # --- 02, what is there before training
-    baseline_images: int  # pictures for the untrained auditor's search success
+    # --- 02, disagreement before training
+    baseline_images: Annotated[Count, Stages("02")] = 2000
+    """Pictures for the search success of the untrained auditor."""
 
     # --- 04, training the auditor with GRPO
-    grpo_steps: int  # optimiser steps
-    grpo_images: int  # pictures a step
-    group_size: int  # questions written for each of them, compared with each other; at least 2
-    grpo_learning_rate: float
-    grpo_temperature: float = 1.0  # as temperature, while it learns: a group that writes alike teaches nothing
-    grpo_quorum: float = 1.0  # as quorum, for the reward: stricter, so that no blind spot of a majority is learnt
-    grpo_warmup: float = 0.05  # share of the steps over which the learning rate rises
-    grpo_last_learning_rate: float = 0.0  # to which it falls, as a cosine
-    grpo_micro_batch: int = 0  # questions in one forward and backward pass, for memory; 0 for all of a step
-    grpo_rollouts: str = "transformers"  # who generates them: transformers, or TRL's vllm_colocate or vllm_server
-    grpo_beta: float  # weight of staying near the untrained auditor (KL); 0 for none
-    grpo_lora_rank: int  # rank of the adapter
-    replay_weight: float  # of the supervised replay of its own successes, which keeps coverage; 0 for none
-    replay_clusters: int  # text clusters the replay is balanced over
-    disagreement_weight: float = 1.0  # of the reward for a failure of the target; 0 leaves replay alone to teach
-    format_weight: float = 1.0  # of the reward for one well-formed question or wish
-    coverage_weight: float  # of the novelty reward; 0 for none
-    grpo_checkpoints: int  # kept, evenly spaced; the last is the trained auditor
-    grpo_patience: int = 10  # steps of one way in a row that show a collapse before training stops; 0: never
+    grpo_steps: Annotated[Count, Stages("04")] = 1000
+    """Optimiser steps (1000 in the paper)."""
+    grpo_images: Annotated[Count, Stages("04")] = 32
+    """Pictures a step."""
+    group_size: Annotated[
+        int,
+        Field(ge=2),
+        Else("is too small, the least is 2: GRPO compares the questions of a group with each other"),
+        Stages("04"),
+    ] = 8
+    """Questions written for each picture and compared with each other; 32 x 8 is the paper's batch of 256."""
+    grpo_learning_rate: Annotated[float, Field(gt=0), Else("trains nothing; write more than 0"), Stages("04")] = 3e-6
+    """Learning rate (the paper's; a LoRA adapter often takes ten times as much)."""
+    grpo_temperature: Annotated[
+        float,
+        Field(gt=0),
+        Else("makes all questions of a group equal, which teaches nothing; use more"),
+        Stages("04"),
+    ] = 1.0
+    """As temperature, while the auditor learns: a group that writes alike teaches nothing."""
+    grpo_warmup: Annotated[
+        float,
+        Field(ge=0, lt=1),
+        Else("is the share of the steps that warm up; write less than 1, and not less than 0"),
+        Stages("04"),
+    ] = 0.1
+    """Share of the steps over which the learning rate rises (0.1 in the paper)."""
+    grpo_last_learning_rate: Annotated[Weight, Stages("04")] = 1e-6
+    """The learning rate falls to this, as a cosine (the paper's)."""
+    grpo_micro_batch: Annotated[CountOrNone, NONE] = 0
+    """Questions in one forward and backward pass, for memory; 0 for all of a step."""
+    grpo_rollouts: Annotated[Literal["transformers", "vllm_colocate", "vllm_server"], NONE] = "transformers"
+    """What generates the questions in training: transformers, or one of TRL's two ways of using vLLM."""
+    grpo_beta: Annotated[Weight, Stages("04")] = 0.0
+    """Weight of staying near the untrained auditor (KL divergence); 0 for none."""
+    grpo_lora_rank: Annotated[Count, Stages("04")] = 32
+    """Rank of the LoRA adapter."""
+    replay_weight: Annotated[Weight, Stages("04")] = 0.15
+    """Weight of the supervised replay of the auditor's own successes, which keeps coverage; 0 for none."""
+    replay_clusters: Annotated[Count, Stages("04")] = 20
+    """Clusters of texts over which the replay is balanced."""
+    grpo_checkpoints: Annotated[Count, Stages("04")] = 5
+    """Checkpoints kept, evenly spaced; the last is the trained auditor."""
+    grpo_patience: Annotated[CountOrNone, NONE] = 10
+    """Steps in a row, of one way, that show a collapse before training stops; 0: never."""
 
     # --- 05 and 06, the audit and its findings
-    asks: str = "auditor"  # (its checkpoints), untrained (it alone), or as a control source (the images' own questions)
-    audit_probes: int  # probes of one audit, over all checkpoints
-    candidates: int = 1  # questions written about a picture by all checkpoints but the last; one is asked
-    gates: list[str] = dataclasses.field(default_factory=list)  # beyond the consensus: reproduces, sound, visual
-    repeats: int = 4  # times a finding is put to the models again, with chance, for the gates reproduces and sound
-    paraphraser: str = ""  # a model that says a finding's question in other words, which is put again too; "" for none
-    blind_candidates: int  # fixed questions tried to find the best one that needs no look at the picture
-    blind_images: int  # pictures each of them is asked about
-    failure_types: int  # most failure types the findings are grouped into
-    types_by: str = "text"  # what makes findings alike: text (their words), or embedding (extra `embed`)
-    namer: str = ""  # a model's spec, asked for a short name of each failure type; "": the words its questions share
+    audit_probes: Annotated[Count, Stages("05")] = 20000
+    """Probes of one audit, over all checkpoints (the paper rates search success on 20,000 pictures)."""
+    candidates: Annotated[Count, Stages("05")] = 1
+    """Questions written about a picture by all checkpoints but the last; one is asked."""
+    gates: Annotated[list[Literal["reproduces", "sound", "visual"]], Stages("05")] = Field(default_factory=list)
+    """Optional checks of a finding, beyond the consensus."""
+    repeats: Annotated[CountOrNone, Stages("05")] = 4
+    """Times a finding is put to the models again, sampled, for the gates reproduces and sound."""
+    paraphraser: Annotated[Model, Stages("05")] = ""
+    """A model that says a finding's question in other words, which is put again too; empty for none."""
+    blind_candidates: Annotated[Count, Stages("05")] = 40
+    """Fixed questions tried to find the best one that needs no look at the picture."""
+    blind_images: Annotated[Count, Stages("05")] = 1000
+    """Pictures that each fixed question is asked about."""
+    failure_types: Annotated[Count, Stages("06 07")] = 15
+    """Most failure types the findings are grouped into (the paper names fifteen)."""
+    types_by: Annotated[Literal["text", "embedding"], Stages("06 07")] = "text"
+    """What makes findings alike: text (their words), or embedding (their meaning, extra `embed`)."""
+    namer: Annotated[Model, Stages("06")] = ""
+    """A model that is asked for a short name of each failure type; empty: the words its questions share."""
 
     # --- 07, repairing the target
-    route: str = "unlabeled"  # or labeled: 05 probes the source's labelled examples, 07 adds the samples to all of them
-    earlier: list[str] = dataclasses.field(default_factory=list)  # runs, of rounds before, whose findings it learns too
-    rectify_steps: int  # optimiser steps
-    rectify_batch: int  # examples a step
-    rectify_micro_batch: int = 0  # examples in one forward and backward pass, for memory; 0 for all of a step
-    rectify_learning_rate: float
-    rectify_lora_rank: int  # rank of the adapter; 0: all weights of the text part are trained instead
-    rectify_on: str = "findings"  # or as controls consensus (whatever references agree on), labels (labelled examples)
-    rectify_pairs: int = 0  # of these, over failure types in turn; 0: as many as there are, and agreed probes beside
-    rectify_original: int  # labelled original examples, those the target knows are mixed in against forgetting; 0: none
+    route: Annotated[Literal["unlabeled", "labeled"], Stages("05 07")] = "unlabeled"
+    """unlabeled: learn from the findings. labeled: 05 probes the source's labelled examples and 07 adds a sample to
+    each of them."""
+    earlier: Annotated[list[str], Stages("07")] = Field(default_factory=list)
+    """Runs of earlier rounds whose findings are learnt too."""
+    rectify_steps: Annotated[Count, Stages("07")] = 2000
+    """Optimiser steps."""
+    rectify_batch: Annotated[Count, Stages("07")] = 64
+    """Examples a step."""
+    rectify_micro_batch: Annotated[CountOrNone, NONE] = 0
+    """Examples in one forward and backward pass, for memory; 0 for all of a step."""
+    rectify_learning_rate: Annotated[float, Field(gt=0), Else("trains nothing; write more than 0"), Stages("07")] = 1e-4
+    """Learning rate of a LoRA adapter; all weights want a tenth."""
+    rectify_lora_rank: Annotated[CountOrNone, Stages("07")] = 16
+    """Rank of the LoRA adapter; 0: all weights of the text part are trained instead."""
+    rectify_original: Annotated[CountOrNone, Stages("07")] = 0
+    """Labelled original examples drawn; those the target knows are mixed in against forgetting. 0: none."""
 
     # --- 08, before and after
-    benchmark_examples: int  # held-out examples for each skill
-    benchmark_images: str = ""  # other images to take them from, as in `images`; "" for the run's own
+    benchmark_examples: Annotated[Count, Stages("01 08")] = 1000
+    """Held-out examples for each skill."""
+
+    # --- Advanced
+    # What ablations and control arms of the studies change; an audit of one's own leaves it alone.
+    grpo_quorum: Annotated[float, Field(gt=0, le=1), Else("is not in (0, 1], as for quorum"), Stages("04")] = 1.0
+    """As quorum, for the reward in training: stricter, so that no blind spot of a majority is learnt."""
+    disagreement_weight: Annotated[Weight, Stages("04")] = 1.0
+    """Weight of the reward for a failure of the target; 0 leaves the replay alone to teach."""
+    format_weight: Annotated[Weight, Stages("04")] = 1.0
+    """Weight of the reward for one well-formed question or wish."""
+    coverage_weight: Annotated[Weight, Stages("04")] = 0.0
+    """Weight of the reward for novelty; 0 for none."""
+    asks: Annotated[Literal["auditor", "untrained", "source"], Stages("05")] = "auditor"
+    """Who writes the probes: the auditor's checkpoints, the untrained auditor alone, or the images' own questions."""
+    rectify_on: Annotated[Literal["findings", "consensus", "labels"], Stages("07")] = "findings"
+    """What the repair learns: findings, or as controls whatever the references agree on, or labelled examples."""
+    rectify_pairs: Annotated[CountOrNone, Stages("07")] = 0
+    """How many of these, over failure types in turn; 0: as many as there are, and agreed probes beside."""
+    benchmark_images: Annotated[str, Stages("08")] = ""
+    """Other images to take the benchmark from, as in `images`; empty for the run's own."""
 
 
-FIELDS = {field.name: field for field in dataclasses.fields(Params)}
+FIELDS = Params.__pydantic_fields__  # name -> what is said of it above
+REQUIRED = [name for name, field in FIELDS.items() if field.is_required()]
 DEFAULTS = {
-    name: field.default if field.default is not dataclasses.MISSING else field.default_factory()
-    for name, field in FIELDS.items()
-    if field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
+    name: field.get_default(call_default_factory=True) for name, field in FIELDS.items() if name not in REQUIRED
 }
-REQUIRED = [name for name, field in FIELDS.items() if name not in DEFAULTS]
-CHOICES = {
-    "dtype": ("auto", "float32", "bfloat16", "float16"),
-    "memory": ("together", "turns"),
-    "types_by": ("text", "embedding"),
-    "engine": ("local", "ray"),
-    "asks": ("auditor", "untrained", "source"),
-    "rectify_on": ("findings", "consensus", "labels"),
-    "route": ("unlabeled", "labeled"),
-    "grpo_rollouts": ("transformers", "vllm_colocate", "vllm_server"),
-}
-GATES = ("reproduces", "sound", "visual")
-WAYS = {"question": "", "regenerate": "generator", "edit": "editor"}  # way -> the key of the pipeline it needs
-AT_LEAST = {  # the smallest sensible value, and whose it is
-    0: "seed temperature min_token_probability grpo_beta replay_weight disagreement_weight format_weight "
-    "coverage_weight rectify_original grpo_warmup grpo_last_learning_rate grpo_micro_batch grpo_patience "
-    "rectify_micro_batch rectify_pairs rectify_lora_rank repeats",
-    1: "workers train_images batch_size max_answer_tokens baseline_images blind_candidates blind_images grpo_steps "
-    "grpo_images grpo_lora_rank replay_clusters grpo_checkpoints audit_probes candidates failure_types rectify_steps "
-    "rectify_batch benchmark_examples",
-    2: "group_size",
-    4: "max_question_tokens",
-}
+MODELS = [name for name, field in FIELDS.items() if field.annotation == list[Model] or _MODEL in field.metadata]
+
+
+def matters_to(number: str) -> tuple[str, ...]:
+    """The keys that the records of a stage, by its number, depend on.
+
+    >>> matters_to("02")[-1], matters_to("08")[-1]
+    ('baseline_images', 'benchmark_images')
+    """
+    return tuple(name for name in FIELDS if number in stages_of(name))
+
+
+def stages_of(name: str) -> list[str]:
+    """The numbers of the stages whose records depend on a key; none for what only decides where and how fast."""
+    (stages,) = [mark for mark in FIELDS[name].metadata if isinstance(mark, Stages)]
+    return stages.numbers.split()
 
 
 def project_root() -> Path:
@@ -175,11 +304,44 @@ def load_params(path: str | Path, **overrides) -> Params:
         raise AuditError(f"{file.name}: params_file says {named!r}; write the file's own name, {_shown(file)}.")
     missing = [name for name in REQUIRED if name not in values and name not in overrides]
     if missing:
-        raise AuditError(f"{file.name}: missing {', '.join(missing)}; params/demo.yaml shows a complete file.")
+        raise AuditError(f"{file.name}: missing {', '.join(missing)}; docs/parameters.md explains every key.")
     values = values | overrides | {"params_file": _shown(file)}
-    p = Params(**{name: _typed(name, value) for name, value in values.items()})
-    _refuse_impossible(p)
+    try:
+        p = Params(**values)
+    except ValidationError as error:
+        raise AuditError(one_sentence(error, values, FIELDS)) from None
+    refuse_impossible(p, WAYS)
     return p
+
+
+class Resolved(NamedTuple):
+    """One key of a run, as `auditkit params` shows it."""
+
+    key: str
+    value: Any
+    source: str  # file, --set or default
+    about: str
+
+
+def resolved(path: str | Path, **overrides) -> list[Resolved]:
+    """Every key's value and where it comes from, in the order of the schema.
+
+    Args:
+        path: the parameter file, as for `load_params`.
+        overrides: values that replace the file's, as `--set` gives them.
+
+    Raises:
+        AuditError: as `load_params`.
+    """
+    p = load_params(path, **overrides)
+    stated = {"params_file": "file"} | dict.fromkeys(_read(find_params_file(path)), "file")
+    stated |= dict.fromkeys(overrides, "--set")
+    return [Resolved(key, getattr(p, key), stated.get(key, "default"), about(key)) for key in FIELDS]
+
+
+def about(key: str) -> str:
+    """What a key is, in a line."""
+    return " ".join((FIELDS[key].description or "").split())
 
 
 def from_notebook(names: Mapping) -> Params:
@@ -191,7 +353,8 @@ def from_notebook(names: Mapping) -> Params:
     So editing only `params_file` in JupyterLab switches to that file as a whole, and the command line always wins.
 
     Raises:
-        AuditError: as `load_params`, and for an injected name that neither notebook nor `Params` has (papermill only warns).
+        AuditError: as `load_params`, and for an injected name that neither notebook nor `Params` has (papermill only
+            warns).
     """
     injected = _injected(names)
     own = set(names.get("__annotations__", {})) | {"resume"}
@@ -212,9 +375,10 @@ def parse_setting(text: str) -> tuple[str, object]:
     if not equals:
         raise AuditError(f"--set {text}: write key=value, as in --set grpo_steps=20.")
     _refuse_unknown([key], "--set")
-    if FIELDS[key].type is str:
+    kind = FIELDS[key].annotation
+    if kind is str or get_origin(kind) is Literal:
         return key, value
-    if FIELDS[key].type is float:
+    if kind is float:
         try:
             return key, float(value)
         except ValueError:
@@ -235,8 +399,8 @@ def find_params_file(path: str | Path) -> Path:
         if candidate.is_file():
             return candidate
     there = sorted(file.name for file in (project_root() / "params").glob("*.yaml"))
-    near = difflib.get_close_matches(path.name, there, 1)
-    hint = f"did you mean params/{near[0]}?" if near else f"params/ holds {', '.join(there) or 'no file'}."
+    near = nearest(path.name, there)
+    hint = f"did you mean params/{near}?" if near else f"params/ holds {', '.join(there) or 'no file'}."
     raise AuditError(f"No parameter file {path}: {hint}")
 
 
@@ -260,7 +424,7 @@ def _read(file: Path) -> dict:
         where = f", line {mark.line + 1}" if mark else ""
         raise AuditError(f"{file.name}{where}: not readable as YAML ({getattr(error, 'problem', error)}).") from None
     if not isinstance(values, dict):
-        raise AuditError(f"{file.name}: expected lines of `key: value`; params/demo.yaml shows a complete file.")
+        raise AuditError(f"{file.name}: expected lines of `key: value`, as in params/demo.yaml.")
     return values
 
 
@@ -273,157 +437,9 @@ def _shown(file: Path) -> str:
 def _refuse_unknown(names, where: str) -> None:
     for name in names:
         if name not in FIELDS:
-            near = difflib.get_close_matches(str(name), FIELDS, 1)
-            hint = f"did you mean {near[0]}?" if near else "params/demo.yaml lists every key."
+            near = nearest(name, FIELDS)
+            hint = f"did you mean {near}?" if near else "docs/parameters.md lists every key."
             raise AuditError(f"{where}: unknown key {name}; {hint}")
-
-
-def _typed(name: str, value):
-    """The value as its field's type, or an AuditError that says what to write."""
-    kind = FIELDS[name].type
-    if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        if value != value or abs(value) == float("inf"):
-            raise AuditError(f"{name}: {value} is not a number one can use; write a finite one.")
-        return float(value)
-    if kind is int and isinstance(value, int) and not isinstance(value, bool):
-        return value
-    if kind is str and isinstance(value, str):
-        return value
-    if kind == list[str] and isinstance(value, list) and all(isinstance(item, str) for item in value):
-        return list(value)
-    if kind is float and isinstance(value, str) and re.fullmatch(r"[+-]?\d+\.?\d*[eE][+-]?\d+", value.strip()):
-        mantissa, exponent = re.split("[eE]", value.strip())
-        mantissa = mantissa if "." in mantissa else mantissa + ".0"
-        exponent = exponent if exponent[0] in "+-" else "+" + exponent
-        raise AuditError(f"{name}: YAML reads {value} as a string; write {mantissa}e{exponent}.")
-    if kind is str and isinstance(value, (bool, int, float)):
-        raise AuditError(f"{name}: YAML reads this as {value!r}, not as text; put it in quotes.")
-    wanted = {int: "a whole number", float: "a number", str: "text"}.get(kind, "a list of texts, as in [a, b]")
-    raise AuditError(f"{name}: expected {wanted}, got {value!r}.")
-
-
-def _refuse_impossible(p: Params) -> None:
-    """Raise for the first setting, or pair of settings, that could not do what it says."""
-    for spec in (p.auditor, p.target, *p.references, *filter(None, [p.peer, p.paraphraser, p.namer]), p.same):
-        specs.parse(spec)
-    if p.same not in ("text", "embedding") and not re.search("[/:]", p.same):
-        raise AuditError(f'same: "{p.same}" is none of text, embedding, or a model (a folder, a hub id, a server).')
-    if specs.parse(p.auditor).engine != "transformers" or "bits" in specs.parse(p.auditor).options:
-        raise AuditError(f'auditor: "{p.auditor}" cannot be trained; name a folder or a hub id, without ?bits.')
-    for name, least in [(name, least) for least, names in AT_LEAST.items() for name in names.split()]:
-        if getattr(p, name) < least:
-            why = ": GRPO compares the questions of a group with each other" if name == "group_size" else ""
-            raise AuditError(f"{name}: {getattr(p, name)} is too small, the least is {least}{why}.")
-    for way in p.ways:
-        if way not in WAYS:
-            raise AuditError(f"ways: {way!r} is not one of {', '.join(WAYS)}.")
-        if WAYS[way] and not getattr(p, WAYS[way]):
-            raise AuditError(f'{WAYS[way]}: name a pipeline to {way} pictures with, or take "{way}" out of ways.')
-    for gate in p.gates:
-        if gate not in GATES:
-            raise AuditError(f"gates: {gate!r} is not one of {', '.join(GATES)}.")
-        if gate != "visual" and not (p.repeats or p.paraphraser):
-            raise AuditError(
-                f"repeats: 0 leaves the gate {gate} nothing to go by; raise it, or take {gate} out of gates."
-            )
-    for name in filter(None, WAYS.values()):
-        if getattr(p, name):
-            specs.parse_pipeline(getattr(p, name))
-    for name, allowed in CHOICES.items():
-        if getattr(p, name) not in allowed:
-            raise AuditError(f"{name}: {getattr(p, name)!r} is not one of {', '.join(allowed)}.")
-    checks = [
-        (
-            re.fullmatch(r"\w[\w.-]*", p.run_name),
-            f"run_name: {p.run_name!r} becomes a folder's name; use letters, digits, '.', '-' and '_' only.",
-        ),
-        (
-            re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", p.device),
-            f"device: {p.device!r} is not one of auto, cpu, mps, cuda, cuda:N.",
-        ),
-        (
-            p.engine != "ray" or p.device in ("auto", "cpu", "cuda"),
-            f"device: under engine: ray each worker has a GPU of its own, so {p.device} cannot be had; write auto.",
-        ),
-        (
-            all([p.images, p.auditor, p.target, *p.references]),
-            "images, auditor, target and each of references must name something; one of them is empty.",
-        ),
-        (p.references, "references: the list is empty; without references there is no consensus to depart from."),
-        (
-            len(set(p.references)) == len(p.references),
-            "references: one model is there twice and would vote twice; keep one.",
-        ),
-        (p.target not in p.references, f"references: {p.target} is the target and would vote for its own answer."),
-        (
-            len(set(answering := [specs.parse(spec).name for spec in (p.target, *p.references)])) == len(answering),
-            f"target and references: two of {', '.join(answering)} have one name, by which records tell them apart; "
-            "rename a folder.",
-        ),
-        (
-            specs.parse(p.peer).name != specs.parse(p.target).name,
-            f"peer: {p.peer} has the target's name, by which records tell them apart; rename a folder.",
-        ),
-        (
-            p.asks != "source" or p.ways == ["question"],
-            "asks: the images' own questions are no wishes for pictures; write ways: [question] with asks: source.",
-        ),
-        (p.ways, "ways: the list is empty; write question, regenerate, edit, or some of them."),
-        (0 < p.edit_region <= 1, f"edit_region: {p.edit_region} is not in (0, 1], a share of the picture."),
-        (0 <= p.edit_rest <= 1, f"edit_rest: {p.edit_rest} is not in [0, 1], a similarity."),
-        (0 <= p.picture_gain < 1, f"picture_gain: {p.picture_gain} is not in [0, 1), the cosine to be above."),
-        (
-            specs.parse(p.picture_judge).engine == "transformers"
-            and "bits" not in specs.parse(p.picture_judge).options,
-            f'picture_judge: "{p.picture_judge}" is to be a folder or a hub id, without ?bits.',
-        ),
-        (0 < p.quorum <= 1, f"quorum: {p.quorum} is not in (0, 1], the share of the references that must agree."),
-        (0 < p.grpo_quorum <= 1, f"grpo_quorum: {p.grpo_quorum} is not in (0, 1], as for quorum."),
-        (
-            p.grpo_temperature > 0,
-            f"grpo_temperature: {p.grpo_temperature} makes all questions of a group equal, which teaches nothing; "
-            "use more.",
-        ),
-        (p.grpo_warmup < 1, f"grpo_warmup: {p.grpo_warmup} is the share of the steps that warm up; write less than 1."),
-        (
-            p.grpo_last_learning_rate <= p.grpo_learning_rate,
-            f"grpo_last_learning_rate: {p.grpo_last_learning_rate} is above grpo_learning_rate, from which it falls.",
-        ),
-        (
-            not p.grpo_micro_batch or (p.grpo_images * p.group_size) % p.grpo_micro_batch == 0,
-            f"grpo_micro_batch: {p.grpo_micro_batch} does not divide a step's {p.grpo_images * p.group_size} questions "
-            "(grpo_images x group_size).",
-        ),
-        (
-            not p.rectify_micro_batch or p.rectify_batch % p.rectify_micro_batch == 0,
-            f"rectify_micro_batch: {p.rectify_micro_batch} does not divide rectify_batch ({p.rectify_batch}).",
-        ),
-        (
-            p.run_name not in p.earlier and len(set(p.earlier)) == len(p.earlier),
-            f"earlier: {', '.join(p.earlier)} has this run itself, or one of them twice; name other runs, each once.",
-        ),
-        (
-            p.route == "unlabeled" or not p.rectify_pairs,
-            "rectify_pairs: on the labeled route each example has its one sample; write 0, or route: unlabeled.",
-        ),
-        (p.grpo_learning_rate > 0, f"grpo_learning_rate: {p.grpo_learning_rate} trains nothing; write more than 0."),
-        (
-            p.rectify_learning_rate > 0,
-            f"rectify_learning_rate: {p.rectify_learning_rate} trains nothing; write more than 0.",
-        ),
-        (
-            p.grpo_images <= p.train_images,
-            f"train_images: {p.train_images} are fewer than the grpo_images {p.grpo_images} of one step, so GRPO would "
-            "train zero steps; raise train_images or lower grpo_images.",
-        ),
-        (
-            p.grpo_checkpoints <= p.grpo_steps,
-            f"grpo_checkpoints: {p.grpo_checkpoints} cannot be kept from {p.grpo_steps} grpo_steps; keep fewer.",
-        ),
-    ]
-    for holds, sentence in checks:
-        if not holds:
-            raise AuditError(sentence)
 
 
 def _injected(names: Mapping) -> set[str]:
@@ -431,3 +447,57 @@ def _injected(names: Mapping) -> set[str]:
     cells = [source for source in names.get("In", []) if source.startswith("# Parameters\n")]
     statements = [statement for source in cells for statement in ast.parse(source).body]
     return {target.id for line in statements if isinstance(line, ast.Assign) for target in line.targets}
+
+
+# ---- docs/parameters.md --------------------------------------------------------------------------------------------
+
+INTRODUCTION = """# Parameters
+
+One YAML file describes a run. It must state `run_name`, `images`, `auditor`, `target` and `references`; every other key
+has a default. `auditkit params FILE` prints all values of a file and where each comes from. On the command line,
+`--set KEY=VALUE` replaces a value. A key that no table names is refused.
+
+A model is named by `miniature:NAME`, a local folder, a Hugging Face id, or a server's address. Options follow a
+question mark, as in `google/gemma-3-27b-it?bits=4`; `auditkit/specs.py` lists them. The defaults suit models of some
+billion parameters; "the paper" is arXiv 2512.16921.
+
+This page is made from `auditkit/params.py`: `python -m auditkit.params > docs/parameters.md`.
+"""
+
+
+def as_markdown() -> str:
+    """The page docs/parameters.md: a table for each group of keys."""
+    lines = [INTRODUCTION.rstrip()]
+    for group, said in re.findall(r"^    (?:# --- (.+)|(\w+): Annotated)", inspect.getsource(Params), re.MULTILINE):
+        if group:
+            lines += ["", f"## {group}", "", "| key | type | default | what it is |", "|---|---|---|---|"]
+        else:
+            lines.append(f"| `{said}` | {_type_in_words(said)} | {_default_in_words(said)} | {about(said)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _type_in_words(key: str) -> str:
+    field = FIELDS[key]
+    items = get_args(field.annotation)
+    if get_origin(field.annotation) is Literal:
+        return ", ".join(f"`{item}`" for item in items)
+    if field.annotation == list[Model]:
+        return "list of models"
+    if get_origin(field.annotation) is list:
+        return f"list of {', '.join(f'`{word}`' for word in get_args(items[0])) or 'texts'}"
+    if field.annotation is str:
+        return "model" if key in MODELS else "pipeline" if key in WAYS.values() else "text"
+    signs = {Ge: "≥", Gt: ">", Le: "≤", Lt: "<"}
+    bounds = [f"{signs[type(mark)]} {getattr(mark, type(mark).__name__.lower()):g}" for mark in field.metadata
+              if type(mark) in signs]  # fmt: skip
+    return " ".join(["whole number" if field.annotation is int else "number", ", ".join(bounds)]).strip()
+
+
+def _default_in_words(key: str) -> str:
+    if key in REQUIRED:
+        return "required"
+    return f"`{yaml.safe_dump(DEFAULTS[key], default_flow_style=True).splitlines()[0]}`"
+
+
+if __name__ == "__main__":
+    print(as_markdown(), end="")

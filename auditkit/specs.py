@@ -19,49 +19,91 @@ arguments of the pipeline's own call:
     timbrooks/instruct-pix2pix?image_guidance_scale=1.2
 """
 
-import difflib
+import functools
 import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated, Literal
 from urllib.parse import parse_qsl, urldefrag, urlencode, urlsplit, urlunsplit
 
+from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationError
+from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
+
 from auditkit.errors import AuditError
+from auditkit.text import nearest
 
 HUB_SECONDS = 10  # to wait for the hub's answer to one question
 
-LOCAL = {  # option -> what it may be: a set of words, or a type
-    "bits": {"4", "8"},  # of the weights, by bitsandbytes
-    "max_pixels": int,  # a larger picture is shrunk to this many before the processor sees it
-    "dtype": {"float32", "bfloat16", "float16"},
-    "device": str,
-    "attention": {"sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention"},
-    "batch_size": int,
-    "revision": str,  # of the hub id: a branch, tag or commit
-    "trust_remote_code": {"yes"},  # run the code that comes with the model
-    "adapter": str,  # folders with what was trained on top of the model, first to last, commas between them
-}
-VLLM = {name: LOCAL[name] for name in ("max_pixels", "dtype", "batch_size", "revision")} | {
-    "gpus": int,  # over how many the model is split
-    "memory": float,  # share of the GPU's memory vLLM may take
-    "max_length": int,  # longest prompt and answer, in tokens
-}
-ENDPOINT = {
-    "key": str,  # name of the environment variable with the key
-    "price_in": float,  # dollars per million tokens read
-    "price_out": float,  # dollars per million tokens written
-    "batch_size": int,  # requests under way at once
-    "max_pixels": int,
-}
-PAINTER = {name: LOCAL[name] for name in ("dtype", "device", "batch_size", "revision")} | {
-    "steps": int,  # of denoising
-    "guidance": float,  # how much the text counts, under the name that the pipeline has for it; 0 is a number too
-    "size": str,  # pixels of a picture: one side of a square, or WIDTHxHEIGHT
-    "max_length": int,  # tokens of a text that are read
-    "offload": {"none", "model", "sequential", "group"},  # weights wait in CPU memory: whole models, layers, groups
-    "cache": {"none", "first_block", "taylorseer", "pyramid"},  # steps of the denoiser that are skipped
-}
-OPTIONS = {"transformers": LOCAL, "vllm": VLLM, "endpoint": ENDPOINT}
+Whole = Annotated[int, BeforeValidator(int), Field(gt=0)]  # by Python's int, which does not take 2.0 for 2
+Positive = Annotated[float, Field(gt=0)]
+
+
+def _key(value: str) -> str:
+    if not re.fullmatch("[A-Z_][A-Z0-9_]*", value):  # not shown: it may be the key itself
+        raise AuditError("?key= wants the name of the environment variable that holds the key, in capitals.")
+    return value
+
+
+def _size(value: str) -> tuple[int, int]:
+    found = re.fullmatch(r"([1-9]\d*)(?:x([1-9]\d*))?", value)
+    if not found:
+        raise AuditError(f"size is written 512 or 768x512 (WIDTHxHEIGHT), not {value!r}.")
+    return int(found[1]), int(found[2] or found[1])
+
+
+class Loaded(TypedDict, total=False):
+    """Options of whatever is loaded from a folder or the hub."""
+
+    dtype: Literal["float32", "bfloat16", "float16"]
+    batch_size: Whole
+    revision: str  # of the hub id: a branch, tag or commit
+
+
+class Local(Loaded, total=False):
+    """Options of a model that answers here, by transformers."""
+
+    bits: Annotated[Literal["4", "8"], AfterValidator(int)]  # of the weights, by bitsandbytes
+    max_pixels: Whole  # a larger picture is shrunk to this many before the processor sees it
+    device: str
+    attention: Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention"]
+    trust_remote_code: Literal["yes"]  # run the code that comes with the model
+    adapter: str  # folders with what was trained on top of the model, first to last, commas between them
+
+
+class VLLM(Loaded, total=False):
+    """Options of a model that answers by vLLM."""
+
+    max_pixels: Whole
+    gpus: Whole  # over how many the model is split
+    memory: Positive  # share of the GPU's memory vLLM may take
+    max_length: Whole  # longest prompt and answer, in tokens
+
+
+class Endpoint(TypedDict, total=False):
+    """Options of a model behind a server."""
+
+    key: Annotated[str, AfterValidator(_key)]  # name of the environment variable with the key
+    price_in: Positive  # dollars per million tokens read
+    price_out: Positive  # dollars per million tokens written
+    batch_size: Whole  # requests under way at once
+    max_pixels: Whole
+
+
+class PipelineOptions(Loaded, total=False):
+    """Options of a pipeline that makes pictures."""
+
+    device: str
+    steps: Whole  # of denoising
+    guidance: Annotated[float, Field(ge=0)]  # how much the text counts, under the name that the pipeline has for it
+    size: Annotated[tuple[int, int], BeforeValidator(_size)]  # pixels: one side of a square, or WIDTHxHEIGHT
+    max_length: Whole  # tokens of a text that are read
+    offload: Literal["none", "model", "sequential", "group"]  # weights wait in CPU memory: whole models, layers, groups
+    cache: Literal["none", "first_block", "taylorseer", "pyramid"]  # steps of the denoiser that are skipped
+
+
+OPTIONS = {"transformers": Local, "vllm": VLLM, "endpoint": Endpoint}
+PIPELINE_OPTIONS = PipelineOptions.__optional_keys__
 HOW = {"batch_size", "device", "gpus", "memory", "key", "price_in", "price_out"}  # where, how fast and for how much
 
 
@@ -117,7 +159,7 @@ def parse(text: str | Path) -> Spec:
         engine = "vllm" if text.startswith("vllm:") else "transformers"
         place, _, query = text.removeprefix("vllm:").partition("?")
         model = place
-    return Spec(engine, place, model, _options(place, query, OPTIONS[engine]))
+    return Spec(engine, place, model, _checked(place, _query(place, query), OPTIONS[engine]))
 
 
 def parse_pipeline(text: str | Path) -> Spec:
@@ -129,12 +171,11 @@ def parse_pipeline(text: str | Path) -> Spec:
     {'steps': 1, 'guidance': 0.0, 'size': (512, 512), 'clip_skip': 1}
     """
     place, _, query = str(text).partition("?")
-    options = _options(place, query, PAINTER, others=True)
-    if "size" in options:
-        found = re.fullmatch(r"([1-9]\d*)(?:x([1-9]\d*))?", options["size"])
-        if not found:
-            raise AuditError(f'"{place}": size is written 512 or 768x512 (WIDTHxHEIGHT), not {options["size"]!r}.')
-        options["size"] = int(found[1]), int(found[2] or found[1])
+    given = _query(place, query)
+    options = _checked(
+        place, {name: value for name, value in given.items() if name in PIPELINE_OPTIONS}, PipelineOptions
+    )
+    options = {name: options[name] if name in PIPELINE_OPTIONS else _plain(value) for name, value in given.items()}
     return Spec("diffusers", place, place, options)
 
 
@@ -162,37 +203,40 @@ def same_model(one: str, other: str) -> bool:
     return a == b
 
 
-def _options(text: str, query: str, known: dict, others: bool = False) -> dict:
-    options: dict = {}
+def _query(text: str, query: str) -> dict[str, str]:
     try:
-        given = parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query))
+        return dict(parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query)))
     except ValueError:
         raise AuditError(f'"{text}": write options as ?name=value&name=value.') from None
-    for name, value in given:
-        if name not in known and others:
-            options[name] = _plain(value)
-            continue
-        if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}."
-            raise AuditError(f'"{text}": unknown option {name}; {hint}')
-        kind = known[name]
-        if name == "key" and not re.fullmatch("[A-Z_][A-Z0-9_]*", value):  # not shown: it may be the key itself
-            raise AuditError(
-                f'"{text}": ?key= wants the name of the environment variable that holds the key, in capitals.'
-            )
-        if isinstance(kind, set):
-            if value not in kind:
-                raise AuditError(f'"{text}": {name} is one of {", ".join(sorted(kind))}, not {value!r}.')
-            options[name] = int(value) if value.isdigit() else value
-        else:
-            try:
-                options[name] = kind(value)
-                if kind is not str and not (options[name] > 0 or (name == "guidance" and options[name] == 0)):
-                    raise ValueError
-            except ValueError:
-                raise AuditError(f'"{text}": {name} wants a number above 0, not {value!r}.') from None
-    return options
+
+
+def _checked(text: str, given: dict[str, str], known: type) -> dict:
+    """The options as what they are, in the order given. What is written in a query is text, hence no strict mode."""
+    try:
+        options = _adapter(known).validate_python(given, extra="forbid")
+    except ValidationError as error:
+        raise AuditError(f'"{text}": {_one_sentence(error, known)}') from None
+    return {name: options[name] for name in given}
+
+
+@functools.cache
+def _adapter(known: type) -> TypeAdapter:
+    return TypeAdapter(known)
+
+
+def _one_sentence(error: ValidationError, known: type) -> str:
+    first = error.errors(include_url=False)[0]
+    name, wrong, value = str(first["loc"][0]), first["type"], first["input"]
+    if wrong == "extra_forbidden":
+        names = list(known.__annotations__)
+        near = nearest(name, names)
+        return f"unknown option {name}; " + (f"did you mean {near}?" if near else f"there are {', '.join(names)}.")
+    if wrong == "value_error" and isinstance(first["ctx"]["error"], AuditError):
+        return str(first["ctx"]["error"])
+    if wrong == "literal_error":
+        allowed = first["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", ")
+        return f"{name} is one of {', '.join(sorted(allowed))}, not {value!r}."
+    return f"{name} wants a number above 0, not {value!r}."
 
 
 def _plain(value: str):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import io
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 
 def clock(seconds: float) -> str:
@@ -25,10 +26,69 @@ def interval(rate: Mapping) -> str:
     return f"{100 * rate['low']:.1f} to {100 * rate['high']:.1f}{SPACE}%, n{SPACE}={SPACE}{rate['n']:,}"
 
 
+def with_interval(rate: Mapping, scale: float = 100) -> str:
+    """A rate with its 95 % interval, in per cent: '86.2 (84.9 to 87.4)'; without one, its value alone."""
+    value = f"{scale * rate['value']:.1f}"
+    return f"{value} ({scale * rate['low']:.1f} to {scale * rate['high']:.1f})" if "low" in rate else value
+
+
 def duration(seconds: float) -> str:
-    """'1 min 02 s'."""
+    """A time in its two largest units.
+
+    >>> duration(4.21), duration(62), duration(7500)
+    ('4.2 s', '1 min 02 s', '2 h 05 min')
+    """
     minutes, rest = divmod(round(seconds), 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60:02d} min"
     return f"{minutes} min {rest:02d} s" if minutes else f"{seconds:.1f} s"
+
+
+def byte_size(n: float) -> str:
+    """Bytes in units of 10^9 or 10^6: '79.9 GB', '3.7 MB'."""
+    return f"{n / 1e9:.1f} GB" if n >= 1e9 else f"{n / 1e6:.1f} MB"
+
+
+def large_number(n: int) -> str:
+    """A number of parameters: '3.03 B', '0.92 M'."""
+    return f"{n / 1e9:.2f} B" if n >= 1e9 else f"{n / 1e6:.2f} M"
+
+
+def yaml_text(value: object) -> str:
+    """A parameter's value as a parameter file has it.
+
+    >>> yaml_text(["a", "b"]), yaml_text(True), yaml_text(""), yaml_text(1e-05)
+    ('[a, b]', 'true', '""', '1.0e-05')
+    """
+    if isinstance(value, list):
+        return f"[{', '.join(map(str, value))}]"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return re.sub(r"^(-?\d+)e", r"\1.0e", repr(value))  # YAML takes 1e-05 for text
+    return '""' if value == "" else str(value)
+
+
+def text_table(header: Sequence[str], rows: Iterable[Sequence[str]], align: str = "") -> str:
+    """A table as lines of plain text, two spaces between its columns; no line is cut or wrapped.
+
+    Args:
+        header: names of the columns.
+        rows: the cells of each row, as text.
+        align: "l" or "r" for each column; "": the first to the left, all others, being numbers, to the right.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name, side in zip(header, align or "l" + "r" * (len(header) - 1), strict=True):
+        table.add_column(name, justify="right" if side == "r" else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    lines = io.StringIO()
+    how = {"color_system": None, "markup": False, "emoji": False, "highlight": False}
+    Console(file=lines, width=10_000, force_terminal=False, force_jupyter=False, **how).print(table)
+    return "\n".join(line.rstrip() for line in lines.getvalue().splitlines())
 
 
 def slug(key: str) -> str:
@@ -36,15 +96,15 @@ def slug(key: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", key).strip("-.") or "picture"
 
 
-def short_error(error: Exception) -> str:
+def short_error(error: BaseException) -> str:
     """The first sentence or so of an error, for a message of one line."""
-    return str(error).strip().split("\n")[0][:200].rstrip(". ")
+    return str(error).strip().split("\n")[0][:200].rstrip(". ") or type(error).__name__
 
 
-def nearest(word: object, known: Iterable[str]) -> str:
+def nearest(word: object, known: Iterable[str], cutoff: float = 0.6) -> str:
     """The known word that is spelt most like this one, "" where none is near: for "did you mean ...?".
 
     >>> nearest("grpo_step", ["grpo_steps", "seed"]), nearest("colour", ["seed"])
     ('grpo_steps', '')
     """
-    return next(iter(difflib.get_close_matches(str(word), list(known), 1)), "")
+    return next(iter(difflib.get_close_matches(str(word), list(known), 1, cutoff)), "")

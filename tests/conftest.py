@@ -1,10 +1,13 @@
 """What several test files share: a project folder of a test's own, and notebooks that take a second."""
 
+import os
 import shutil
 from pathlib import Path
 
+import filelock
 import nbformat
 import pytest
+from smoke_run import auditkit, make_project
 
 REPOSITORY = Path(__file__).parents[1]
 SETTINGS = """
@@ -16,7 +19,7 @@ grpo_steps: int = {grpo_steps}  # optimiser steps
 """.strip()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def repository() -> Path:
     return REPOSITORY
 
@@ -63,3 +66,19 @@ def notebook(project):
         return path
 
     return write
+
+
+@pytest.fixture(scope="session")
+def smoke(tmp_path_factory) -> Path:
+    """The project after `auditkit run params/smoke.yaml`, run once for all processes of pytest-xdist."""
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    with filelock.FileLock(base / "smoke.lock"):
+        project = base / "smoke-project"
+        if not project.exists():
+            done = auditkit(make_project(project))
+            (base / "smoke.log").write_text(f"{done.returncode}\n{done.stdout}\n{done.stderr}")
+    log = (base / "smoke.log").read_text()
+    assert log.startswith("0\n"), log
+    assert f"{project / 'outputs/smoke/report.html'}\n" in log, "a run ends by printing the report's path"
+    return project

@@ -164,7 +164,8 @@ def sd(kind: type, channels: int):
     tok = clip_tokenizer()
     return kind(
         vae=kl(), text_encoder=clip(tok), tokenizer=tok, unet=unet(channels, WIDTH), safety_checker=None,
-        scheduler=df.EulerAncestralDiscreteScheduler(), feature_extractor=None, requires_safety_checker=False,
+        scheduler=df.EulerAncestralDiscreteScheduler(steps_offset=1), feature_extractor=None,
+        requires_safety_checker=False,
     )  # fmt: skip
 
 

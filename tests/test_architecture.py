@@ -16,7 +16,7 @@ MODULES = {
     ".".join(("auditkit", *file.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__"): file
     for file in PACKAGE.rglob("*.py")
 }
-TOP = ("errors", "text", "stats", "specs", "params")  # read by all rooms, in this order
+TOP = ("errors", "text", "stats", "specs", "param_rules", "params")  # read by all rooms, in this order
 
 
 def imports(module: str) -> set[str]:
@@ -34,7 +34,7 @@ def imports(module: str) -> set[str]:
 
 
 def floor(module: str) -> int:
-    """How far down the list of rooms a module stands; the few modules beside the rooms above all, the command line below."""
+    """How far down the list a module stands: the few beside the rooms first, the command line last."""
     _, first, *_ = module.split(".")
     order = [*TOP, *auditkit.ROOMS, "cli"]
     return order.index(first)

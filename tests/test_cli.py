@@ -17,7 +17,11 @@ from auditkit.params import load_params
 from auditkit.runs import folder
 from auditkit.runs.folder import _unlock, open_stage, run_folder
 
-SETUP = "from auditkit.params import from_notebook\nfrom auditkit.runs.folder import open_stage\np = from_notebook(globals())"
+SETUP = """
+from auditkit.params import from_notebook
+from auditkit.runs.folder import open_stage
+p = from_notebook(globals())
+""".strip()
 LAST = """
 run = open_stage(p, "08_benchmark", resume=resume)
 run.need("07_rectify")
@@ -43,7 +47,8 @@ def test_the_help_is_instant():
     began = time.monotonic()
     assert cli_help().returncode == 0
     assert time.monotonic() - began < 3  # torch alone takes longer
-    heavy = "import sys, auditkit.cli; sys.exit(any(name in sys.modules for name in ('torch', 'papermill', 'numpy')))"
+    heavy = ("torch", "trl", "papermill", "numpy", "rich")
+    heavy = f"import sys, auditkit.cli; sys.exit(any(name in sys.modules for name in {heavy}))"
     assert subprocess.run([sys.executable, "-c", heavy]).returncode == 0
 
 
@@ -248,3 +253,44 @@ def test_the_status_line_shows_the_last_thing_said():
     lines = stream.getvalue().splitlines()
     assert lines[0].startswith("04 train the auditor") and "step 1/240 success 20%" in lines[2]
     assert re.fullmatch(r"04 train the auditor +0:00  step 2/240 success 61%", lines[-1])
+
+
+def test_on_a_terminal_the_status_is_one_line_that_stays(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "60")
+    stream = Terminal()
+    with StatusLine("04 train the auditor", stream) as status:
+        status.write("step 1/240 success [20%] " + "and so on " * 20 + "\n")
+        status.write("step 2/240 success [61%]\n")
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.getvalue())
+    lines = [line.strip("\r") for line in shown.splitlines() if line.strip("\r ")]
+    assert all(
+        line.startswith("04 train the auditor") and len(line) <= 60 for line in "\r".join(lines).split("\r") if line
+    )
+    assert shown.endswith("\n") and lines[-1].rstrip().endswith("0:00  stopped")
+
+
+def test_usage_is_one_sentence(capsys):
+    for arguments in (
+        ["bogus"],
+        ["run"],
+        ["run", "a.yaml", "--from", "05", "--only", "06"],
+        ["plan", "a", "--gpu", "x"],
+    ):
+        assert main(arguments) == 2
+        said = capsys.readouterr()
+        assert said.err.startswith("auditkit: ") and said.err.count("\n") == 1 and said.out == ""
+    assert main(["run", "--help"]) == 0 and "--start-over" in capsys.readouterr().out
+
+
+def test_params_says_where_each_value_is_from(project, capsys):
+    assert main(["params", "params/smoke.yaml", "--set", "seed=7"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["key", "value", "from"]
+    rows = {line.split()[0]: line.split() for line in lines[1:]}
+    assert rows["seed"][1:] == ["7", "--set"]
+    assert rows["run_name"][1] == "smoke" and rows["run_name"][2] != "--set"

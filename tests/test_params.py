@@ -8,7 +8,18 @@ import pytest
 import yaml
 
 from auditkit.errors import AuditError
-from auditkit.params import FIELDS, Params, from_notebook, load_params, parse_setting, project_root
+from auditkit.params import (
+    FIELDS,
+    REQUIRED,
+    Params,
+    about,
+    as_markdown,
+    from_notebook,
+    load_params,
+    parse_setting,
+    project_root,
+    resolved,
+)
 
 
 def with_line(project, line: str):
@@ -20,20 +31,61 @@ def with_line(project, line: str):
     return "params/mine.yaml"
 
 
-@pytest.mark.parametrize("name", ["demo", "smoke"])
-def test_shipped_files_are_complete_and_named_after_themselves(repository, monkeypatch, name):
+FILES = ["demo", "smoke", "easy_vqa", "gemma3_4b", "paligemma2_3b"]
+FIVE_LINES = """
+run_name: mine
+images: my_pictures
+auditor: google/gemma-3-4b-it
+target: google/paligemma2-3b-mix-448
+references: [google/gemma-3-12b-it, org/other]
+"""
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_shipped_files_are_named_after_themselves_and_send_readers_to_the_docs(repository, monkeypatch, name):
     monkeypatch.chdir(repository)
     p = load_params(f"params/{name}.yaml")
     assert (p.run_name, p.params_file) == (name, f"params/{name}.yaml")
-    assert set(yaml.safe_load((repository / f"params/{name}.yaml").read_text())) == set(FIELDS)
+    text = (repository / f"params/{name}.yaml").read_text()
+    assert "docs/parameters.md explains every key" in text
+    assert yaml.safe_load(text)["params_file"] == p.params_file, "papermill -f passes on only what is written here"
 
 
-def test_every_key_has_its_comment_in_the_source(repository):
-    source = (repository / "auditkit/params.py").read_text()
-    bare = {"grpo_learning_rate", "rectify_learning_rate"}  # the name says it
-    for name in set(FIELDS) - bare:
-        line = next(line for line in source.splitlines() if line.startswith(f"    {name}: "))
-        assert "  # " in line, line
+def test_five_lines_are_a_file(project):
+    (project / "params/mine.yaml").write_text(FIVE_LINES)
+    p = load_params("params/mine.yaml")
+    assert (p.run_name, p.params_file, p.seed, p.peer, p.ways) == ("mine", "params/mine.yaml", 0, "", ["question"])
+    assert REQUIRED == list(yaml.safe_load(FIVE_LINES))
+    for name in REQUIRED:
+        kept = [line for line in FIVE_LINES.splitlines() if not line.startswith(name)]
+        (project / "params/mine.yaml").write_text("\n".join(kept))
+        with pytest.raises(AuditError, match=f"mine.yaml: missing {name}; docs/parameters.md explains every key"):
+            load_params("params/mine.yaml")
+
+
+def test_every_value_says_where_it_comes_from(project):
+    (project / "params/mine.yaml").write_text(FIVE_LINES + "grpo_steps: 20\n")
+    rows = {row.key: row for row in resolved("params/mine.yaml", seed=7, run_name="other")}
+    assert list(rows) == list(FIELDS)
+    assert (rows["grpo_steps"].value, rows["grpo_steps"].source) == (20, "file")
+    assert (rows["seed"].value, rows["seed"].source) == (7, "--set")
+    assert (rows["run_name"].value, rows["run_name"].source) == ("other", "--set")
+    assert (rows["quorum"].value, rows["quorum"].source) == (0.6, "default")
+    assert (rows["params_file"].value, rows["params_file"].source) == ("params/mine.yaml", "file")
+    assert rows["grpo_steps"].about.startswith("Optimiser steps")
+    with pytest.raises(AuditError, match="did you mean grpo_steps"):
+        resolved("params/mine.yaml", grpo_step=3)
+
+
+def test_every_key_says_what_it_is():
+    for name, field in FIELDS.items():
+        assert field.description and len(about(name)) > 10, name
+
+
+def test_the_page_of_parameters_is_current(repository):
+    written = (repository / "docs/parameters.md").read_text(encoding="utf-8")
+    assert written == as_markdown(), "run: python -m auditkit.params > docs/parameters.md"
+    assert all(f"| `{name}` |" in written for name in FIELDS)
 
 
 @pytest.mark.parametrize(
@@ -77,6 +129,21 @@ def test_every_key_has_its_comment_in_the_source(repository):
             "params_file: params/other.yaml",
             "params_file says 'params/other.yaml'; write the file's own name, params/mine",
         ),
+        ("edit_region: 0", "edit_region: 0.0 is not in (0, 1], a share of the picture"),
+        ("edit_rest: 1.5", "edit_rest: 1.5 is not in [0, 1], a similarity"),
+        ("picture_gain: 1", "picture_gain: 1.0 is not in [0, 1), the cosine to be above"),
+        ("grpo_quorum: 2", "grpo_quorum: 2.0 is not in (0, 1], as for quorum"),
+        ("grpo_warmup: 1", "grpo_warmup: 1.0 is the share of the steps that warm up; write less than 1"),
+        ("grpo_beta: -1", "grpo_beta: -1.0 is too small, the least is 0."),
+        ("max_question_tokens: 3", "max_question_tokens: 3 is too small, the least is 4."),
+        ("grpo_beta: true", "grpo_beta: expected a number, got True"),
+        ("grpo_beta: '0.5'", "grpo_beta: expected a number, got '0.5'"),
+        ("dtype: 16", "dtype: YAML reads this as 16, not as text; put it in quotes."),
+        ("ways: [question, draw]", "ways: 'draw' is not one of question, regenerate, edit."),
+        ("ways: question", "ways: expected a list of texts, as in [a, b], got 'question'"),
+        ("ways: [1]", "ways: expected a list of texts, as in [a, b], got [1]"),
+        ("gates: [sounds]", "gates: 'sounds' is not one of reproduces, sound, visual."),
+        ("peer: a/b?bit=4", "unknown option bit; did you mean bits?"),
         ("seed: [", "not readable as YAML"),
     ],
 )
@@ -94,7 +161,7 @@ def test_a_setting_that_is_no_yaml_is_refused():
 
 def test_missing_keys_files_and_contents_are_named(project):
     (project / "params/short.yaml").write_text("run_name: short\nparams_file: params/short.yaml\n")
-    with pytest.raises(AuditError, match="missing seed, images, train_images"):
+    with pytest.raises(AuditError, match="missing images, auditor, target, references"):
         load_params("params/short.yaml")
     (project / "params/empty.yaml").write_text("")
     with pytest.raises(AuditError, match="empty.yaml: expected lines of `key: value`"):
@@ -151,6 +218,13 @@ def test_what_papermill_injects_wins_even_where_it_equals_the_default(project):
     injected = f'# Parameters\nparams_file = "params/smoke.yaml"\ngrpo_steps = {steps}\n'
     names = cell(params_file="params/smoke.yaml", In=["", "run_name: str = 'demo'", injected])
     assert from_notebook(names) == load_params("params/smoke.yaml", grpo_steps=steps)
+
+
+def test_papermill_with_a_whole_file_takes_that_file_and_its_silent_keys_from_the_defaults(project):
+    """papermill -f injects what the file states; its params_file line says where the rest comes from."""
+    written = yaml.safe_load((project / "params/smoke.yaml").read_text())
+    injected = "# Parameters\n" + "\n".join(f"{name} = {value!r}" for name, value in written.items())
+    assert from_notebook(cell(**written, In=["", injected])) == load_params("params/smoke.yaml")
 
 
 def test_an_injected_name_nobody_knows_is_an_error(project):

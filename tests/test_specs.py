@@ -17,6 +17,10 @@ from auditkit.params import load_params
         ("google/gemma-3-4b-it?bits", "write options as ?name=value"),
         ("vllm:google/gemma-3-4b-it?bits=4", "unknown option bits"),
         ("vllm:google/gemma-3-4b-it?adapter=outputs/x", "unknown option adapter"),
+        ("google/gemma-3-4b-it?batch_size=2.0", "batch_size wants a number above 0, not '2.0'"),
+        ("google/gemma-3-4b-it?attention=fast", "attention is one of eager, flash_attention_2"),
+        ("https://host/v1?price_in=free#m", "price_in wants a number above 0, not 'free'"),
+        ("https://host/v1?key=sk-secret#m", "?key= wants the name of the environment variable"),
         ("http://localhost:8000/v1", "say which of the server's models"),
         ("http://me:secret@localhost/v1#a", "no key belongs into a parameter file"),
     ],
@@ -25,6 +29,25 @@ def test_what_cannot_be_meant_is_refused_in_a_sentence(text, words):
     with pytest.raises(AuditError) as error:
         specs.parse(text)
     assert words in str(error.value) and "secret" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("org/sdxl?size=5x", "size is written 512 or 768x512 (WIDTHxHEIGHT), not '5x'."),
+        ("org/sdxl?guidance=-1", "guidance wants a number above 0, not '-1'"),
+        ("org/sdxl?offload=disk", "offload is one of group, model, none, sequential, not 'disk'"),
+    ],
+)
+def test_a_pipelines_options_likewise(text, words):
+    with pytest.raises(AuditError) as error:
+        specs.parse_pipeline(text)
+    assert words in str(error.value)
+
+
+def test_options_keep_their_order_for_a_text_is_made_of_them_again():
+    text = "org/m?adapter=outputs/x&bits=4&batch_size=8"
+    assert list(specs.parse(text).options) == ["adapter", "bits", "batch_size"]
 
 
 def test_a_parameter_file_is_refused_before_anything_is_loaded(repository, monkeypatch):

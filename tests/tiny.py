@@ -16,7 +16,7 @@ import transformers as hf
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tokenizers import processors as post_processors
 
-from auditkit.models import processors
+from auditkit.models.trainer_internals import without_video
 
 WIDTH, LAYERS, HEADS = 32, 2, 4
 CORPUS = [
@@ -115,7 +115,7 @@ def gemma3(tok):
 
 def gemma4(tok):
     images = hf.Gemma4ImageProcessorPil(patch_size=8, pooling_kernel_size=2, max_soft_tokens=70)
-    processor = processors.without_video(hf.Gemma4Processor)(
+    processor = without_video(hf.Gemma4Processor)(
         hf.Gemma4AudioFeatureExtractor(), images, tok, None, image_seq_length=70
     )
     config = hf.Gemma4Config(
@@ -143,7 +143,7 @@ def qwen(tok, kind: str):
         size={"shortest_edge": 16 * 16 * 4, "longest_edge": 16 * 16 * 20},
     )
     maker = getattr(hf, "Qwen3VLProcessor" if kind == "Qwen3_5" else f"{kind}Processor")
-    processor = processors.without_video(maker)(images, tok, None)
+    processor = without_video(maker)(images, tok, None)
     rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}
     sizes = dict(
         depth=LAYERS, hidden_size=WIDTH, intermediate_size=2 * WIDTH, num_heads=HEADS, patch_size=8,
@@ -178,7 +178,7 @@ def idefics(tok, kind: str):
     images = getattr(hf, f"{kind}ImageProcessorPil")(size=edge, max_image_size={"longest_edge": 32})  # split into tiles
     maker, video = getattr(hf, f"{kind}Processor"), {}
     if kind == "SmolVLM":
-        maker, video = processors.without_video(maker), {"video_processor": None}
+        maker, video = without_video(maker), {"video_processor": None}
     processor = maker(images, tok, image_seq_len=4, **video)
     config = getattr(hf, f"{kind}Config")(
         text_config=hf.LlamaConfig(**text(tok)), vision_config=vision(image_size=32, patch_size=8), scale_factor=2,
@@ -190,7 +190,7 @@ def idefics(tok, kind: str):
 def llava_onevision(tok):
     points = [[32, 32], [32, 64], [64, 32], [64, 64]]
     images = hf.LlavaOnevisionImageProcessorPil(size={"height": 32, "width": 32}, image_grid_pinpoints=points)
-    processor = processors.without_video(hf.LlavaOnevisionProcessor)(
+    processor = without_video(hf.LlavaOnevisionProcessor)(
         images, tok, None, num_image_tokens=16, vision_feature_select_strategy="full"
     )
     config = hf.LlavaOnevisionConfig(
@@ -204,7 +204,7 @@ def llava_onevision(tok):
 
 def internvl(tok):
     images = hf.GotOcr2ImageProcessorPil(size={"height": 32, "width": 32}, max_patches=4)
-    processor = processors.without_video(hf.InternVLProcessor)(images, tok, None, image_seq_length=4)
+    processor = without_video(hf.InternVLProcessor)(images, tok, None, image_seq_length=4)
     config = hf.InternVLConfig(
         text_config=hf.Qwen2Config(**text(tok)), vision_config=vision(image_size=[32, 32], patch_size=[8, 8]),
         image_token_id=tok.context_image_token_id, image_seq_length=4,

@@ -7,11 +7,28 @@ auditor and 30 % by the last one; with 15 % and 50 % they found 19 and 25.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 
 from auditkit.data.source import Picture
 
 SOURCE = "source"  # stands for an auditor where the probes are the images' own questions
 UNTRAINED, LAST = 0.4, 0.3  # shares of the first and the last checkpoint; those between share the rest
+
+
+def auditor_loaders(asks: str, load: Callable, auditor: str, trained_in: Path | None) -> dict[str, Callable]:
+    """What loads each auditor of an audit, by its checkpoint's name; each is loaded when its turn comes.
+
+    Args:
+        asks: as in Params; with "source" the first stands for the images' own questions, and is never loaded.
+        load: (text that names a model, adapter=) -> the model (`model_loader(p)`).
+        trained_in: the folder of the auditor's training; None where the untrained auditor alone asks, or none does.
+    """
+    from auditkit.auditor.grpo import auditor_checkpoints  # with it comes TRL
+
+    first = SOURCE if asks == "source" else "untrained"
+    folders = auditor_checkpoints(trained_in) if trained_in else {}
+    return {first: partial(load, auditor)} | {name: partial(load, auditor, adapter=at) for name, at in folders.items()}
 
 
 def checkpoint_shares(checkpoints: Sequence[str], probes: int) -> dict[str, int]:

@@ -3,9 +3,9 @@
     engine: ray
     workers: 8          one GPU each, where there are any
 
-What a batch holds is decided by audit/loop.py, as for a local run, and a worker does with it what the local run does. So the
-records are the same, whichever worker made them and in whatever order they came; what has come is saved at once, and a
-kill loses no more than the batches under way. Without a cluster one is started on this machine; the variable
+What a batch holds is decided by audit/loop.py, as for a local run, and a worker does with it what the local run does.
+So the records are the same, whichever worker made them and in whatever order they came; what has come is saved at once,
+and a kill loses no more than the batches under way. Without a cluster one is started on this machine; the variable
 RAY_ADDRESS names another, whose machines need auditkit and the project's folder at the same place (a shared file
 system).
 """
@@ -22,10 +22,11 @@ from pathlib import Path
 from auditkit.data.load import load_images
 from auditkit.errors import AuditError
 from auditkit.models.answers import AnswerBook
+from auditkit.params import Params
 from auditkit.runs import jsonl
 
 
-def each_batch(todo: Sequence[dict], work: Callable, p, book: AnswerBook | None = None) -> Iterator[dict]:
+def each_batch(todo: Sequence[dict], work: Callable, p: Params, book: AnswerBook | None = None) -> Iterator[dict]:
     """What `work` (WriteProbes or AnswerProbes) makes of each batch, in the order in which they are done.
 
     Args:
@@ -70,7 +71,7 @@ def each_batch(todo: Sequence[dict], work: Callable, p, book: AnswerBook | None 
 class _Worker:
     """One of the processes that Ray starts: a copy of the work, and the pictures by their keys."""
 
-    def __init__(self, work: Callable, p, folder: str, answers: bool):
+    def __init__(self, work: Callable, p: Params, folder: str, answers: bool):
         self.work, self.p, self.folder, self.answers, self.source = work, p, folder, answers, None
 
     def __call__(self, row: dict) -> dict:
@@ -138,7 +139,7 @@ def _start(ray) -> bool:
     return True
 
 
-def _gpus_a_worker(cluster: dict, p) -> int:
+def _gpus_a_worker(cluster: dict, p: Params) -> int:
     """1 where the models belong on GPUs, else 0. Raises AuditError when the cluster has too few for all workers."""
     gpus = int(p.device.startswith("cuda") or (p.device == "auto" and cluster.get("GPU", 0) > 0))
     kind = "GPU" if gpus else "CPU"

@@ -1,82 +1,120 @@
 """From answers to outcomes: why each probe is a finding, or is none."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
-from auditkit.consensus.choose import choose_same
-from auditkit.consensus.normalise import normalise
+from auditkit.consensus.normalise import has_content, normalise
 from auditkit.consensus.same import Same
-from auditkit.consensus.vote import Vote, unmet_wishes, vote_all
+from auditkit.consensus.vote import Vote, unmet_reason, vote_all
 from auditkit.counterfactual.clip_direction import unlike
 from auditkit.errors import AuditError
 
+FEW = 10  # questions below which silence says little about a model
 
-def score_probes(records: Sequence[dict], p, folder: Path | None = None) -> list[dict]:
+
+def score_probes(
+    records: Sequence[dict], alike: Same, *, quorum: float, min_token_probability: float, picture_gain: float
+) -> list[dict]:
     """The records with consensus, agreement, disagrees and outcome, in their order; those given are left as they are.
 
-    The outcome is the first reason why a probe is no finding: "malformed", "bad picture" (none was made, or it is not what
-    was wished for; `why` says more), "implausible" (a word of the question is less probable to the untrained auditor
-    than p.min_token_probability), "duplicate" (the same question on the same picture came before), "no consensus" or
-    "agrees"; else it is "finding". A finding with `irrelevant_edit` is one where only the target moved: see the module.
+    The outcome is the first reason why a probe is no finding: "malformed", "bad picture" (none was made, or it is not
+    what was wished for; `why` says more), "implausible" (a word of the question is less probable to the untrained
+    auditor than min_token_probability), "duplicate" (the same question on the same picture came before), "no
+    consensus", "no answer" (the target said nothing) or "agrees"; else it is "finding". A finding with
+    `irrelevant_edit` is one where only the target moved: see audit/loop.py.
 
     Args:
-        p: uses min_token_probability, quorum, picture_gain and same, and device, dtype, batch_size and memory where a
-            model judges what means the same.
-        folder: where the verdicts of such a model are kept; those on file need no model.
+        alike: when two answers mean the same (`choose_same`).
+        quorum: the share of all references that must stand behind one answer.
+        min_token_probability: what each token of a question must have to the untrained auditor, 0 to 1.
+        picture_gain: the cosine that a made picture's gain must be above, where a picture check measured one.
 
-    Raises AuditError when the target was never asked, and when the references never agree.
+    Raises AuditError when the target was never asked, when a model said nothing to most questions, and when the
+    references never agree.
     """
-    alike = choose_same(p, folder)
-    said = [(r["question"], r["target"], list(r["references"].values())) for r in records if r["question"] is not None]
-    found, scored = iter(vote_all(said, alike, p.quorum)), []
-    seen, why, before = set(), _unmet(records, alike, p), _before(records, alike, p)
-    for record in records:
-        row = {**record, "consensus": None, "agreement": 0.0, "disagrees": False} | why.get(record["key"], {})
-        asked = (record["picture"], normalise(record["question"] or ""))
-        if record["question"] is None:
+    verdicts, unmet, before = _vote_once(records, alike, quorum)
+    seen, scored = set(), []
+    for record, verdict in zip(records, verdicts, strict=True):
+        earlier = before.get(record["key"])
+        row = {**record, "consensus": None, "agreement": 0.0, "disagrees": False}
+        if record.get("checked") and (why := unmet[record["key"]] or unlike(record.get("gain"), picture_gain)):
+            row["why"] = why
+        if verdict is None:
             row["outcome"] = "bad picture" if row.get("why") else "malformed"
         else:
-            verdict = next(found)
+            asked = (record["picture"], normalise(record["question"]))
             row |= {"consensus": verdict.consensus, "agreement": verdict.agreement, "disagrees": verdict.disagrees}
             rarest = record.get("rarest")  # 0.0 where softmax underflows: as implausible as can be
             row["outcome"] = (
                 "bad picture" if row.get("why") else
-                "implausible" if rarest is not None and rarest < p.min_token_probability else
+                "implausible" if rarest is not None and rarest < min_token_probability else
                 "duplicate" if asked in seen else
                 "no consensus" if verdict.consensus is None else
+                "no answer" if verdict.silent else
                 "finding" if verdict.disagrees else "agrees"
             )  # fmt: skip
             seen.add(asked)
-            if earlier := before.get(record["key"]):
+            if earlier:
                 stays = verdict.consensus is not None and alike(earlier.consensus, verdict.consensus, row["question"])
                 row |= {"consensus_before": earlier.consensus, "irrelevant_edit": stays and row["outcome"] == "finding"}
         scored.append(row)
-    answered = [row for row in scored if row["question"] is not None]
-    if not answered:
-        raise AuditError(f"none of {len(scored)} probes holds a question, so the target was never asked; "
-                         "look at what the auditor wrote in proposals.jsonl.")  # fmt: skip
-    if all(row["consensus"] is None for row in answered):
-        names = ", ".join(answered[0]["references"])
-        raise AuditError(f"the references ({names}) never agree on any of {len(answered)} probes, so nothing can be "
-                         f"scored; lower `quorum` (now {p.quorum}) or name other references.")  # fmt: skip
+    _refuse_unscored(scored, quorum)
     return scored
 
 
-def _unmet(records: Sequence[dict], alike: Same, p) -> dict[str, dict]:
-    """By key, why a picture that was made is not what was wished for: the references' word, then the judge's."""
-    checked = [record for record in records if record.get("checked")]
-    rows = [(record["check"], record["expected"], list(record["checked"].values())) for record in checked]
-    found = zip(checked, unmet_wishes(rows, alike, p.quorum), strict=True)
-    why = {record["key"]: why or unlike(record.get("gain"), p) for record, why in found}
-    return {key: {"why": reason} for key, reason in why.items() if reason}
+def _vote_once(
+    records: Sequence[dict], alike: Same, quorum: float
+) -> tuple[list[Vote | None], dict[str, str], dict[str, Vote]]:
+    """The votes on everything that was answered about n probes, decided together.
+
+    Returns n votes on the questions, None without one; by key, why a picture that was made is not what was wished for,
+    "" where it is; by key, the vote on the original picture, where target and references agreed there.
+    """
+    asked = [r for r in records if r["question"] is not None]
+    checked = [r for r in records if r.get("checked")]
+    earlier = [r for r in records if r.get("before")]
+    rows = [(r["question"], r["target"], list(r["references"].values())) for r in asked]
+    rows += [(r["check"], r["expected"], list(r["checked"].values())) for r in checked]
+    rows += [(r["question"], r["before"]["target"], list(r["before"]["references"].values())) for r in earlier]
+    votes = iter(vote_all(rows, alike, quorum))
+    verdicts = [None if r["question"] is None else next(votes) for r in records]
+    unmet = {r["key"]: unmet_reason(next(votes)) for r in checked}
+    agreed = {
+        r["key"]: one
+        for r, one in zip(earlier, votes, strict=True)
+        if one.consensus is not None and not (one.disagrees or one.silent)
+    }
+    alike.prepare(
+        (r["question"], agreed[r["key"]].consensus, verdict.consensus)
+        for r, verdict in zip(records, verdicts, strict=True)
+        if r["key"] in agreed and verdict is not None and verdict.consensus is not None
+    )
+    return verdicts, unmet, agreed
 
 
-def _before(records: Sequence[dict], alike: Same, p) -> dict[str, Vote]:
-    """By key, the verdict on the original picture, where target and references agreed there."""
-    asked = [record for record in records if record.get("before")]
-    rows = [(r["question"], r["before"]["target"], list(r["before"]["references"].values())) for r in asked]
-    found = zip(asked, vote_all(rows, alike, p.quorum), strict=True)
-    return {r["key"]: verdict for r, verdict in found if verdict.consensus is not None and not verdict.disagrees}
+def _refuse_unscored(scored: Sequence[dict], quorum: float) -> None:
+    answered = [row for row in scored if row["question"] is not None]
+    if not answered:
+        raise AuditError(
+            f"none of {len(scored)} probes holds a question, so the target was never asked; look at what the auditor "
+            "wrote in proposals.jsonl."
+        )
+    said = {"the target": [row["target"] for row in answered]}
+    said |= {
+        f'the reference "{name}"': [row["references"][name] for row in answered] for name in answered[0]["references"]
+    }
+    for who, answers in said.items():
+        silent = sum(not has_content(answer or "") for answer in answers)
+        if len(answers) >= FEW and silent > len(answers) / 2:
+            raise AuditError(
+                f"{who} said nothing to {silent} of {len(answers)} questions, so there is nothing to compare; "
+                "`auditkit check` shows what it is given and what it writes."
+            )
+    if all(row["consensus"] is None for row in answered):
+        names = ", ".join(answered[0]["references"])
+        raise AuditError(
+            f"the references ({names}) never agree on any of {len(answered)} probes, so nothing can be scored; lower "
+            f"`quorum` (now {quorum}) or name other references."
+        )
 
 
 def outcome_counts(scored: Sequence[dict]) -> dict[str, int]:
@@ -104,5 +142,6 @@ def outcome_counts(scored: Sequence[dict]) -> dict[str, int]:
         "bad_pictures": outcomes.count("bad picture"),
         "implausible": outcomes.count("implausible"),
         "no_consensus": outcomes.count("no consensus"),
+        "no_answer": outcomes.count("no answer"),
         "duplicates": outcomes.count("duplicate"),
     }

@@ -25,7 +25,13 @@ EVENNESS = 2  # a text counts by its chance of a find, over this power of (1 + f
 
 
 def select_questions(
-    candidates: Sequence[Sequence[Probe]], certain: Sequence[Probe], rollouts: Sequence[Mapping], p
+    candidates: Sequence[Sequence[Probe]],
+    certain: Sequence[Probe],
+    rollouts: Sequence[Mapping],
+    *,
+    min_token_probability: float,
+    clusters: int,
+    seed: int,
 ) -> list[Probe]:
     """One probe of each picture's candidates, in the order of the pictures.
 
@@ -34,36 +40,39 @@ def select_questions(
 
     Args:
         candidates: for each picture, what the auditors wrote about it.
-        certain: questions that are asked whatever is chosen; their kinds need less beside them.
+        certain: questions that are asked whatever is chosen; their clusters need less beside them.
         rollouts: rows of the auditor's training (Rollout), the questions among which are learnt from.
-        p: uses min_token_probability, replay_clusters and seed.
+        min_token_probability: what each token of a question must have to the untrained auditor, 0 to 1.
+        clusters: how many clusters of questions are told apart, by their text.
     """
-    sound = [probe for some in candidates for probe in some if _sound(probe, p)]
+    sound = [probe for some in candidates for probe in some if _sound(probe, min_token_probability)]
     if not sound:
         return [some[0] for some in candidates]
-    certain = [probe for probe in certain if _sound(probe, p)]
+    certain = [probe for probe in certain if _sound(probe, min_token_probability)]
     every = [*sound, *certain]
-    kinds = TextClusters([probe.question for probe in sound], p.replay_clusters, p.seed)
-    kind = dict(zip((probe.key for probe in every), kinds.of([probe.question for probe in every]), strict=True))
+    text_clusters = TextClusters([probe.question for probe in sound], clusters, seed)
+    cluster = dict(
+        zip((probe.key for probe in every), text_clusters.of([probe.question for probe in every]), strict=True)
+    )
     chance = dict(
         zip((probe.key for probe in every), find_chances([probe.text for probe in every], rollouts), strict=True)
     )
-    expected: Counter = Counter()  # kind -> finds of what is asked so far
+    expected: Counter = Counter()  # cluster -> finds of what is asked so far
     for probe in certain:
-        expected[kind[probe.key]] += chance[probe.key]
+        expected[cluster[probe.key]] += chance[probe.key]
 
     asked = {(probe.picture, normalise(probe.question)) for probe in certain}
 
     def worth(probe: Probe) -> float:
         if probe.key not in chance or (probe.picture, normalise(probe.question)) in asked:
             return -1.0
-        return chance[probe.key] / (1 + expected[kind[probe.key]]) ** EVENNESS
+        return chance[probe.key] / (1 + expected[cluster[probe.key]]) ** EVENNESS
 
     taken = []
     for some in candidates:
         best = max(some, key=worth)
         if best.key in chance:
-            expected[kind[best.key]] += chance[best.key]
+            expected[cluster[best.key]] += chance[best.key]
             asked.add((best.picture, normalise(best.question)))
         taken.append(best)
     return taken
@@ -87,5 +96,5 @@ def find_chances(texts: Sequence[str], rollouts: Sequence[Mapping]) -> list[floa
     return learnt.predict_proba(reader.transform(texts))[:, 1].tolist()
 
 
-def _sound(probe: Probe, p) -> bool:
-    return probe.question is not None and (probe.rarest is None or probe.rarest >= p.min_token_probability)
+def _sound(probe: Probe, least: float) -> bool:
+    return probe.question is not None and (probe.rarest is None or probe.rarest >= least)

@@ -2,8 +2,8 @@
 
 GRPO learns from differences within a group. Two ways lead to none. A question that often works is asked of every
 picture, however it looks; or all texts of a group earn the same, and the only kind that still earns is one. Both look
-like success, so they are watched by what was written, not by the reward: `step_measures` puts a step into figures, each of
-them a column of history.jsonl, and `collapse_reason` reads these rows and knows nothing else.
+like success, so they are watched by what was written, not by the reward: `step_measures` puts a step into figures,
+each of them a column of history.jsonl, and `collapse_reason` reads these rows and knows nothing else.
 
 TRL's own `reward_std` and `frac_reward_zero_std` say less here: with advantages divided by the whole step's deviation
 (auditor/grpo.py, 4) they are of the whole step, not of its groups.
@@ -17,7 +17,6 @@ from statistics import fmean, pstdev
 from typing import TYPE_CHECKING
 
 from auditkit.auditor.rewards import Rollout
-from auditkit.params import Params
 
 if TYPE_CHECKING:
     pass
@@ -58,19 +57,22 @@ def step_measures(rollouts: Sequence[Rollout], lately: Sequence[int]) -> dict[st
     }
 
 
-def collapse_reason(history: Sequence[dict], p: Params) -> str:
+def collapse_reason(
+    history: Sequence[dict], *, patience: int, replay_weight: float, coverage_weight: float, learning_rate: float
+) -> str:
     """What went wrong and what to change, in words, if the training has collapsed by its latest step; "" if not.
 
-    It has if each of the last `grpo_patience` steps of one way shows the same of: nearly all texts of the step are one;
+    It has if each of the last `patience` steps of one way shows the same of: nearly all texts of the step are one;
     nearly every group wrote one text; nearly no group has any spread of reward, while lately one kind of text succeeds.
 
     Args:
         history: rows of history.jsonl, oldest first; what was written before there was a watch is passed over.
-        p: uses grpo_patience (0: never), and says what replay_weight, coverage_weight and grpo_learning_rate are now.
+        patience: steps; 0: never.
+        replay_weight, coverage_weight, learning_rate: what they are now, to be said in the sentence.
     """
     watched = [row for row in history if "commonest" in row]
-    last = [row for row in watched if row.get("way") == watched[-1].get("way")][-p.grpo_patience :]
-    if not p.grpo_patience or len(last) < p.grpo_patience:
+    last = [row for row in watched if row.get("way") == watched[-1].get("way")][-patience:]
+    if not patience or len(last) < patience:
         return ""
     now = last[-1]
     of_one_way = f" of {now['way']}" if len({row.get("way") for row in watched}) > 1 else ""
@@ -85,8 +87,8 @@ def collapse_reason(history: Sequence[dict], p: Params) -> str:
     return (
         f"grpo_patience: by step {now['step']} the auditor has collapsed: for {len(last)} steps{of_one_way} in a row "
         f"nearly all it does is one thing (at the last, {seen}). What it wrote and its checkpoints are kept. Raise "
-        f"replay_weight (now {p.replay_weight:g}) or coverage_weight (now {p.coverage_weight:g}), or lower "
-        f"grpo_learning_rate (now {p.grpo_learning_rate:g}), and start this stage over with resume=False (on the "
+        f"replay_weight (now {replay_weight:g}) or coverage_weight (now {coverage_weight:g}), or lower "
+        f"grpo_learning_rate (now {learning_rate:g}), and start this stage over with resume=False (on the "
         "command line --from 04 --start-over); grpo_patience: 0 would train on."
     )
 

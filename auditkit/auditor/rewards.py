@@ -56,7 +56,7 @@ class Rollout:
     way: str = "question"
     made: str | None = None  # key of the picture that was painted and asked about
     why: str = ""  # why that picture is not used
-    gain: float | None = None  # how far it moved towards the wish, by the picture judge
+    gain: float | None = None  # how far it moved towards the wish, by the picture check
 
 
 class Scorer:
@@ -66,7 +66,7 @@ class Scorer:
 
     Args:
         pictures: those the auditor is shown, by key.
-        album: paints what the auditor wishes for.
+        store: makes the pictures that the auditor wishes for.
         log: rollouts.jsonl.
     """
 
@@ -75,14 +75,14 @@ class Scorer:
         target: VLM,
         references: Sequence[VLM],
         pictures: dict[str, Picture],
-        kinds: TextClusters,
+        text_clusters: TextClusters,
         book: AnswerBook,
-        album: ImageStore,
+        store: ImageStore,
         p: Params,
         log: Path,
     ):
-        self.target, self.references, self.pictures, self.kinds = target, references, pictures, kinds
-        self.book, self.album, self.p, self.log = book, album, p, log
+        self.target, self.references, self.pictures, self.text_clusters = target, references, pictures, text_clusters
+        self.book, self.store, self.p, self.log = book, store, p, log
         self.same = choose_same(p, log.parent)
         self.recent: deque[int] = deque(maxlen=RECENT)  # clusters of the latest successes
         # cluster -> what was written -> successes
@@ -103,14 +103,14 @@ class Scorer:
             return self.own
         here = PartialState()
         first = here.process_index * len(texts)
-        self.album.forget()
+        self.store.forget()
         shown = [self.pictures[key] for key in pictures]
         sound = self._sound(shown, texts, ways)
         wrote = [kept_text(text, way) if ok else None for text, way, ok in zip(texts, ways, sound, strict=True)]
         questions = {i: wrote[i] for i in range(len(texts)) if ways[i] == "question" and wrote[i]}
         began = time.perf_counter()
-        made = make_wished(self.album, shown, [way if ok else "" for way, ok in zip(ways, sound, strict=True)], texts)
-        seen = {i: self.album.picture(one.key) for i, (_, one, _) in made.items() if not one.why}
+        made = make_wished(self.store, shown, [way if ok else "" for way, ok in zip(ways, sound, strict=True)], texts)
+        seen = {i: self.store.picture(one.key) for i, (_, one, _) in made.items() if not one.why}
         self.painting_seconds = time.perf_counter() - began
         questions |= self._about(seen, seed_of(self.p.seed, step, here.process_index))
         asked = sorted(questions)
@@ -122,7 +122,7 @@ class Scorer:
         verdicts = dict(zip(asked, vote_all(rows, self.same, self.p.grpo_quorum), strict=True))
         why = {i: one.why for i, (_, one, _) in made.items()} | self._unfulfilled(made, seen)
         written = [i for i, text in enumerate(wrote) if text]
-        clusters = dict(zip(written, self.kinds.of([wrote[i] for i in written]), strict=True))
+        clusters = dict(zip(written, self.text_clusters.of([wrote[i] for i in written]), strict=True))
         self.own = []
         for i, text in enumerate(texts):
             target, *references = said.get(i, (None,))
@@ -165,7 +165,7 @@ class Scorer:
 
     def _unfulfilled(self, made: dict, seen: dict[int, Picture]) -> dict[int, str]:
         """Why painted pictures are not what was wished for: the references' word on the check, then the picture
-        judge's.
+        check's.
         """
         rows = list(seen)
         checks = [made[i][0].check for i in rows]
@@ -175,7 +175,7 @@ class Scorer:
             (made[i][0].check, made[i][0].expected, of) for i, of in zip(rows, zip(*said, strict=True), strict=True)
         ]
         found = zip(rows, unmet_wishes(expected, self.same, self.p.quorum), strict=True)
-        return {i: why or unlike(made[i][2], self.p) for i, why in found}
+        return {i: why or unlike(made[i][2], self.p.picture_gain) for i, why in found}
 
     def count(self, rollouts: Sequence[Rollout]) -> None:
         """Keep count of how often the references agree."""
@@ -196,8 +196,8 @@ class Scorer:
 
     def novelty(self, cluster: int) -> float:
         """How rare a kind is among the latest successes: 1 for its even share, up to CAP."""
-        share = (Counter(self.recent)[cluster] + 1) / (len(self.recent) + self.kinds.n)
-        return min(CAP, 1 / (self.kinds.n * share))
+        share = (Counter(self.recent)[cluster] + 1) / (len(self.recent) + self.text_clusters.n)
+        return min(CAP, 1 / (self.text_clusters.n * share))
 
     def replay(self, n: int, rng: random.Random) -> list[Rollout]:
         """Draw n past successes: a cluster, then a text in it, then one of its pictures, each evenly."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from auditkit.data.source import Picture
 from auditkit.errors import AuditError
-from auditkit.models.base import generate_texts
+from auditkit.models.base import Writer, generate_texts
 from auditkit.models.transformers import VLM, token_probabilities
 from auditkit.runs.probe import Probe, parse_question, parse_wish
 
@@ -53,7 +53,7 @@ def rarest_token(
 
 
 def write_texts(
-    vlm: VLM,
+    vlm: Writer,
     pictures: Sequence[Picture],
     ways: Sequence[str],
     temperature: float,
@@ -63,6 +63,15 @@ def write_texts(
     """What the auditor writes about each picture, word for word, each in its own way: question, regenerate or edit."""
     images, prompts = [picture.image for picture in pictures], [auditor_prompt(way) for way in ways]
     return generate_texts(vlm, images, prompts, max_new_tokens, temperature, seed)
+
+
+def write_samples(
+    vlm: VLM, picture: Picture, ways: Sequence[str], n: int, temperature: float, max_new_tokens: int, seed: int | None
+) -> dict[str, list[str]]:
+    """n texts of each way about one picture: {way: texts}. The same way may be given twice and counts once."""
+    each = [way for way in dict.fromkeys(ways) for _ in range(n)]
+    texts = write_texts(vlm, [picture] * len(each), each, temperature, max_new_tokens, seed)
+    return {way: texts[i * n : (i + 1) * n] for i, way in enumerate(dict.fromkeys(ways))}
 
 
 def propose_questions(

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 from auditkit import stats
 from auditkit.consensus.choose import choose_same
+from auditkit.text import text_table, with_interval
 
 
 def judge_agreement(kind: str, **how) -> dict:
@@ -54,21 +55,14 @@ def agreement_table(kinds: Sequence[str], **how) -> str:
     found = {kind: judge_agreement(kind, **how) for kind in kinds}
     first = next(iter(found.values()))
     heads = [f"{len(labelled_pairs())} pairs labelled by hand, % right", *kinds]
-    body = [["all", *(_percent(f["all"], True) for f in found.values())]]
+    body = [["all", *(with_interval(f["all"]) for f in found.values())]]
     for name in ("said_same_wrongly", "said_different_wrongly"):
-        body.append([name.replace("_", " "), *(_percent(f[name], True) for f in found.values())])
+        body.append([name.replace("_", " "), *(with_interval(f[name]) for f in found.values())])
     for name, some in first["kinds"].items():
-        body.append([f"  {name} (n = {some['n']})", *(_percent(f["kinds"][name]) for f in found.values())])
+        shares = [100 * f["kinds"][name]["value"] for f in found.values()]
+        body.append([f"  {name} (n = {some['n']})", *(f"{share:.1f}" for share in shares)])
     if any(f["unclear"] is not None for f in found.values()):
         body.append(
             ["replies neither yes nor no", *("" if f["unclear"] is None else str(f["unclear"]) for f in found.values())]
         )
-    widths = [max(len(row[i]) for row in [heads, *body]) for i in range(len(heads))]
-    return "\n".join(
-        "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in [heads, *body]
-    )
-
-
-def _percent(rate: dict, interval: bool = False) -> str:
-    text = f"{100 * rate['value']:.1f}"
-    return f"{text} ({100 * rate['low']:.1f} to {100 * rate['high']:.1f})" if interval else text
+    return text_table(heads, body)

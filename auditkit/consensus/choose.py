@@ -4,9 +4,10 @@ from pathlib import Path
 
 from auditkit.consensus.embeddings import decide_by_embedding
 from auditkit.consensus.same import Same
+from auditkit.params import Params
 
 
-def choose_same(p, folder: Path | None = None) -> Same:
+def choose_same(p: Params, folder: Path | None = None) -> Same:
     """The test for sameness that a parameter file names: "text", "embedding", or the spec of a model to ask.
 
     Args:
@@ -21,5 +22,6 @@ def choose_same(p, folder: Path | None = None) -> Same:
     if p.same == "embedding":
         return Same(decide_by_embedding())
     from auditkit.consensus.llm_judge import LLMJudge
+    from auditkit.models.language import language_model_loader
 
-    return Same(LLMJudge(p, folder))
+    return Same(LLMJudge(p.same, language_model_loader(p), folder))

@@ -1,8 +1,8 @@
 """Texts compared by what they mean: a sentence-embedding model whose weights come inside a package (extra `embed`).
 
-The model is all-MiniLM-L6-v2; nothing is downloaded while running. Beside answers (consensus/vote.py) it groups findings
-into failure types where `types_by` is embedding: a question asked in other words then lands in the same group, which
-counting words (findings/grouping.py) cannot do.
+The model is all-MiniLM-L6-v2; nothing is downloaded while running. Beside answers (consensus/vote.py) it groups
+findings into failure types where `types_by` is embedding: a question asked in other words then lands in the same group,
+which counting words (findings/grouping.py) cannot do.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ def sentence_encoder(key: str) -> Callable[[Sequence[str]], np.ndarray]:
 def decide_by_embedding(threshold: float = 0.8) -> Callable[[list[Pair]], list[bool]]:
     """Decides by the cosine of sentence embeddings: two answers mean the same where it reaches `threshold`.
 
-    The model is consensus/embeddings.py's. Numbers, times, codes, yes and no are never the same: an embedding cannot tell "2" from
-    "3". Below 0.8 it takes colours for one another ("purple" and "blue": 0.75).
+    Numbers, times, codes, yes and no are never the same: an embedding cannot tell "2" from "3". Below 0.8 it takes
+    colours for one another ("purple" and "blue": 0.75).
     Raises AuditError when the package is missing.
     """
     pass

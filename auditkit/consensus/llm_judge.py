@@ -10,15 +10,15 @@ from both. So "poodle" and "dog" differ, whatever the one implies of the other.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
 from auditkit import specs
 from auditkit.consensus.same import Pair, normal_pair
 from auditkit.errors import AuditError, Unfinished
+from auditkit.models.base import Writer
 from auditkit.models.batching import in_batches
-from auditkit.models.language import load_language_model
 from auditkit.models.offload import at_work
 from auditkit.runs import jsonl
 from auditkit.runs.costs import JUDGED_FILE
@@ -33,13 +33,19 @@ class LLMJudge:
     It reads the answers as they were given: their normalised texts would lose a "not". Replies are filed beside these
     and found again for whatever has the same normalised texts.
     `asked` counts the pairs put to it by this object, `unclear` its replies on file that were neither yes nor no.
+
+    Args:
+        spec: the text that names the model.
+        load: a spec and the key it stands under -> the model; called when the first pair is to be asked.
+        folder: where replies are filed (judged.jsonl); None: in memory alone.
     """
 
-    def __init__(self, p, folder: Path | None = None):
-        self.p, self.path, self.asked, self.unclear, self._model = p, folder and folder / JUDGED_FILE, 0, 0, None
+    def __init__(self, spec: str, load: Callable[[str, str], Writer], folder: Path | None = None):
+        self.spec, self.load, self.path = spec, load, folder and folder / JUDGED_FILE
+        self.asked, self.unclear, self._model = 0, 0, None
         self._replies: dict[Pair, str] = {}
         for row in jsonl.read(self.path) if self.path else ():
-            if specs.same_model(row["judge"], p.same):
+            if specs.same_model(row["judge"], spec):
                 self._replies[normal_pair(row["question"], row["a"], row["b"])] = row["reply"]
 
     def __call__(self, pairs: Sequence[Pair]) -> list[bool]:
@@ -49,7 +55,7 @@ class LLMJudge:
         """
         todo = list({normal_pair(*pair): pair for pair in pairs if normal_pair(*pair) not in self._replies}.values())
         if todo and self._model is None:
-            self._model = load_language_model(self.p)
+            self._model = self.load(self.spec, "same")
 
         def ask(rows: list[int]) -> None:
             batch = [todo[i] for i in rows]
@@ -70,7 +76,7 @@ class LLMJudge:
         """File what was replied, with what an endpoint says beside it (EndpointText)."""
         new = [(pair, reply) for pair, reply in zip(batch, replies, strict=True) if reply is not None]
         if self.path:
-            judge = {"judge": self.p.same, "model": self._model.name}
+            judge = {"judge": self.spec, "model": self._model.name}
             rows = (
                 judge
                 | {"question": q, "a": a, "b": b, "reply": str(reply)}
@@ -87,7 +93,7 @@ class LLMJudge:
         self.unclear = len(unclear)
         if len(self._replies) >= ENOUGH and len(unclear) > len(self._replies) / 2:
             raise AuditError(
-                f'same: "{self.p.same}" cannot judge: of {len(self._replies)} replies {len(unclear)} are neither yes '
+                f'same: "{self.spec}" cannot judge: of {len(self._replies)} replies {len(unclear)} are neither yes '
                 f"nor no, such as {unclear[-1][:60]!r}; name another model, or text or embedding."
             )
 

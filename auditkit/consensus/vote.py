@@ -8,7 +8,7 @@ Departs from the paper in three ways:
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 
 from auditkit.consensus.normalise import has_content, same_text
@@ -22,6 +22,9 @@ class Vote:
     consensus: str | None  # None: the references do not agree
     agreement: float  # share of the references behind the most common answer, 0 to 1
     disagrees: bool  # the target departs from the consensus; one that says nothing does not
+    silent: bool = field(
+        default=False, repr=False, compare=False
+    )  # the target said nothing, so it neither agrees nor disagrees
 
 
 def vote(
@@ -43,7 +46,7 @@ def vote(
     Vote(consensus=None, agreement=0.5, disagrees=False)
     """
     if not references:
-        raise ValueError("judge: there are no references to compare with")
+        raise ValueError("vote: there are no references to compare with")
     alike = same if question is None else lambda a, b: same(a, b, question)
     groups: list[list[str]] = []
     for answer in references:
@@ -65,7 +68,8 @@ def vote(
     consensus = Counter(answer.strip() for answer in groups[0]).most_common(1)[0][0]
     # who says what one behind the consensus says does not depart from it, even if a judge finds the two wordings unlike
     joins = any(same_text(target, answer) for answer in groups[0]) or alike(target, consensus)
-    return Vote(consensus, round(share, 2), has_content(target) and not joins)
+    silent = not has_content(target)
+    return Vote(consensus, round(share, 2), not (joins or silent), silent)
 
 
 def vote_all(rows: Sequence[tuple[str, str, Sequence[str]]], alike: Same, quorum: float) -> list[Vote]:
@@ -91,5 +95,11 @@ def unmet_wishes(rows: Sequence[tuple[str, str, Sequence[str]]], alike: Same, qu
     >>> unmet_wishes([(*expected, said) for said in (["red", "red"], ["blue", "blue"], ["red", "blue"])], Same(), 1.0)
     ['', 'not applied', 'implausible']
     """
-    found = vote_all(rows, alike, quorum)
-    return ["implausible" if v.consensus is None else "not applied" if v.disagrees else "" for v in found]
+    return [unmet_reason(verdict) for verdict in vote_all(rows, alike, quorum)]
+
+
+def unmet_reason(verdict: Vote) -> str:
+    """Why a picture is not what was wished for, by the vote on its check question; "" where it is."""
+    if verdict.consensus is None:
+        return "implausible"
+    return "not applied" if verdict.disagrees else ""

@@ -1,7 +1,7 @@
 """Has a picture moved towards the wish?  A second opinion on made pictures, by a model of CLIP's kind.
 
 (paper, Sec. 3.2, which takes the pictures as they come.) The references are asked the wish's check question, and may be
-blind to the same thing. `picture_judge` names a model of another kind, CLIP or SigLIP. It compares the pictures before
+blind to the same thing. `picture_check` names a model of another kind, CLIP or SigLIP. It compares the pictures before
 and after with two texts, the check alone and the check with its expected answer. The gain is the cosine between the two
 changes, of the pictures and of the texts: directional similarity (StyleGAN-NADA, Gal et al. 2021,
 https://arxiv.org/abs/2108.00946), by which InstructPix2Pix chose its pairs (Brooks et al. 2023, Sec. 3.1.2,
@@ -10,11 +10,11 @@ their script, for ViT-L/14.
 
 What the texts are is ours. They had a caption of either picture; here an edit has a command alone. The step from a
 check to its answer is there for edits and for pictures made from a caption, which are compared with the one they depart
-from, and what the check itself names falls out of it: "is there a dog? no" as a whole is nearer to a dog than to none.
+from, and what the check question itself names falls out of it: "is there a dog? no" as a whole is nearer to a dog than
+to none.
 
 A picture made from a caption differs from the one it departs from in much that nobody wished for, and the cosine falls
-with all of it: the miniature's judge lets 95 % of good edits pass, and 41 % of good pictures from captions (`auditkit
-miniature likeness`). It is a gate for edits first.
+with all of it. So the check is made for edits first.
 
 Gains are numbers in the records, and `score` decides: another bound needs no model.
 """
@@ -34,6 +34,8 @@ from auditkit.models.base import quiet
 from auditkit.models.batching import in_batches
 from auditkit.models.device import choose_device, choose_dtype
 from auditkit.models.offload import Parked, at_work
+from auditkit.models.trainer_internals import model_class
+from auditkit.params import Params
 from auditkit.runs.probe import Wish
 from auditkit.text import short_error
 
@@ -53,17 +55,17 @@ class PictureCheck:
     parked: Parked | None = None
 
 
-def load_picture_check(p) -> PictureCheck:
-    """The model that `picture_judge` names.
+def load_picture_check(p: Params) -> PictureCheck:
+    """The model that `picture_check` names.
 
     Args:
-        p: uses picture_judge, device, dtype, batch_size and memory.
+        p: uses picture_check, device, dtype, batch_size and memory.
 
     Raises AuditError for a model that does not exist, or does not put pictures and texts into one space.
     """
     import transformers as hf
 
-    spec, own = p.picture_judge, specs.parse(p.picture_judge).options
+    spec, own = p.picture_check, specs.parse(p.picture_check).options
     place = downloads.resolve(spec, like="openai/clip-vit-base-patch32")
     device = choose_device(own.get("device", p.device))
     dtype = choose_dtype(own.get("dtype", p.dtype), device)
@@ -72,13 +74,13 @@ def load_picture_check(p) -> PictureCheck:
         place, how = downloads.source(place, spec, own)
         try:
             config = hf.AutoConfig.from_pretrained(place, **how)
-            kind = hf.AutoModel._model_mapping[type(config)]
+            kind = model_class(config)
             if not (hasattr(kind, "get_image_features") and hasattr(kind, "get_text_features")):
                 raise KeyError(config.model_type)
             processor = hf.AutoProcessor.from_pretrained(place, **how)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise AuditError(
-                f'picture_judge: "{spec}" is no model that compares pictures with texts ({short_error(error)}); name '
+                f'picture_check: "{spec}" is no model that compares pictures with texts ({short_error(error)}); name '
                 "one of CLIP's or SigLIP's kind, such as openai/clip-vit-base-patch32."
             ) from error
         try:
@@ -123,12 +125,9 @@ def direction_gains(
     return found
 
 
-def unlike(gain: float | None, p) -> str:
-    """Why a picture is not used, "" where its gain says nothing against it, or where there is none.
-
-    p: uses picture_gain.
-    """
-    return UNLIKE if gain is not None and gain <= p.picture_gain else ""
+def unlike(gain: float | None, bound: float) -> str:
+    """Why a picture is not used; "" where its gain is above the bound (`picture_gain`), or where it has none."""
+    return UNLIKE if gain is not None and gain <= bound else ""
 
 
 def _changes(features) -> torch.Tensor:

@@ -4,7 +4,6 @@ import contextlib
 import inspect
 import json
 from collections.abc import Iterator
-from difflib import get_close_matches
 from pathlib import Path
 from urllib.parse import urlencode
 
@@ -15,7 +14,8 @@ from auditkit import specs
 from auditkit.errors import AuditError
 from auditkit.models import downloads
 from auditkit.models.base import quiet
-from auditkit.text import short_error
+from auditkit.models.trainer_internals import empty_cache
+from auditkit.text import nearest, short_error
 
 INDEX = "model_index.json"  # what makes a folder a pipeline
 DEFAULTS = "painter.json"  # beside it, if its weights were trained for one size, length or number of steps: options
@@ -27,7 +27,7 @@ OURS = {  # arguments of a call that options cannot set
 
 @contextlib.contextmanager
 def quiet_diffusers():
-    """No progress bars and no advice from transformers and diffusers; what matters is raised or in a Painting."""
+    """No progress bars and no advice from transformers and diffusers; what matters is raised or in a GeneratedImage."""
     from diffusers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -93,7 +93,7 @@ def call_of(kind: type, spec: str | Path, own: dict) -> dict:
     call = {}
     for option, value in own.items():
         name = names.get(option, option)
-        if option in specs.PAINTER and option not in names:
+        if option in specs.PIPELINE_OPTIONS and option not in names:
             continue
         if name in takes and name not in OURS:
             call[name] = value
@@ -102,10 +102,37 @@ def call_of(kind: type, spec: str | Path, own: dict) -> dict:
             raise AuditError(f'"{spec}": write {option} as ?size=WIDTHxHEIGHT.')
         if name in takes:
             raise AuditError(f'"{spec}": {option} is no option: the audit sets it for every picture.')
-        known = sorted(({*takes, *specs.PAINTER} - OURS) - {k for k, n in names.items() if n not in takes})
-        near = get_close_matches(option, known, 1, cutoff=0.0)
-        raise AuditError(f'"{spec}": the call of {kind.__name__} takes no {option}; the nearest is {near[0]}.')
+        known = sorted(({*takes, *specs.PIPELINE_OPTIONS} - OURS) - {k for k, n in names.items() if n not in takes})
+        near = nearest(option, known, cutoff=0.0)
+        raise AuditError(f'"{spec}": the call of {kind.__name__} takes no {option}; the nearest is {near}.')
     return call
+
+
+def unread_end(pipe, text: str, call: dict) -> str:
+    """The end of a text beyond the tokens that a pipeline's text encoder reads; "" where it reads all of it.
+
+    The length is the call's max_sequence_length, or else the tokenizer's own. A template that a pipeline puts around
+    the text is not counted. Where CLIP stands beside another encoder it only sets the tone, and does not count either.
+
+    Args:
+        call: the named arguments that the pipeline's call gets.
+    """
+    found = [
+        (getattr(part, "tokenizer", part), getattr(pipe, name.replace("tokenizer", "text_encoder"), None))
+        for name, part in pipe.components.items()
+        if hasattr(getattr(part, "tokenizer", part), "model_max_length")
+    ]
+    others = [tokenizer for tokenizer, encoder in found if not type(encoder).__name__.startswith("CLIP")]
+    by_default = arguments(type(pipe)).get("max_sequence_length")
+    length = call.get("max_sequence_length", by_default and by_default.default)
+    ends = []
+    for tokenizer in others or [tokenizer for tokenizer, _ in found]:
+        most = length if isinstance(length, int) else tokenizer.model_max_length
+        most = min(most, 10**6)  # one without a limit has 10^30
+        if tokenizer.is_fast:  # a slow one does not say which characters a token stands for
+            tokens = tokenizer(text, truncation=True, max_length=most, return_offsets_mapping=True)
+            ends.append(text[max(end for _, end in tokens["offset_mapping"]) :].strip())
+    return min(ends, key=len, default="")
 
 
 def read_pipeline(place: str, spec: str | Path, dtype: torch.dtype, how: dict):
@@ -168,7 +195,7 @@ def caching(pipe) -> Iterator[None]:
         with its.cache_context("image"):
             yield
     finally:
-        its._reset_stateful_cache()
+        empty_cache(its)
 
 
 def settle(pipe, device: str, offload: str) -> None:

@@ -3,11 +3,12 @@
 (paper, Sec. 3.2: from a caption the generator makes a new image, by an edit command the editor changes the given one.)
 
 A picture is filed under what made it: the pipeline, the text, the seed, and for an edit the picture that was changed.
-So the same request is never painted twice, and records hold a key, never an image. Every picture is looked at once,
+So the same request is never made twice, and records hold a key, never an image. Every picture is looked at once,
 without a model: is anything to be seen, was only a part of it changed (incoherence)? One that fails is kept
 and counted with its reason in `why`, and nobody is asked about it.
 
-`with_counterfactuals` gives a source of images the pictures of an album, so that whatever works on the one works on the other.
+`with_counterfactuals` gives a source of images those of an image store, so that whatever works on the one works on the
+other.
 """
 
 import hashlib
@@ -19,10 +20,11 @@ from pathlib import Path
 from PIL import Image
 
 from auditkit.counterfactual.clip_direction import PictureCheck, direction_gains, load_picture_check
-from auditkit.counterfactual.make import edit_images, incoherence, load_painter, measure_change, regenerate_images
+from auditkit.counterfactual.make import edit_images, load_pipeline, regenerate_images
+from auditkit.counterfactual.quality import incoherence, measure_change
 from auditkit.data.source import Picture, Source
 from auditkit.errors import AuditError
-from auditkit.params import WAYS
+from auditkit.params import WAYS, Params
 from auditkit.runs import jsonl
 from auditkit.runs.files import replacing
 from auditkit.runs.probe import Wish, parse_wish
@@ -52,15 +54,15 @@ class ImageStore:
     """Makes counterfactual pictures and remembers them.
 
     Args:
-        painters: way -> what loads its pipeline (`pipeline_loaders`); each is loaded when it is first needed.
+        loaders: way -> what loads its pipeline (`pipeline_loaders`); each is loaded when it is first needed.
         p: uses generator, editor, seed, edit_region, edit_rest and what `load_picture_check` does.
         folder: where pictures are kept, beside the pictures.jsonl to which whoever calls appends `unfiled`; None: in
             memory alone, until told to `forget`.
     """
 
-    def __init__(self, painters: Mapping[str, Callable], p, folder: Path | None = None):
-        self.painters, self.p, self.folder, self._loaded = dict(painters), p, folder, {}
-        self._judge: PictureCheck | None = None
+    def __init__(self, loaders: Mapping[str, Callable], p: Params, folder: Path | None = None):
+        self.loaders, self.p, self.folder, self._loaded = dict(loaders), p, folder, {}
+        self._check: PictureCheck | None = None
         self.made: dict[str, Counterfactual] = {}
         self._images: dict[str, Image.Image] = {}
         for row in jsonl.read(folder / IMAGES_FILE) if folder else ():
@@ -70,7 +72,7 @@ class ImageStore:
     def make(
         self, way: str, pictures: Sequence[Picture], texts: Sequence[str], seed: int | None = None
     ) -> list[Counterfactual]:
-        """The pictures of n captions or edit commands, in their order; what is known is not painted again.
+        """The pictures of n captions or edit commands, in their order; what is known is not made again.
 
         Args:
             way: "regenerate" or "edit".
@@ -86,17 +88,17 @@ class ImageStore:
             if key not in self.made:
                 todo.setdefault(key, i)
         if todo:
-            painter, said = self._painter(way), [texts[i] for i in todo.values()]
+            pipeline, said = self._pipeline(way), [texts[i] for i in todo.values()]
             before = [pictures[i].image for i in todo.values()]
             if way == "edit":
-                paintings = edit_images(painter, before, said, [seed] * len(said))
+                results = edit_images(pipeline, before, said, [seed] * len(said))
             else:
-                paintings = regenerate_images(painter, said, [seed] * len(said))
-            for (key, i), old, painting in zip(todo.items(), before, paintings, strict=True):
-                how = {"why": painting.why, "cut": painting.cut, "seconds": round(painting.seconds, 4)}
-                made = Counterfactual(key, way, pictures[i].key, texts[i], seed, painter.name, **how)
-                made = self._looked_at(made, old, painting.image)
-                self._remember(made, painting.image)
+                results = regenerate_images(pipeline, said, [seed] * len(said))
+            for (key, i), old, result in zip(todo.items(), before, results, strict=True):
+                how = {"why": result.why, "cut": result.cut, "seconds": round(result.seconds, 4)}
+                made = Counterfactual(key, way, pictures[i].key, texts[i], seed, pipeline.name, **how)
+                made = self._looked_at(made, old, result.image)
+                self._remember(made, result.image)
                 self.new.append(made)
         return [self.made[key] for key in keys]
 
@@ -127,30 +129,30 @@ class ImageStore:
         self, pictures: Sequence[Picture], made: Sequence[Counterfactual], wishes: Sequence[Wish]
     ) -> list[float | None]:
         """How far each of n pictures moved from the one it departs from towards its wish (direction_gains); None for
-        all that are not to be used anyway, and without a picture_judge.
+        all that are not to be used anyway, and without a picture_check.
         """
         found: list[float | None] = [None] * len(made)
-        rows = [i for i, one in enumerate(made) if not one.why] if self.p.picture_judge else []
+        rows = [i for i, one in enumerate(made) if not one.why] if self.p.picture_check else []
         if rows:
-            self._judge = self._judge or load_picture_check(self.p)
+            self._check = self._check or load_picture_check(self.p)
             before, after = [pictures[i].image for i in rows], [self.picture(made[i].key).image for i in rows]
             for i, gain in zip(
-                rows, direction_gains(self._judge, before, after, [wishes[i] for i in rows]), strict=True
+                rows, direction_gains(self._check, before, after, [wishes[i] for i in rows]), strict=True
             ):
                 found[i] = gain
         return found
 
     def _key(self, way: str, base: str, text: str, seed: int) -> str:
-        if way not in self.painters:
+        if way not in self.loaders:
             raise AuditError(f'{WAYS[way]}: name a pipeline to {way} pictures with, or take "{way}" out of ways.')
         how = getattr(self.p, WAYS[way])
         parts = (how, base if way == "edit" else "", text, str(seed))
         return MADE + hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
 
-    def _painter(self, way: str):
+    def _pipeline(self, way: str):
         how = getattr(self.p, WAYS[way])
         if how not in self._loaded:  # one pipeline may do both
-            self._loaded[how] = self.painters[way]()
+            self._loaded[how] = self.loaders[way]()
         return self._loaded[how]
 
     def _looked_at(self, made: Counterfactual, before: Image.Image, image: Image.Image | None) -> Counterfactual:
@@ -176,9 +178,9 @@ class ImageStore:
 
 
 def make_wished(
-    album: ImageStore, pictures: Sequence[Picture], ways: Sequence[str], texts: Sequence[str]
+    store: ImageStore, pictures: Sequence[Picture], ways: Sequence[str], texts: Sequence[str]
 ) -> dict[int, tuple[Wish, Counterfactual, float | None]]:
-    """The wishes among n texts, painted, with the gain of each picture, by their place: a batch a way.
+    """The wishes among n texts, made, with the gain of each picture, by their place: a batch a way.
 
     A way of "" is passed over.
     """
@@ -187,28 +189,28 @@ def make_wished(
     found = {}
     for way in sorted({ways[i] for i in wishes}):
         of = [i for i in wishes if ways[i] == way]
-        made = album.make(way, [pictures[i] for i in of], [wishes[i].text for i in of])
-        gains = album.gains([pictures[i] for i in of], made, [wishes[i] for i in of])
+        made = store.make(way, [pictures[i] for i in of], [wishes[i].text for i in of])
+        gains = store.gains([pictures[i] for i in of], made, [wishes[i] for i in of])
         found |= {i: (wishes[i], one, gain) for i, one, gain in zip(of, made, gains, strict=True)}
     return found
 
 
-def pipeline_loaders(p) -> dict[str, Callable]:
+def pipeline_loaders(p: Params) -> dict[str, Callable]:
     """What loads the pipelines of a parameter file: way -> loader."""
     return {
-        way: partial(load_painter, getattr(p, name), p.device, p.dtype)
+        way: partial(load_pipeline, getattr(p, name), p.device, p.dtype)
         for way, name in WAYS.items()
         if name and getattr(p, name)
     }
 
 
 def load_counterfactual(folder: Path, key: str) -> Picture:
-    """A picture of a folder's album, read each time it is looked at."""
+    """A picture of a folder's image store, read each time it is looked at."""
     return Picture(key, partial(_read, _file(Path(folder), key)))
 
 
 class WithCounterfactuals:
-    """A source with the pictures of albums among its own (`with_counterfactuals`)."""
+    """A source with those of image stores among its own (`with_counterfactuals`)."""
 
     def __init__(self, source: Source, folders: Sequence[Path]):
         self._source, self._seen = source, {}

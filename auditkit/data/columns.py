@@ -10,7 +10,7 @@ import io
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
 IMAGE = ("image", "images", "img", "picture")
 QUESTION = ("question", "query")
@@ -19,14 +19,14 @@ ID = ("image_id", "imageId", "id")
 Complain = Callable[[str], Exception]
 
 
-def find_column(data, named: str | None, usual: Sequence[str], complain: Complain) -> str | None:
+def find_column(data: Any, named: str | None, usual: Sequence[str], complain: Complain) -> str | None:
     """The column of this name, else the first of the usual ones that is there, else None."""
     if named and named not in data.column_names:
         raise complain(f"there is no column {named}; there are {', '.join(data.column_names)}.")
     return named or next((name for name in usual if name in data.column_names), None)
 
 
-def find_id_column(data, complain: Complain) -> str:
+def find_id_column(data: Any, complain: Complain) -> str:
     """The column by which pictures and questions that lie apart meet."""
     column = find_column(data, None, ID, complain)
     if column is None:
@@ -36,7 +36,7 @@ def find_id_column(data, complain: Complain) -> str:
     return column
 
 
-def find_image_column(data, named: str | None, complain: Complain) -> str:
+def find_image_column(data: Any, named: str | None, complain: Complain) -> str:
     """The column that holds encoded pictures."""
     find_column(data, named, (), complain)
     columns = [name for name, feature in data.features.items() if _holds_images(feature)]
@@ -60,7 +60,7 @@ def _holds_images(feature) -> bool:
     return isinstance(feature, Image) or (isinstance(feature, Value) and feature.dtype in ("binary", "large_binary"))
 
 
-def picture_keys(pictures, column: str) -> list[str | None]:
+def picture_keys(pictures: Any, column: str) -> list[str | None]:
     """A key for each row, from its picture's bytes; None where there is no picture or more than one.
 
     Args:
@@ -83,7 +83,7 @@ def _digests(batch, column: str) -> dict:
     return {"key": digests}
 
 
-def stored_picture(cell) -> BinaryIO | Path:
+def stored_picture(cell: Any) -> io.BytesIO | Path:
     """The one picture of a cell as a file: its bytes, or the path beside the data set; empty for none or several."""
     if isinstance(cell, list):
         cell = cell[0] if len(cell) == 1 else None
@@ -95,7 +95,7 @@ def stored_picture(cell) -> BinaryIO | Path:
 
 
 def labelled_rows(
-    data, options: Mapping[str, str], complain: Complain, extra: str | None = None
+    data: Any, options: Mapping[str, str], complain: Complain, extra: str | None = None
 ) -> Iterator[tuple[int, str, str, str | None, object]]:
     """(row, question, answer, skill, cell of the column `extra`) of every question with an answer.
 
@@ -118,7 +118,8 @@ def labelled_rows(
     row = -1
     for batch in data.select_columns(wanted).with_format(None).iter(batch_size=1000):
         for cells in zip(*(batch[name] for name in wanted), strict=True):
-            row, cell = row + 1, dict(zip(wanted, cells, strict=True))
+            row += 1
+            cell: dict = dict(zip(wanted, cells, strict=True))
             for name, words in classes.items():  # stored as numbers
                 cell[name] = words[cell[name]] if isinstance(cell[name], int) and cell[name] >= 0 else None
             turns = cell[chat] if chat else [{"user": cell[question], "assistant": cell[answer]}]
@@ -129,7 +130,7 @@ def labelled_rows(
                     yield row, asked, said, _text(cell[skill]) if skill else None, cell.get(extra)
 
 
-def commonest(answer) -> str | None:
+def commonest(answer: object) -> str | None:
     """One answer out of what a data set holds: a text, a number, yes or no, or the answers of several people.
 
     >>> commonest([{"answer": "net", "answer_id": 1}, {"answer": "mesh"}, {"answer": "Net"}])
@@ -139,15 +140,15 @@ def commonest(answer) -> str | None:
     """
     if not isinstance(answer, list):
         return _text(answer)
-    given = [_text(one.get("answer") if isinstance(one, dict) else one) for one in answer]
-    given = [text for text in given if text]
+    texts = [_text(one.get("answer") if isinstance(one, dict) else one) for one in answer]
+    given = [text for text in texts if text]
     if not given:
         return None
     most = Counter(text.lower() for text in given).most_common(1)[0][0]
     return next(text for text in given if text.lower() == most)
 
 
-def _text(value) -> str | None:
+def _text(value: object) -> str | None:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return (str(value).strip() or None) if value is not None else None

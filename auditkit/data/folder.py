@@ -50,8 +50,8 @@ class ImageFolder(Collection):
         labelled, strange = read_questions(self.folder)
         if strange:
             print(
-                f"images: {_some(strange, 'file', 'files')} with no questions that are understood; docs/data.md has the "
-                "forms that are read.",
+                f"images: {_some(strange, 'file', 'files')} with no questions that are understood; docs/data.md has "
+                "the forms that are read.",
                 flush=True,
             )
         super().__init__(self.folder.resolve().name, declared, self._rows_of(labelled, declared))

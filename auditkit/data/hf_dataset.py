@@ -15,7 +15,7 @@ its key and its split when rows are added, and one that is in both the train and
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 from urllib.parse import parse_qsl
 
 from auditkit.data import columns
@@ -54,8 +54,8 @@ class Place:
 class HubDataset(Collection):
     """A Hugging Face data set, or a folder of its parquet files, as a source of images.
 
-    Which columns it reads: data/columns.py. Of several human answers the commonest counts. Rows with no picture, or with
-    more than one, are left out.
+    Which columns it reads: data/columns.py. Of several human answers the commonest counts. Rows with no
+    picture or more than one are left out.
 
     Raises AuditError where the data set, its configuration, a split or a column is not there, and for one that needs
     code of its own to load.
@@ -64,13 +64,14 @@ class HubDataset(Collection):
     def __init__(self, spec: str):
         place = parse_hub(spec)
         options, name = place.options, Path(place.path).name
-        sets, self._cells, declared = _splits(place), {}, {}
+        sets, declared = _splits(place), {}
+        self._cells: dict = {}
         rows: list[Row] = []
         count: Counter[str] = Counter()
         for split, data in sets.items():
             column = columns.find_image_column(data, options.get("image"), place.error)
             pictures = data.select_columns([column]).with_format("arrow")
-            keys: list | dict = columns.picture_keys(pictures, column)
+            keys: Any = columns.picture_keys(pictures, column)
             for number, key in enumerate(keys):
                 if key is not None:
                     declared[key] = split if len(sets) > 1 else None  # "test" comes last and has the last word

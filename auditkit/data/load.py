@@ -18,7 +18,8 @@ def load_images(spec: str) -> Source:
 
     Args:
         spec: "hub:ID?..." (a Hugging Face data set), a folder (options: FOLDER_OPTIONS), counted from the working
-            folder and then from the project's, or NAME or NAME:REST of an entry point of SOURCES, which is called with REST.
+            folder and then from the project's, or NAME or NAME:REST of an entry point of SOURCES, which is
+            called with REST.
 
     Raises AuditError when there is no such folder or data set, or nothing in it that can be used.
     """

@@ -1,6 +1,6 @@
 """One image file as the models see it: upright, RGB, 8 bits, nothing transparent.
 
-What a file holds is never guessed at in silence: a format that cannot be read, or a depth that had to be scaled, is said.
+What a file holds is never guessed at in silence: an unknown format, or a depth that had to be scaled, is said.
 """
 
 import contextlib

@@ -3,7 +3,7 @@
     questions.jsonl                      our own: {"image", "question", "answer", "split"?, "skill"?}
     questions.csv, .tsv                  the same as columns
     metadata.csv, .jsonl, .parquet       the imagefolder convention of `datasets`, in any folder: file_name and columns
-    *.json, a list of conversations      LLaVA: {"image", "conversations": [{"from": "human", "value"}, {"from": "gpt", ...}]}
+    *.json, a list of conversations      LLaVA: {"image", "conversations": [{"from": "human", "value"}, …]}
     *questions*.json + *annotations*.json   VQAv2: question_id and image_id, ten answers to each
 
 Values are taken as they are written: 007, 1e3, 1.50, NA, null and True in a table stay these texts. An empty cell is no
@@ -94,7 +94,8 @@ def without_placeholder(question: str, where: str) -> str:
     plain = re.sub(r"\s*<image>\s*$", "", plain, flags=re.IGNORECASE)
     if inside := ANY_PLACEHOLDER.search(plain):
         raise AuditError(
-            f"{where}: the question holds the image placeholder {inside[0]}; take it out, a picture stands before its question."
+            f"{where}: the question holds the image placeholder {inside[0]}; take it out, for "
+            "the picture stands before its question."
         )
     return plain.strip()
 

@@ -40,15 +40,11 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Example:
+class Example(Picture):
     """A picture with a question and its true answer; `key.split("/q")[0]` is the picture's key."""
 
-    key: str
-    held: Held = field(compare=False, repr=False)
     question: str
     answer: str
-
-    image = Picture.image
 
 
 @dataclass(frozen=True)
@@ -132,7 +128,7 @@ class Collection:
         if contradictions:
             row = contradictions[0]
             print(
-                f"images: {len(contradictions)} questions of {name} have a second, other answer, and the first is taken: "
+                f"images: {len(contradictions)} questions of {name} have a second, other answer; the first is taken: "
                 f"{row.question!r} on {row.key} is {self._truth[row.key, _plain(row.question)]!r} and {row.answer!r}.",
                 flush=True,
             )

@@ -150,29 +150,39 @@ class StatusLine:
 
     def __init__(self, title: str, stream=None):
         self.title, self.stream = title, stream or sys.stdout
-        self.live = self.stream.isatty()
-        self.last, self._line, self._shown, self._ended = "", "", 0.0, threading.Event()
-        self._busy = threading.Lock()
+        self.words, self._line, self._live, self._ended = "", "", None, False
 
     def __enter__(self) -> "StatusLine":
         self._began = self._shown = time.monotonic()
-        if self.live:
-            threading.Thread(target=self._tick, daemon=True).start()
+        if self.stream.isatty():
+            from rich.console import Console
+            from rich.live import Live
+
+            self._live = Live(self, console=Console(file=self.stream), redirect_stdout=False, redirect_stderr=False)
+            self._live.start()
         else:
             print(f"{self.title:<26} ...", file=self.stream, flush=True)
         return self
 
     def __exit__(self, *_) -> None:
-        if not self._ended.is_set():
+        if not self._ended:
             self.end("stopped")
+
+    def __rich__(self):
+        """The line as rich shows it: on one line of the terminal, however long."""
+        from rich.text import Text
+
+        return Text(self._text(), no_wrap=True, overflow="ellipsis")
 
     def write(self, text: str) -> int:
         """Take what the notebook printed; the last line with something on it is what is shown."""
         *whole, self._line = (self._line + text.replace("\r", "\n")).split("\n")
         said = [line.strip() for line in (*whole, self._line) if line.strip()]
         if said:
-            self.last = said[-1]
-            self._show()
+            self.words = said[-1]
+            if self._live is None and time.monotonic() - self._shown >= self.LOG_SECONDS:
+                self._shown = time.monotonic()
+                print(self._text()[:160], file=self.stream, flush=True)
         return len(text)
 
     def flush(self) -> None:
@@ -180,27 +190,14 @@ class StatusLine:
 
     def end(self, how: str) -> None:
         """Leave one line that says how it went and how long it took."""
-        self._ended.set()
-        self._put(how or self.last, end="\n")
+        self._ended, self.words = True, how or self.words
+        if self._live:
+            self._live.stop()
+        else:
+            print(self._text()[:160], file=self.stream, flush=True)
 
-    def _tick(self) -> None:
-        while not self._ended.wait(1):
-            self._show()
-
-    def _show(self) -> None:
-        now = time.monotonic()
-        if self.live or now - self._shown >= self.LOG_SECONDS:
-            self._shown = now
-            self._put(self.last, end="" if self.live else "\n")
-
-    def _put(self, words: str, end: str) -> None:
-        width = os.get_terminal_size(self.stream.fileno()).columns - 1 if self.live else 160
-        line = f"{self.title:<26} {clock(time.monotonic() - self._began):>7}  {words}".rstrip()
-        with self._busy:
-            if end == "" and self._ended.is_set():
-                return  # a tick that came too late
-            self.stream.write(("\r\x1b[K" if self.live else "") + line[: width or 79] + end)
-            self.stream.flush()
+    def _text(self) -> str:
+        return f"{self.title:<26} {clock(time.monotonic() - self._began):>7}  {self.words}".rstrip()
 
 
 @contextlib.contextmanager

@@ -26,6 +26,7 @@ from auditkit.experiments.study import STAGES, as_texts
 from auditkit.params import Params, load_params, parse_setting, project_root
 from auditkit.report.page import means
 from auditkit.report.summary import write_rounds_report
+from auditkit.runs.files import write_json
 from auditkit.runs.folder import is_done, last_checkpoint, run_folder, shown_path
 
 FAR = 1000  # between the seeds of two rounds, so that they are no seeds somebody would run beside the first
@@ -213,4 +214,4 @@ def _hold_to(folder: Path, this: Round, done: Sequence[Round]) -> None:
             f"{shown_path(this.folder)} was built on a {changed} that has been made anew since; delete that folder and "
             "those of later rounds."
         )
-    file.write_text(json.dumps(noted | {this.p.run_name: ids}, indent=1), encoding="utf-8")
+    write_json(file, noted | {this.p.run_name: ids})

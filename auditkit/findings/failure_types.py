@@ -1,11 +1,8 @@
 """Name and count what the target gets wrong, from the words of the findings alone.
 
-A finding is a scored record with outcome "finding" (score_probes). Failure types are groups of findings that ask alike and
-are answered alike, named by their own words (findings/grouping.py) or by a model (findings/llm_names.py). Nothing in `find_failure_types` and
-`explain_types` knows what a picture shows or what the truth is.
-
-`search_success`, `grade_planted_gaps`, `type_gaps`, `agreement_with_gaps` and `best_blind_question` are different: they ask the
-oracle, and only grade for the report.
+A finding is a scored record with outcome "finding" (score_probes). Failure types are groups of findings that ask alike
+and are answered alike, named by their own words (findings/grouping.py) or by a model (findings/llm_names.py). Nothing
+here knows what a picture shows or what the truth is; findings/grading.py does, and only grades for the report.
 """
 
 from __future__ import annotations
@@ -52,15 +49,16 @@ class FailureType:
     asked: list[str] = field(repr=False)  # the keys of the probes that `rate_when` counts
 
 
-def find_failure_types(records: Sequence[dict], p) -> list[FailureType]:
+def find_failure_types(records: Sequence[dict], most: int, types_by: str = "text") -> list[FailureType]:
     """Group the findings among scored records and name the groups, largest first.
 
     Args:
         records: all scored records of an audit (score_probes), not only the findings: the rest are the denominators.
-        p: uses `find_failure_types`, the largest number of groups, and `types_by`, what makes findings alike.
+        most: the largest number of groups (`failure_types`).
+        types_by: what makes findings alike, their "text" or an "embedding" of it.
     """
     findings, asked = only_findings(records), [r for r in records if r.get("outcome") in ASKED]
-    types = [_type(members, asked, len(findings)) for members in group_findings(findings, p.failure_types, p.types_by)]
+    types = [_type(members, asked, len(findings)) for members in group_findings(findings, most, types_by)]
     return sorted(types, key=lambda t: (-t.size, t.name))
 
 

@@ -21,8 +21,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from auditkit import stats
-from auditkit.consensus.choose import choose_same
 from auditkit.consensus.same import Same
+from auditkit.data.source import Source
 from auditkit.errors import AuditError
 from auditkit.findings.failure_types import ASKED
 from auditkit.models.answers import AnswerBook
@@ -65,16 +65,18 @@ def held_out(scored: Sequence[dict], said: Mapping[str, str], alike: Same) -> di
     return _estimate(contested, knows, divided) | {"against_all": sum(contested) - sum(divided)}
 
 
-def estimate_false_rate(scored: Sequence[dict], peer: Writer | None, source, p, folder: Path) -> dict[str, dict]:
+def estimate_false_rate(
+    scored: Sequence[dict], peer: Writer | None, source: Source, alike: Same, max_answer_tokens: int, folder: Path
+) -> dict[str, dict]:
     """Both estimates as far as they can be had: {"leave_one_out"?, "held_out"?: by the peer}.
 
     Args:
         peer: the larger model to compare with; one that is a reference has voted and is not asked.
         source: images of the run, those that were made among them (with_counterfactuals).
-        p: uses references, same and max_answer_tokens.
+        alike: when two answers mean the same.
         folder: gets answers.jsonl; what it holds is not asked again.
     """
-    alike, found = choose_same(p, folder), {}
+    found = {}
     rows = [row for row in scored if row["outcome"] in ASKED]
     try:
         found["leave_one_out"] = leave_one_out(rows, alike)
@@ -83,7 +85,7 @@ def estimate_false_rate(scored: Sequence[dict], peer: Writer | None, source, p, 
     if peer is None or not rows or peer.name in rows[0]["references"]:
         return found
     pictures, questions = [source.picture(row["picture"]) for row in rows], [row["question"] for row in rows]
-    said = AnswerBook(folder / "answers.jsonl").ask(peer, pictures, questions, p.max_answer_tokens)
+    said = AnswerBook(folder / "answers.jsonl").ask(peer, pictures, questions, max_answer_tokens)
     try:
         found["held_out"] = held_out(rows, {row["key"]: one for row, one in zip(rows, said, strict=True)}, alike)
     except AuditError as cannot:

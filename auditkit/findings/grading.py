@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 from sklearn.metrics import completeness_score, homogeneity_score
@@ -14,6 +15,7 @@ from auditkit.consensus.normalise import same_text
 from auditkit.errors import AuditError
 from auditkit.findings.failure_types import ASKED, FOUND, OUTSIDE, FailureType
 from auditkit.findings.grouping import group_findings, group_name
+from auditkit.models import downloads
 
 # ---- grading, where the source of the images knows the truth --------------------------------------------------------
 
@@ -163,6 +165,34 @@ def _plain(value) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{b} for {a}" for a, b in value.items())
     return " or ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def agreement_in_words(against: dict) -> str:
+    """What `agreement_with_gaps` found, in a sentence."""
+    if not against:
+        return "No finding lies in a gap that is known."
+    own, known = against["gaps_with_a_type"], against["gaps"]
+    return (
+        f"{own} of {known} gaps with findings have a type of their own; purity {against['purity']['value']:.1%}, "
+        f"homogeneity {against['homogeneity']:.2f}, completeness {against['completeness']:.2f}"
+    )
+
+
+def graded_in_words(planted: dict) -> list[str]:
+    """What `grade_planted_gaps` found, in a sentence each: gaps found and missed, and how many findings are true."""
+    told = []
+    if "planted" in planted:
+        missed = ", ".join(planted["missed"]) or "none"
+        told.append(f"{planted['found']} of {planted['planted']} planted gaps found; missed: {missed}")
+    if "precision" in planted:
+        alarms = len(planted["false_alarms"])
+        told.append(f"{planted['precision']['value']:.1%} of the findings are true; {alarms} false alarms")
+    return told
+
+
+def known_gaps(source, target: str) -> list:
+    """The gaps that are known of a target, named as in a parameter file; [] for an ordinary one."""
+    return source.gaps(Path(downloads.resolve(target)))
 
 
 def best_blind_question(

@@ -1,28 +1,30 @@
 """A short name for each failure type, by a model that is asked for one: "clock reading", not what its questions share.
 
 It is put the fixed prompt of prompts/name.txt, without a picture: what the type's questions share, some of them, and
-what the target says for what. It may be anything that writes, as a judge may (consensus/llm_judge.py). What it replies names, and
-nothing else: no finding changes its type. A reply that is no short name is refused; the type then keeps the name that
-is made of its own words (findings/grouping.py). So is a name that most of the types get: it tells nothing apart. Where two types
-have one name, what is said for what is added.
+what the target says for what. It may be anything that writes, as a judge may (consensus/llm_judge.py). What it replies
+names, and nothing else: no finding changes its type. A reply that is no short name is refused; the type then keeps the
+name that is made of its own words (findings/grouping.py). So is a name that most of the types get: it tells nothing
+apart. Where two types have one name, what is said for what is added.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 from auditkit import specs
 from auditkit.errors import Unfinished
-from auditkit.findings.failure_types import FailureType
+from auditkit.findings.failure_types import FailureType, find_failure_types
 from auditkit.findings.grouping import DASH
+from auditkit.models.base import Writer
 from auditkit.models.batching import in_batches
-from auditkit.models.language import load_language_model
+from auditkit.models.language import language_model_loader
 from auditkit.models.offload import at_work
+from auditkit.params import Params
 from auditkit.runs import jsonl
 from auditkit.runs.costs import NAMED_FILE
 
@@ -32,18 +34,21 @@ NO_NAMES = ("yes", "no", "none", "it", "the", "i", "says")  # an answer, or how 
 QUESTIONS, CONFUSIONS = 5, 4  # of a type, shown to the model
 
 
-def name_types(types: Sequence[FailureType], p, folder: Path) -> tuple[list[FailureType], dict[str, int]]:
-    """The types under the names that `p.namer` gives them, in their order, and how many it named.
+def name_types(
+    types: Sequence[FailureType], namer: str, load: Callable[[str, str], Writer], folder: Path
+) -> tuple[list[FailureType], dict[str, int]]:
+    """The types under the names that a model gives them, in their order, and how many it named.
 
     Args:
-        p: uses namer, and device, dtype, batch_size and memory for it.
+        namer: the text that names the model; "" for none.
+        load: that text and its key -> the model (`language_model_loader`); called when something is to be asked.
         folder: where replies are kept (named.jsonl): what is on file is not asked again.
 
     Returns (types, {"named", "refused"}); ({the types as they are}, {}) without a namer.
     """
-    if not p.namer:
+    if not namer:
         return list(types), {}
-    replies = _asked([naming_prompt(kind) for kind in types], p, folder)
+    replies = _asked([naming_prompt(kind) for kind in types], namer, load, folder)
     short = [name_in(replies[naming_prompt(kind)]) for kind in types]
     often = Counter(name.lower() for name in short if name)
     short = [name if name and often[name.lower()] <= max(2, len(types) / 2) else None for name in short]
@@ -55,6 +60,16 @@ def name_types(types: Sequence[FailureType], p, folder: Path) -> tuple[list[Fail
         "named": len(short) - refused,
         "refused": refused,
     }
+
+
+def named_failure_types(scored: Sequence[dict], p: Params, folder: Path) -> tuple[list[FailureType], dict[str, int]]:
+    """The failure types of an audit under the names they get; returns as `name_types`.
+
+    Args:
+        p: uses failure_types, types_by and namer, and what `language_model_loader` does.
+    """
+    found = find_failure_types(scored, p.failure_types, p.types_by)
+    return name_types(found, p.namer, language_model_loader(p), folder)
 
 
 def naming_prompt(kind: FailureType) -> str:
@@ -86,18 +101,18 @@ def _unlike(kind: FailureType, name: str | None, often: Counter) -> str:
     return name if often[name.lower()] == 1 else f"{name} {DASH} {kind.name.rpartition(f' {DASH} ')[2]}"
 
 
-def _asked(prompts: Sequence[str], p, folder: Path) -> dict[str, str]:
+def _asked(prompts: Sequence[str], namer: str, load: Callable[[str, str], Writer], folder: Path) -> dict[str, str]:
     """The model's reply to each prompt; each batch is filed as soon as it is done."""
     path = folder / NAMED_FILE
-    replies = {row["prompt"]: row["reply"] for row in jsonl.read(path) if specs.same_model(row["namer"], p.namer)}
+    replies = {row["prompt"]: row["reply"] for row in jsonl.read(path) if specs.same_model(row["namer"], namer)}
     todo = [text for text in dict.fromkeys(prompts) if text not in replies]
     if not todo:
         return replies
-    model = load_language_model(p, "namer")
+    model = load(namer, "namer")
 
     def keep(texts: Sequence[str], said: Sequence[str | None]) -> None:
         new = [(text, reply) for text, reply in zip(texts, said, strict=True) if reply is not None]
-        about = {"namer": p.namer, "model": model.name}
+        about = {"namer": namer, "model": model.name}
         jsonl.append(path, (about | {"prompt": t, "reply": str(r)} | getattr(r, "beside", {}) for t, r in new))
         replies.update((text, str(reply)) for text, reply in new)
 

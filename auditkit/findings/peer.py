@@ -15,9 +15,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from auditkit import stats
-from auditkit.consensus.choose import choose_same
 from auditkit.consensus.normalise import normalise
+from auditkit.consensus.same import Same
 from auditkit.consensus.vote import vote_all
+from auditkit.data.source import Source
 from auditkit.findings.failure_types import ASKED, FailureType
 from auditkit.findings.grouping import matcher
 from auditkit.models.answers import AnswerBook
@@ -30,32 +31,37 @@ def compare_with_peer(
     types: Sequence[FailureType],
     scored: Sequence[dict],
     untrained: Sequence[dict],
-    peer: Writer,
-    source,
-    p,
+    peer: Writer | None,
+    source: Source,
+    alike: Same,
+    quorum: float,
+    max_answer_tokens: int,
     folder: Path,
 ) -> dict[str, dict]:
     """How often target and peer depart from the consensus on the same probes of each failure type.
 
     Args:
+        peer: None where there is none to compare with; then the result is {}.
         scored: the audit's records (score_probes).
         untrained: those of notebook 02; none where it was not run.
         source: images of the run, those that were made among them (with_counterfactuals).
-        p: uses quorum, same and max_answer_tokens.
+        alike, quorum: as for `score_probes`.
         folder: gets answers.jsonl; what it holds is not asked again.
 
     Returns {type's name: {"target": rate, "peer": rate, "untrained"?: {"target": rate, "peer": rate}}}. A type's probes
     are those that ask alike and whose consensus is one of the type's, as for `rate_when`.
     """
+    if peer is None:
+        return {}
     rows = {row["key"]: row for row in scored}
     asked = {kind.name: [rows[key] for key in kind.asked] for kind in types}
     nobody = {kind.name: _of_type(kind, untrained) for kind in types}
     put = {(row["picture"], row["question"]): row for some in (asked, nobody) for of in some.values() for row in of}
     pictures, questions = [source.picture(key) for key, _ in put], [question for _, question in put]
-    said = AnswerBook(folder / "answers.jsonl").ask(peer, pictures, questions, p.max_answer_tokens)
+    said = AnswerBook(folder / "answers.jsonl").ask(peer, pictures, questions, max_answer_tokens)
     judged = [(row["question"], s, list(row["references"].values())) for row, s in zip(put.values(), said, strict=True)]
-    verdicts = vote_all(judged, choose_same(p, folder), p.quorum)
-    peers = {one: verdict.disagrees for one, verdict in zip(put, verdicts, strict=True)}
+    verdicts = vote_all(judged, alike, quorum)
+    peers = {one: verdict.disagrees or verdict.silent for one, verdict in zip(put, verdicts, strict=True)}
 
     def both(some: Sequence[dict]) -> dict:
         wrong = (

@@ -9,8 +9,9 @@ sound: the references, asked again likewise, keep their consensus; what they agr
 visual: the references do not give the same answer on pictures that have nothing to do with it, an empty one among them;
     what can be answered without looking is no failure to see
 
-How strong the consensus must be is `quorum`. `gate_effects` says of each gate by itself what it keeps, and, where the source
-of the images knows the truth, how much of that is true. Every answer is kept in crossed.jsonl before it is judged.
+How strong the consensus must be is `quorum`. `gate_effects` says of each gate by itself what it keeps, and, where the
+source of the images knows the truth, how much of that is true. Every answer is kept in crossed.jsonl before it is
+compared.
 """
 
 import random
@@ -19,16 +20,17 @@ from pathlib import Path
 
 from PIL import Image
 
-from auditkit.audit.loop import Loader
-from auditkit.consensus.choose import choose_same
+from auditkit.audit.batches import Loader
+from auditkit.audit.score import outcome_counts
 from auditkit.consensus.same import Same
 from auditkit.consensus.vote import vote
 from auditkit.counterfactual.store import seed_of
-from auditkit.data.source import Picture
+from auditkit.data.source import Picture, Source
 from auditkit.findings.grading import grade_planted_gaps
 from auditkit.models.answers import AnswerBook
 from auditkit.models.base import generate_texts
 from auditkit.models.load import model_loader
+from auditkit.params import Params
 from auditkit.runs import jsonl
 from auditkit.runs.probe import only_findings, parse_question
 
@@ -48,7 +50,7 @@ def recheck_findings(
     scored: Sequence[dict],
     target: Loader,
     references: Sequence[Loader],
-    p,
+    p: Params,
     picture: Callable[[str], Picture],
     out: Path,
 ) -> dict[str, dict]:
@@ -80,35 +82,50 @@ def recheck_findings(
     return {row["key"]: known[row["key"]] for row in kept if row["key"] in known}
 
 
-def recheck_counts(crossed: Mapping[str, dict], scored: Sequence[dict]) -> dict[str, int]:
+def recheck_counts(rechecked: Mapping[str, dict], scored: Sequence[dict]) -> dict[str, int]:
     """How many answers target and references gave again: {"target_called", "references_called"}.
 
     What was asked of other pictures was asked once for each wording.
     """
-    asked = {row["key"]: row["question"] for row in scored if row["key"] in crossed}
-    elsewhere = {(asked[key], name): len(far) for key, row in crossed.items() for name, far in row["elsewhere"].items()}
-    again = sum(len(said) for row in crossed.values() for said in row["references"].values())
-    target = sum(len(row["target"]) for row in crossed.values())
+    asked = {row["key"]: row["question"] for row in scored if row["key"] in rechecked}
+    elsewhere = {
+        (asked[key], name): len(far) for key, row in rechecked.items() for name, far in row["elsewhere"].items()
+    }
+    again = sum(len(said) for row in rechecked.values() for said in row["references"].values())
+    target = sum(len(row["target"]) for row in rechecked.values())
     return {"target_called": target, "references_called": again + sum(elsewhere.values())}
 
 
-def apply_gates(scored: Sequence[dict], crossed: Mapping[str, dict], p, folder: Path | None = None) -> list[dict]:
-    """The scored records; a finding that does not hold under p.gates gets the outcome of the gate it falls through."""
-    alike = choose_same(p, folder)
-    rows = []
-    for row in scored:
-        why = [
-            gate
-            for gate in p.gates
-            if row["key"] in crossed and not passes_gate(gate, row, crossed[row["key"]], alike, p)
-        ]
-        rows.append(
-            row | {"outcome": REASONS[why[0]], "irrelevant_edit": False} if why and row["outcome"] == "finding" else row
-        )
-    return rows
+def all_counts(scored: Sequence[dict], rechecked: Mapping[str, dict]) -> dict[str, int]:
+    """`outcome_counts` of an audit, with what was asked again of its findings."""
+    counted = outcome_counts(scored)
+    for name, more in recheck_counts(rechecked, scored).items():
+        counted[name] += more
+    return counted
 
 
-def passes_gate(gate: str, row: Mapping, again: Mapping, alike: Same, p) -> bool:
+def apply_gates(
+    scored: Sequence[dict], rechecked: Mapping[str, dict], gates: Sequence[str], alike: Same, quorum: float
+) -> list[dict]:
+    """The scored records; a finding that does not hold gets the outcome of the first of the gates it falls through.
+
+    Args:
+        rechecked: what `recheck_findings` returns.
+        alike, quorum: as for `score_probes`.
+    """
+
+    def gated(row: dict) -> dict:
+        if row["outcome"] != "finding" or row["key"] not in rechecked:
+            return row
+        for gate in gates:
+            if not passes_gate(gate, row, rechecked[row["key"]], alike, quorum):
+                return row | {"outcome": REASONS[gate], "irrelevant_edit": False}
+        return row
+
+    return [gated(row) for row in scored]
+
+
+def passes_gate(gate: str, row: Mapping, again: Mapping, alike: Same, quorum: float) -> bool:
     """Whether one finding passes one gate, by what was said to it again (a row of `recheck_findings`)."""
     question, consensus = row["question"], row["consensus"]
     if gate == "reproduces":
@@ -116,15 +133,22 @@ def passes_gate(gate: str, row: Mapping, again: Mapping, alike: Same, p) -> bool
         return sum(departs) >= HOLDS * len(departs)
     if gate == "sound":
         together = zip(*again["references"].values(), strict=True)
-        said = [vote("", answers, alike, p.quorum, question).consensus for answers in together]
+        said = [vote("", answers, alike, quorum, question).consensus for answers in together]
         stays = [one is not None and alike(one, consensus, question) for one in said]
         return sum(stays) >= HOLDS * len(stays)
     together = zip(*again["elsewhere"].values(), strict=True)
-    said = [vote("", answers, alike, p.quorum, question).consensus for answers in together]
+    said = [vote("", answers, alike, quorum, question).consensus for answers in together]
     return not all(one is not None and alike(one, consensus, question) for one in said)
 
 
-def gate_effects(scored: Sequence[dict], crossed: Mapping[str, dict], p, source, folder: Path | None = None) -> dict:
+def gate_effects(
+    scored: Sequence[dict],
+    rechecked: Mapping[str, dict],
+    source: Source,
+    gates: Sequence[str],
+    alike: Same,
+    quorum: float,
+) -> dict[str, dict]:
     """What each gate alone does to the findings, and all that are switched on together.
 
     Args:
@@ -133,14 +157,14 @@ def gate_effects(scored: Sequence[dict], crossed: Mapping[str, dict], p, source,
 
     Returns {gate: {"kept": findings, "dropped": findings, "precision"?: rate, "dropped_true"?: rate}}: precision is the
     share of those kept that are true, dropped_true that of those dropped; the gates are "none", "consensus" (all
-    references agree), those of p.gates, and "all" of p.gates together.
+    references agree), those given, and "all" of these together.
     """
-    alike, kept = choose_same(p, folder), only_findings(scored)
+    kept = only_findings(scored)
     passes = {"none": [True] * len(kept), "consensus": [row["agreement"] > 1 - 1e-9 for row in kept]}
-    for gate in p.gates:
-        passes[gate] = [passes_gate(gate, row, crossed[row["key"]], alike, p) for row in kept]
-    if p.gates:
-        passes["all"] = [all(of) for of in zip(*(passes[gate] for gate in p.gates), strict=True)]
+    for gate in gates:
+        passes[gate] = [passes_gate(gate, row, rechecked[row["key"]], alike, quorum) for row in kept]
+    if gates:
+        passes["all"] = [all(of) for of in zip(*(passes[gate] for gate in gates), strict=True)]
     return {gate: _effect(kept, passed, source) for gate, passed in passes.items()}
 
 
@@ -161,7 +185,7 @@ def _answers(
     others: Sequence[Picture],
     picture: Callable[[str], Picture],
     book: AnswerBook,
-    p,
+    p: Params,
 ) -> list[dict]:
     """The rows of a chunk of findings; a model at a time, with all that it is to answer."""
     images = [picture(row["picture"]).image for row in chunk]
@@ -206,7 +230,7 @@ def _elsewhere(scored: Sequence[dict], picture: Callable[[str], Picture], seed: 
     return [Picture("empty", Image.new("RGB", some[0].image.size, (128, 128, 128))), *some]
 
 
-def _paraphrases(kept: Sequence[dict], picture: Callable[[str], Picture], p) -> dict[str, str | None]:
+def _paraphrases(kept: Sequence[dict], picture: Callable[[str], Picture], p: Params) -> dict[str, str | None]:
     """By key, each finding's question in other words, None where none came; nothing without a paraphraser."""
     if not p.paraphraser:
         return {}

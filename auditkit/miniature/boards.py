@@ -14,6 +14,7 @@ from PIL import Image
 from auditkit.data.source import Example, Picture, Task
 from auditkit.errors import AuditError
 from auditkit.miniature import edits, gaps, grammar, shifts
+from auditkit.miniature.gaps import Gap
 from auditkit.miniature.reading import CONTENTS, read
 from auditkit.miniature.world import POSITIONS, Scene, random_scene, render
 
@@ -106,12 +107,12 @@ class Boards:
     def truth(self, key: str, question: str) -> str | None:
         return grammar.answer(scene_of(key), question)
 
-    def gaps(self, target: Path) -> list[gaps.Gap]:
+    def gaps(self, target: Path) -> list[Gap]:
         """The table of planted gaps beside a model's weights; empty if it has none."""
         table = Path(target) / "gaps.yaml"
         return gaps.load(table) if table.exists() else []
 
-    def gap(self, key: str, question: str, planted: list[gaps.Gap]) -> str | None:
+    def gap(self, key: str, question: str, planted: list[Gap]) -> str | None:
         found = gaps.find(planted, scene_of(key), question)
         return found[0].name if found else None
 

@@ -8,17 +8,16 @@ auditkit miniature table
 from __future__ import annotations
 
 import copy
-import hashlib
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from auditkit.errors import AuditError
 from auditkit.miniature import families, gaps, lessons, teach
-from auditkit.miniature.shipped import WEIGHTS
 
 HERE = Path(__file__).parent
 
@@ -93,7 +92,7 @@ def build_one(name: str, out: Path, steps: int | None = None) -> Path:
     return save(model, processor, out / name, HERE / f"{recipe.gaps}.yaml" if recipe.gaps else None)
 
 
-def grow(model, processor, folder: Path) -> None:
+def grow(model: Any, processor: Any, folder: Path) -> None:
     """Give `model` the weights of a trained one of the same width and at most its depth; added layers start as no-ops,
     words are matched by their spelling.
 
@@ -122,6 +121,7 @@ def plant(table: Path, out: Path, start: str = "miniature:clean", steps: int = 1
     """
     from auditkit.miniature import measure
     from auditkit.models.load import load_model
+    from auditkit.models.transformers import VLM
 
     if (out / "model.safetensors").is_file():
         raise AuditError(f"{out} holds a model already, and runs may know it by that name; choose another --out.")
@@ -131,6 +131,7 @@ def plant(table: Path, out: Path, start: str = "miniature:clean", steps: int = 1
         measure.probes_in(gap, 1)
     task = lessons.Answering(planted, captions=0.0)
     clean = load_model(start, device="cpu", dtype="float32")
+    assert isinstance(clean, VLM)
     teach.teach(
         clean.model,
         clean.processor,
@@ -144,7 +145,7 @@ def plant(table: Path, out: Path, start: str = "miniature:clean", steps: int = 1
     return save(clean.model, clean.processor, out, table)
 
 
-def save(model, processor, folder: Path, table: Path | None = None) -> Path:
+def save(model: Any, processor: Any, folder: Path, table: Path | None = None) -> Path:
     """Write a model as any hub model is written, in half precision, with its table of gaps beside it."""
     folder.mkdir(parents=True, exist_ok=True)
     model.half().save_pretrained(folder)
@@ -152,12 +153,6 @@ def save(model, processor, folder: Path, table: Path | None = None) -> Path:
     if table:
         shutil.copy(table, folder / "gaps.yaml")
     return folder
-
-
-def checksums() -> str:
-    """SHA-256 of every weight file, in the format of `sha256sum`."""
-    files = sorted(WEIGHTS.rglob("*.safetensors"))
-    return "".join(f"{hashlib.sha256(f.read_bytes()).hexdigest()}  {f.relative_to(WEIGHTS)}\n" for f in files)
 
 
 def _log(folder: Path, name: str) -> Path:

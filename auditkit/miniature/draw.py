@@ -14,9 +14,10 @@ import json
 import math
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import numpy as np
@@ -24,7 +25,7 @@ import torch
 from torch import nn
 
 from auditkit.miniature import edits, painters, reading
-from auditkit.miniature.world import BACKGROUNDS, CELL, random_scene
+from auditkit.miniature.world import BACKGROUNDS, CELL, Scene, random_scene
 
 N_CONTENTS, N_BACKGROUNDS = len(reading.CONTENTS), len(BACKGROUNDS)
 BATCH = 32
@@ -75,7 +76,7 @@ def boards(backgrounds: np.ndarray, contents: np.ndarray) -> torch.Tensor:
 
 
 def autoencoder(
-    steps: int, seed: int, log: Path, learning_rate: float = 2e-3, on_part=lambda vae: None
+    steps: int, seed: int, log: Path, learning_rate: float = 2e-3, on_part: Callable = lambda vae: None
 ) -> diffusers.AutoencoderKL:
     """Train the autoencoder for `steps` batches of 16 boards, a quarter real ones, the others full of any things.
 
@@ -165,19 +166,19 @@ def cells_of(pixels: torch.Tensor) -> torch.Tensor:
     return cells.reshape(len(pixels), 16, -1)
 
 
-def numbered(scenes) -> tuple[np.ndarray, np.ndarray]:
+def numbered(scenes: Sequence[Scene]) -> tuple[np.ndarray, np.ndarray]:
     """Scenes by numbers: backgrounds [B] and contents [B, 16]."""
     names = tuple(BACKGROUNDS)
     contents = np.array([[INDEX[cell] for cell in scene.cells] for scene in scenes])
     return np.array([names.index(scene.background) for scene in scenes]), contents
 
 
-def in_parts(*arrays, size: int = 64):
+def in_parts(*arrays: Any, size: int = 64) -> Iterator[tuple]:
     return zip(*([a[i : i + size] for i in range(0, len(a), size)] for a in arrays), strict=True)
 
 
 def train(
-    parameters, loss: Callable, steps: int, learning_rate: float, log: Path, on_part: Callable = lambda: None
+    parameters: Iterable, loss: Callable, steps: int, learning_rate: float, log: Path, on_part: Callable = lambda: None
 ) -> None:
     """Minimise `loss(step) -> (loss, {name: figure})`; every 50th step goes to `log`, one JSON object a line.
 
@@ -231,7 +232,9 @@ def table_of_tokens(vae: diffusers.AutoencoderKL, numbers: np.random.Generator, 
     return torch.stack(table)
 
 
-def generator(vae: diffusers.AutoencoderKL, steps: int, seed: int, log: Path, on_part=lambda pipe: None):
+def generator(
+    vae: diffusers.AutoencoderKL, steps: int, seed: int, log: Path, on_part: Callable = lambda pipe: None
+) -> diffusers.DiffusionPipeline:
     """Train a generator on captions of up to six things and boards that show these and nothing else."""
     torch.manual_seed(seed)
     rng, numbers = random.Random(seed), np.random.default_rng(seed)
@@ -256,7 +259,14 @@ def generator(vae: diffusers.AutoencoderKL, steps: int, seed: int, log: Path, on
     return pipe
 
 
-def editor(start, vae: diffusers.AutoencoderKL, steps: int, seed: int, log: Path, on_part=lambda pipe: None):
+def editor(
+    start: Any,
+    vae: diffusers.AutoencoderKL,
+    steps: int,
+    seed: int,
+    log: Path,
+    on_part: Callable = lambda pipe: None,
+) -> diffusers.DiffusionPipeline:
     """Train an editor on batches of boards, each with a command of its own; weak kinds of command are practised more.
 
     The boards come from POOL encoded ones, of which a fifth had something changed already; their commands never end.
@@ -297,7 +307,14 @@ def editor(start, vae: diffusers.AutoencoderKL, steps: int, seed: int, log: Path
     return pipe
 
 
-def velocity_loss(pipe, texts: list[str], wanted, weight, rng: random.Random, reference=None):
+def velocity_loss(
+    pipe: Any,
+    texts: list[str],
+    wanted: torch.Tensor,
+    weight: torch.Tensor,
+    rng: random.Random,
+    reference: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Flow matching as in FLUX: predict noise - picture from a mixture of both (https://arxiv.org/abs/2403.03206).
 
     wanted, reference: tokens [B, 16, 32]; weight [B, 16]. Returns the loss and the picture
@@ -354,7 +371,7 @@ def keep_score(scores: dict[str, float], kinds: list[str], right: torch.Tensor) 
             scores[kind] = 0.95 * scores[kind] + 0.05 * sum(ones) / len(ones)
 
 
-def groups(pipe) -> list[dict]:
+def groups(pipe: Any) -> list[dict]:
     """All that is trained of a pipeline, with its pace; the autoencoder stays as it is.
 
     A cell finds itself by its rotary position alone, of which one row or column more turns only one pair of numbers in

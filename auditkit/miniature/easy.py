@@ -28,6 +28,7 @@ from auditkit.data.folder import ImageFolder
 from auditkit.data.source import Example
 from auditkit.errors import AuditError
 from auditkit.miniature import families, shipped, teach
+from auditkit.text import text_table
 
 Fact = tuple[str, ...]  # what the official answers say a picture shows, as ("rectangle", "blue")
 MANIFEST = "easy_vqa.json"  # written last, so that an export that was interrupted is done again
@@ -160,7 +161,8 @@ def _words(text: str) -> list[str]:
 def _shape(images: np.ndarray) -> np.ndarray:
     """Which pixels are not ground; the ground is plain and fills more than half: uint8 [..., 64, 64, 3] -> bool."""
     ground = np.median(images, axis=(-3, -2), keepdims=True)
-    return np.abs(images - ground).sum(-1) > 20
+    away: np.ndarray = np.abs(images - ground).sum(-1)
+    return away > 20
 
 
 def _box(image: np.ndarray) -> tuple[int, int, int, int]:
@@ -181,7 +183,7 @@ def edges(images: np.ndarray) -> np.ndarray:
     cells = _shape(images).reshape(len(images), side, patch, side, patch).swapaxes(2, 3)
     cells = cells.reshape(len(images), families.CELLS, patch, patch)
     found = []
-    for line in (cells.any(3), cells.any(2)):  # rows, then columns, that the shape reaches
+    for line in map(np.asarray, (cells.any(3), cells.any(2))):  # rows, then columns, that the shape reaches
         first, last = line.argmax(2) + 1, patch - line[..., ::-1].argmax(2)
         found += [np.where(line.any(2), end, 0) for end in (first, last)]
     return np.stack(found, axis=-1)
@@ -290,8 +292,10 @@ def build_one(name: str, out: Path, steps: int | None = None, data: Path | None 
     classes = (*map(len, book.labels), *[families.PATCH + 1] * 4)
     log = build._log(Path(out), name)
     task = Task(book, recipe)
-    how = {"learning_rate": 2.5e-3, "look": recipe.look, "cell_classes": classes, "on_score": task.score}
-    teach.teach(model, processor, task, recipe.steps, recipe.seed, log, **how)
+    teach.teach(
+        model, processor, task, recipe.steps, recipe.seed, log, learning_rate=2.5e-3, look=recipe.look,
+        cell_classes=classes, on_score=task.score,
+    )  # fmt: skip
     return build.save(model, processor, Path(out) / name)
 
 
@@ -310,9 +314,8 @@ def table(names: list[str], data: Path, n: int = 10**6) -> str:
         hits = iter([same_text(a, e.answer) for a, e in zip(said, examples, strict=True)])
         right[name] = {skill: [next(hits) for _ in rows] for skill, rows in benchmarks.items()}
         right[name]["all"] = [hit for rows in right[name].values() for hit in rows]
-    lines = [f"{'accuracy in % (n)':30}" + "".join(f"{Path(name).name:>15}" for name in names)]
+    rows = []
     for skill in [*benchmarks, "all"]:
         shares = [100 * sum(right[name][skill]) / len(right[name][skill]) for name in names]
-        title = f"{skill} ({len(right[names[0]][skill])})"
-        lines.append(f"{title:30}" + "".join(f"{share:15.1f}" for share in shares))
-    return "\n".join(lines)
+        rows.append([f"{skill} ({len(right[names[0]][skill])})", *(f"{share:.1f}" for share in shares)])
+    return text_table(["accuracy in % (n)", *(Path(name).name for name in names)], rows)

@@ -13,6 +13,7 @@ import json
 import weakref
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -312,7 +313,7 @@ def _initialise(model: nn.Module, width: int) -> None:
             nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)  # 0.02 suits widths of thousands, not of 96
 
 
-def build(family: str, size: str, tok_words: Iterable[str], corpus: Iterable[str], seed: int):
+def build(family: str, size: str, tok_words: Iterable[str], corpus: Iterable[str], seed: int) -> tuple[Any, Any]:
     """A model of `family` ("paligemma2", "gemma3", "idefics3", "llava") with random weights, and its processor.
 
     Raises AuditError for an unknown family or size.
@@ -331,7 +332,7 @@ def build(family: str, size: str, tok_words: Iterable[str], corpus: Iterable[str
     return model.eval(), processor
 
 
-def family_of(processor) -> Family:
+def family_of(processor: Any) -> Family:
     """The family a processor belongs to, by its class."""
     classes = {hf.PaliGemmaProcessor: "paligemma2", hf.Gemma3Processor: "gemma3", hf.Idefics3Processor: "idefics3"}
     return FAMILIES[classes.get(type(processor), "llava")]
@@ -346,7 +347,7 @@ def _pieces(family: Family, turns: Sequence[tuple[str, str]], isolated: bool = F
     return pieces
 
 
-def text_of(processor, turns: Sequence[tuple[str, str]]) -> str:
+def text_of(processor: Any, turns: Sequence[tuple[str, str]]) -> str:
     """A chat of (question, answer) turns on one image as the fully expanded text that the model is trained on."""
     return "".join(_pieces(family_of(processor), turns))
 
@@ -364,7 +365,7 @@ def _ids(tok, pieces: list[str]) -> dict[str, list[int]]:
     return known
 
 
-def pixels(processor, images: np.ndarray) -> torch.Tensor:
+def pixels(processor: Any, images: np.ndarray) -> torch.Tensor:
     """Normalise uint8 images [B, 64, 64, 3] as the image processor would: float32 [B, 3, 64, 64]."""
     p = processor.image_processor
     mean, std = torch.tensor(p.image_mean).view(3, 1, 1), torch.tensor(p.image_std).view(3, 1, 1)
@@ -372,7 +373,9 @@ def pixels(processor, images: np.ndarray) -> torch.Tensor:
     return ((x * p.rescale_factor - mean) / std).contiguous()
 
 
-def encode(processor, chats: Sequence[Sequence[tuple[str, str]]], images: np.ndarray, isolated: bool = False) -> dict:
+def encode(
+    processor: Any, chats: Sequence[Sequence[tuple[str, str]]], images: np.ndarray, isolated: bool = False
+) -> dict[str, torch.Tensor]:
     """A right-padded training batch of chats, one image each.
 
     chats: per image a pack of independent (question, answer) turns; images: uint8 [B, 64, 64, 3].
@@ -383,9 +386,9 @@ def encode(processor, chats: Sequence[Sequence[tuple[str, str]]], images: np.nda
     [B, 1, T, T] with position_ids if isolated), pixel_values, and token_type_ids / pixel_attention_mask if wanted.
     """
     family, tok = family_of(processor), processor.tokenizer
-    rows = [_pieces(family, turns, isolated) for turns in chats]
-    known = _ids(tok, [piece for row in rows for piece in row])
-    rows = [[known[piece] for piece in row] for row in rows]
+    texts = [_pieces(family, turns, isolated) for turns in chats]
+    known = _ids(tok, [piece for row in texts for piece in row])
+    rows = [[known[piece] for piece in row] for row in texts]
     shape = len(rows), max(sum(map(len, row)) for row in rows)
     ids, labels = np.full(shape, tok.pad_token_id), np.full(shape, -100)
     turn = np.full(shape, -1)  # 0 the opening, k the k-th turn, -1 padding
@@ -417,22 +420,22 @@ def encode(processor, chats: Sequence[Sequence[tuple[str, str]]], images: np.nda
         same = turn[:, :, None] == turn[:, None]
         seen = (same | (turn[:, None] == 0)) & np.tri(shape[1], dtype=bool) | same & both[:, :, None] & both[:, None]
         batch["attention_mask"] = np.where(seen, np.float32(0), np.finfo(np.float32).min)[:, None]
-    batch = {key: torch.from_numpy(value) for key, value in batch.items()}
-    batch["pixel_values"] = pixels(processor, images)
+    tensors = {key: torch.from_numpy(value) for key, value in batch.items()}
+    tensors["pixel_values"] = pixels(processor, images)
     if isinstance(processor, hf.Idefics3Processor):
-        batch["pixel_values"] = batch["pixel_values"][:, None]
-        batch["pixel_attention_mask"] = torch.ones((len(rows), 1, IMAGE, IMAGE), dtype=torch.int64)
-    return batch
+        tensors["pixel_values"] = tensors["pixel_values"][:, None]
+        tensors["pixel_attention_mask"] = torch.ones((len(rows), 1, IMAGE, IMAGE), dtype=torch.int64)
+    return tensors
 
 
-def can_isolate(processor) -> bool:
+def can_isolate(processor: Any) -> bool:
     """Whether packing questions with `encode(isolated=True)` is exact for this family: in PaliGemma images see the
     question.
     """
     return not isinstance(processor, hf.PaliGemmaProcessor)
 
 
-def text_model(model: nn.Module) -> nn.Module:
+def text_model(model: Any) -> Any:
     """The text part of a vision-language model."""
     return model.model.text_model if hasattr(model.model, "text_model") else model.model.language_model
 
@@ -447,13 +450,15 @@ def answer_index(labels: torch.Tensor) -> torch.Tensor:
     return (first.flatten().cumsum(0) - 1)[answer.flatten()]
 
 
-def states(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+def states(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """The text part's last states from which the answer tokens of a batch are predicted: [n_answer_tokens, width]."""
     hidden = model.model(**{k: v for k, v in batch.items() if k != "labels"}, use_cache=False).last_hidden_state
     return hidden[:, :-1][batch["labels"][:, 1:] != -100]
 
 
-def loss(model: nn.Module, batch: dict[str, torch.Tensor], found: torch.Tensor | None = None):
+def loss(
+    model: Any, batch: dict[str, torch.Tensor], found: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Cross-entropy over the answer tokens of a batch from encode(); the head is applied at those positions alone.
 
     found: what `states` gave, if it was called before. Returns (mean, correct [n_answer_tokens] bool).
@@ -463,6 +468,6 @@ def loss(model: nn.Module, batch: dict[str, torch.Tensor], found: torch.Tensor |
     return nn.functional.cross_entropy(logits, wanted), logits.argmax(-1) == wanted
 
 
-def vision_features(model: nn.Module, pixel_values: torch.Tensor) -> torch.Tensor:
+def vision_features(model: Any, pixel_values: torch.Tensor) -> torch.Tensor:
     """What the vision tower says of each cell, before the projector: [B, 16, width], row by row."""
     return model.model.get_image_features(pixel_values).last_hidden_state[:, -CELLS:]  # CLIP puts its class token first

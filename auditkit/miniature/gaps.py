@@ -14,7 +14,6 @@ question does not lie in the gap.
 
 from __future__ import annotations
 
-import difflib
 import operator
 import re
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ import yaml
 from auditkit.errors import AuditError
 from auditkit.miniature.grammar import SKILLS, facts
 from auditkit.miniature.world import Scene
+from auditkit.text import nearest
 
 COMPARISONS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
 FACTS = """skill truth background objects position row column kind shape colour size pattern value side opposite about
@@ -104,10 +104,10 @@ def load(path: Path) -> list[Gap]:
 
 def _known(where: str, what: str, word: str, words) -> None:
     if word not in words:
-        near = difflib.get_close_matches(str(word), list(words), 1)
+        near = nearest(word, words)
         raise AuditError(
             f"{where}: {what} {word!r} is not known"
-            + (f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(words)}")
+            + (f"; did you mean {near!r}?" if near else f"; known are {', '.join(words)}")
         )
 
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from auditkit.miniature.world import COLOURS, PATTERNS, POSITIONS, SHAPES, SIDE, SIZES, Cell, Scene
 
@@ -22,7 +23,7 @@ OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "bel
 ADJECTIVES = {**dict.fromkeys(COLOURS, "colour"), **dict.fromkeys(PATTERNS, "pattern"), **dict.fromkeys(SIZES, "size")}
 
 
-def one_of(names) -> str:
+def one_of(names: Iterable[str]) -> str:
     return "(" + "|".join(names) + ")"
 
 
@@ -290,7 +291,7 @@ def ask(scene: Scene, rng: random.Random, skill: str | None = None) -> str:
     return SKILLS[skill or rng.choice(tuple(SKILLS))].write(scene, rng)
 
 
-def facts(scene: Scene, question: str) -> dict[str, str | int] | None:
+def facts(scene: Scene, question: str) -> dict[str, Any] | None:
     """Everything a planted gap may depend on: the skill, the truth, the asked-for words, and what stands where the
     question points.
 
@@ -302,7 +303,7 @@ def facts(scene: Scene, question: str) -> dict[str, str | int] | None:
     if found is None:
         return None
     skill, words = found
-    known: dict[str, str | int] = {
+    known: dict[str, Any] = {
         "skill": skill,
         "truth": answer(scene, question),
         "background": scene.background,

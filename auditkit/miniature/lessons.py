@@ -7,7 +7,7 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -165,7 +165,7 @@ class Answering:
 
     def __init__(
         self,
-        gaps: list[planted.Gap] = (),
+        gaps: Sequence[planted.Gap] = (),
         style: dict[str, str] | None = None,
         scenes: Callable = random_scene,
         captions: float = 0.2,  # share of the training, from its start, that only describes boards
@@ -313,9 +313,10 @@ class Asking(Answering):
     """The auditor's lessons: writing a question when given the auditor's prompt, describing, and answering."""
 
     images, turns = 64, 2  # its prompts are long
-    kinds, shares = ("write", "describe", "answer"), (5, 3, 2)
+    kinds: tuple[str, ...] = ("write", "describe", "answer")
+    shares: tuple[int, ...] = (5, 3, 2)
 
-    def chat(self, rng, turns):
+    def chat(self, rng: random.Random, turns: int) -> tuple[Scene, list[tuple[str, str, str]]]:
         scene = self.scenes(rng)
         kinds = rng.choices(self.kinds, self.shares, k=turns)
         return scene, [self._turn(scene, rng, kind) for kind in kinds]
@@ -365,7 +366,7 @@ class Wishing(Asking):
 
     kinds, shares = (*Asking.kinds, "edit", "regenerate"), (*Asking.shares, 2, 2)
 
-    def chat(self, rng, turns):
+    def chat(self, rng: random.Random, turns: int) -> tuple[Scene, list[tuple[str, str, str]]]:
         """At most one of the two a board: they are the longest, and all rows of a batch are as long as its longest."""
         while True:
             scene, chat = super().chat(rng, turns)

@@ -18,13 +18,13 @@ from auditkit.miniature import edits, gaps, grammar
 from auditkit.miniature.boards import Boards, scene_of
 from auditkit.miniature.world import Scene, random_scene, render
 from auditkit.models import downloads
-from auditkit.models.base import answer_questions
+from auditkit.models.base import Writer, answer_questions
 from auditkit.models.load import load_model
-from auditkit.models.transformers import VLM
 from auditkit.runs.probe import parse_question, parse_wish
+from auditkit.text import text_table
 
 
-def accuracy(model: VLM, probes: list[tuple[Scene, str]]) -> dict:
+def accuracy(model: Writer, probes: list[tuple[Scene, str]]) -> dict:
     """The share of (scene, question) probes that a model answers truly, as a rate with interval and n."""
     images = [Image.fromarray(render(scene)) for scene, _ in probes]
     said = answer_questions(model, images, [question for _, question in probes])
@@ -34,7 +34,7 @@ def accuracy(model: VLM, probes: list[tuple[Scene, str]]) -> dict:
     return stats.rate(right, len(probes))
 
 
-def skills(model: VLM, n: int) -> dict[str, dict]:
+def skills(model: Writer, n: int) -> dict[str, dict]:
     """Accuracy on each of the sixteen benchmarks, n held-out examples each."""
     found = {}
     for skill, examples in Boards().benchmarks(n).items():
@@ -73,32 +73,30 @@ def table(names: list[str], n: int = 200) -> str:
     """A printed table: models across, skills down; then, for each model with planted gaps, how true they are."""
     models = {name: load_model(name if "/" in name or Path(name).exists() else f"miniature:{name}") for name in names}
     by_skill = {name: skills(model, n) for name, model in models.items()}
-    rows = [
-        f"accuracy in % on {n} held-out questions a skill",
-        f"{'':24}" + "".join(f"{name[-10:]:>11}" for name in names),
+    skill_rows = [
+        [skill, *(f"{100 * by_skill[name][skill]['value']:.1f}" for name in names)] for skill in grammar.SKILLS
     ]
-    for skill in grammar.SKILLS:
-        rows.append(f"{skill:24}" + "".join(f"{100 * by_skill[name][skill]['value']:11.1f}" for name in names))
     means = [sum(r["value"] for r in by_skill[name].values()) / len(grammar.SKILLS) for name in names]
-    rows.append(f"{'mean':24}" + "".join(f"{100 * mean:11.1f}" for mean in means))
+    skill_rows.append(["mean", *(f"{100 * mean:.1f}" for mean in means)])
+    lines = [f"accuracy in % on {n} held-out questions a skill", text_table(["skill", *names], skill_rows)]
     for name, model in models.items():
         planted = Boards().gaps(
             Path(downloads.resolve(name if "/" in name or Path(name).exists() else f"miniature:{name}"))
         )
         if planted:
             outside = accuracy(model, probes_outside(planted, 10 * n))
-            rows += [
+            wrong = [(gap, 1 - accuracy(model, probes_in(gap, n // 2))["value"]) for gap in planted]
+            rows = [[gap.skill, gap.name, f"{100 * share:.1f}"] for gap, share in wrong]
+            lines += [
                 "",
                 f"{name}: {100 * outside['value']:.1f} % right outside its gaps (n={outside['n']}); "
                 f"wrong inside (n={n // 2} each):",
+                text_table(["skill", "gap", "% wrong"], rows, "llr"),
             ]
-            for gap in planted:
-                inside = accuracy(model, probes_in(gap, n // 2))
-                rows.append(f"  {100 - 100 * inside['value']:5.1f} %  {gap.skill}: {gap.name}")
-    return "\n".join(rows)
+    return "\n".join(lines)
 
 
-def written(model: VLM, n: int, temperature: float = 0.7, seed: int = 0) -> dict[str, dict]:
+def written(model: Writer, n: int, temperature: float = 0.7, seed: int = 0) -> dict[str, dict]:
     """What an auditor writes in each way about n boards it has not seen: {way: {fact of FACTS: rate, "kinds": counts}}.
 
     The kinds are the skills of questions, the kinds of edit commands, and how many things a caption holds.
@@ -170,10 +168,11 @@ def writings(names: list[str], n: int = 500) -> str:
     """A printed table: of n texts a way by each auditor, sampled at temperature 0.7, the share of which each of FACTS
     holds, and their kinds.
     """
-    rows = [f"% of {n} texts a way   " + "".join(f"{name:>21}" for name in FACTS)]
+    rows, kinds = [], []
     for name in names:
         model = load_model(name if "/" in name or Path(name).exists() else f"miniature:{name}")
         for way, facts in written(model, n).items():
-            rows.append(f"{model.name} {way}".ljust(23) + "".join(f"{100 * facts[f]['value']:21.1f}" for f in FACTS))
-            rows.append("    " + ", ".join(f"{kind} {count}" for kind, count in sorted(facts["kinds"].items())))
-    return "\n".join(rows)
+            label = f"{model.name} {way}"
+            rows.append([label, *(f"{100 * facts[fact]['value']:.1f}" for fact in FACTS)])
+            kinds.append(f"{label}: " + ", ".join(f"{kind} {count}" for kind, count in sorted(facts["kinds"].items())))
+    return "\n".join([text_table([f"% of {n} texts a way", *FACTS], rows), "", *kinds])

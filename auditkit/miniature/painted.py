@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from typing import Any
 
 from PIL import Image
 
 from auditkit import stats
-from auditkit.counterfactual.make import Painter, edit_images, load_painter, regenerate_images
+from auditkit.counterfactual.make import ImagePipeline, edit_images, load_pipeline, regenerate_images
 from auditkit.miniature import edits, reading
 from auditkit.miniature.world import SIDE, Cell, Scene, random_scene, render
+from auditkit.text import text_table, with_interval
 
 STEPS = (1, 2, 4, 8)
 
@@ -31,7 +33,7 @@ def tasks(n: int, seed: int = 0) -> list[tuple[Scene, str]]:
     return found
 
 
-def edited(painter, n: int, steps: int, seed: int = 0, shuffled: bool = False) -> dict:
+def edited(painter: Any, n: int, steps: int, seed: int = 0, shuffled: bool = False) -> dict:
     """Rates of an editor on n boards of every kind of command: "applied" by kind and over "all", "rest" (other cells as
     they were, and their background too), and "seconds" an image.
 
@@ -69,7 +71,7 @@ def edited(painter, n: int, steps: int, seed: int = 0, shuffled: bool = False) -
     }
 
 
-def generated(painter, n: int, steps: int, seed: int = 0) -> dict:
+def generated(painter: Any, n: int, steps: int, seed: int = 0) -> dict:
     """Rates of a generator on n new captions: things "there" by kind and over "all", places left "empty" that should
     be, the "background", and "seconds" an image.
     """
@@ -94,37 +96,32 @@ def generated(painter, n: int, steps: int, seed: int = 0) -> dict:
     }
 
 
-def _in(painter: Painter, steps: int) -> Painter:
+def _in(painter: ImagePipeline, steps: int) -> ImagePipeline:
     return replace(painter, call=painter.call | {"num_inference_steps": steps})
 
 
 def table(n: int = 200, editor: str = "miniature:editor", generator: str = "miniature:generator") -> str:
     """Both pipelines' rates at each number of steps, printed."""
-    painter = load_painter(editor, "cpu")
+    painter = load_pipeline(editor, "cpu")
     by_steps = [edited(painter, n, steps) for steps in STEPS]
     control = edited(painter, n, STEPS[0], shuffled=True)
+    steps = [str(steps) for steps in STEPS]
     rows = [
-        f"editor: {n} new boards for each kind of command, % with 95 % interval; last: shuffled commands, 1 step",
-        _row("steps", [str(steps) for steps in STEPS] + ["shuffled"]),
+        [kind, *(with_interval(found["applied"][kind]) for found in (*by_steps, control))]
+        for kind in (*edits.COMMANDS, "all")
     ]
-    for kind in (*edits.COMMANDS, "all"):
-        rows.append(_row(kind, [_percent(found["applied"][kind]) for found in (*by_steps, control)]))
-    rows.append(_row("other cells unchanged", [_percent(found["rest"]) for found in by_steps]))
-    rows.append(_row("ms an image", [f"{1000 * found['seconds']:.1f}" for found in by_steps]))
-    painter = load_painter(generator, "cpu")
+    rows.append(["other cells unchanged", *(with_interval(found["rest"]) for found in by_steps), ""])
+    rows.append(["ms an image", *(f"{1000 * found['seconds']:.1f}" for found in by_steps), ""])
+    said = [f"editor: {n} new boards for each kind of command, % with 95 % interval; last: shuffled commands, 1 step"]
+    said += [text_table(["steps", *steps, "shuffled"], rows)]
+    painter = load_pipeline(generator, "cpu")
     by_steps = [generated(painter, 2 * n, steps) for steps in STEPS]
-    rows += ["", f"generator: {2 * n} new captions of up to {edits.MOST} things", _row("steps", list(map(str, STEPS)))]
-    for kind in ("object", "text", "clock", "sign", "all"):
-        rows.append(_row(f"{kind} there", [_percent(found["there"][kind]) for found in by_steps]))
-    rows.append(_row("other cells empty", [_percent(found["empty"]) for found in by_steps]))
-    rows.append(_row("background", [_percent(found["background"]) for found in by_steps]))
-    rows.append(_row("ms an image", [f"{1000 * found['seconds']:.1f}" for found in by_steps]))
-    return "\n".join(rows)
-
-
-def _row(name: str, columns: list[str]) -> str:
-    return f"{name:24}" + "".join(f"{column:>20}" for column in columns)
-
-
-def _percent(found: dict) -> str:
-    return f"{100 * found['value']:.1f} ({100 * found['low']:.1f}-{100 * found['high']:.1f})"
+    rows = [
+        [f"{kind} there", *(with_interval(found["there"][kind]) for found in by_steps)]
+        for kind in ("object", "text", "clock", "sign", "all")
+    ]
+    rows.append(["other cells empty", *(with_interval(found["empty"]) for found in by_steps)])
+    rows.append(["background", *(with_interval(found["background"]) for found in by_steps)])
+    rows.append(["ms an image", *(f"{1000 * found['seconds']:.1f}" for found in by_steps)])
+    said += ["", f"generator: {2 * n} new captions of up to {edits.MOST} things", text_table(["steps", *steps], rows)]
+    return "\n".join(said)

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import torch
@@ -42,14 +42,13 @@ def words() -> list[str]:
     return list(dict.fromkeys([*WORDS, *(w for group in of_the_world for w in group), *signs, *world.POSITIONS]))
 
 
-def tokenizer(length: int, form: str, known: Sequence[str] | None = None) -> hf.PreTrainedTokenizerFast:
+def tokenizer(length: int, form: str) -> hf.PreTrainedTokenizerFast:
     """One word, one token; a word it does not know is "<unk>", which the training strews in so that it is skipped over.
 
     length: tokens, to which texts are cut and padded. form: "$A </s>" as T5 has it or "<s> $A </s>" as CLIP has it.
-    known: the words, if not those of commands and captions.
     """
     specials = ["<pad>", "<unk>", "<s>", "</s>"]  # CLIP pools at the first end token, unless its id is 2 (an old error)
-    vocab = {word: i for i, word in enumerate([*specials, *(known or words())])}
+    vocab = {word: i for i, word in enumerate([*specials, *words()])}
     made = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
     made.pre_tokenizer = pre_tokenizers.Whitespace()
     made.post_processor = processors.TemplateProcessing(single=form, special_tokens=[("<s>", 2), ("</s>", 3)])
@@ -196,10 +195,14 @@ def unpack(tokens: torch.Tensor) -> torch.Tensor:
     return diffusers.FluxPipeline._unpack_latents(rows, SIDE, SIDE, SIDE // (2 * cells * k))
 
 
-def save(pipe, folder: Path) -> Path:
+def save(pipe: Any, folder: Path) -> Path:
     """Write a pipeline as any hub pipeline is written, in half precision, with what its calls want (painter.json)."""
     copy.deepcopy(pipe).to(dtype=torch.float16).save_pretrained(folder)
     length = pipe.tokenizer_2.model_max_length
     wants = {"size": str(SIDE), "steps": STEPS, "max_length": length, "batch_size": 64}
     (folder / pipelines.DEFAULTS).write_text(json.dumps(wants) + "\n", encoding="utf-8")
+    for config in folder.rglob("*.json"):  # diffusers notes in which folder of this machine it found a part
+        settings = json.loads(config.read_text(encoding="utf-8"))
+        if settings.pop("_name_or_path", None) is not None:
+            config.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     return folder

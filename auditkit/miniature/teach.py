@@ -16,12 +16,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from auditkit.miniature import families
+from auditkit.models.trainer_internals import attention_of
 
 Chat = list[tuple[str, str]]  # (question, answer) turns about one image
 
@@ -39,8 +41,8 @@ class Lesson:
 
 
 def teach(
-    model,
-    processor,
+    model: Any,
+    processor: Any,
     draw: Callable[[random.Random, float], Lesson],
     steps: int,
     seed: int,
@@ -50,7 +52,7 @@ def teach(
     cell_classes: tuple[int, ...] = (),
     fuse: bool = False,
     on_score: Callable[[dict[str, float]], None] = lambda scores: None,
-    on_part: Callable[[int], None] = lambda step: None,
+    on_part: Callable[[int], object] = lambda step: None,
 ) -> None:
     """Train `model` in place for `steps` batches of `draw(rng, progress)`, progress from 0 to 1; the log goes to
     `log`, one JSON object a line.
@@ -67,7 +69,7 @@ def teach(
     if fuse and shutil.which("g++"):
         for layer in families.text_model(model).layers:
             layer.compile(dynamic=True)
-    attention = families.text_model(model).config._attn_implementation
+    attention = attention_of(families.text_model(model).config)
     model.set_attn_implementation("eager")  # compiled: 0.27 s a step of Gemma3, the fused kernel 0.42 s
     width = model.config.vision_config.hidden_size
     heads = nn.Linear(width, sum(cell_classes)) if cell_classes else None
@@ -126,7 +128,8 @@ def teach(
 def _see(heads: nn.Linear, features: torch.Tensor, cells: torch.Tensor, classes: tuple[int, ...]) -> torch.Tensor:
     """Cross-entropy of naming each cell's attributes from its feature; features [B, 16, C], cells [B, 16, heads]."""
     logits = heads(features).flatten(0, 1).split(classes, dim=-1)
-    return sum(nn.functional.cross_entropy(one, cells[..., i].flatten()) for i, one in enumerate(logits)) / len(classes)
+    losses = [nn.functional.cross_entropy(one, cells[..., i].flatten()) for i, one in enumerate(logits)]
+    return sum(losses, torch.tensor(0.0)) / len(classes)
 
 
 def _keep_score(scores: dict[str, float], skills: list[str], right: torch.Tensor, labels: torch.Tensor) -> None:

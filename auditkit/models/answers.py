@@ -1,5 +1,6 @@
 """Every answer that a model gave, on disk as soon as its batch is done."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -67,3 +68,8 @@ class AnswerBook:
 
     def _missing(self, keys: list[tuple]) -> list[tuple]:
         return [key for key in keys if key not in self._answers]
+
+
+def answers_by_model(*paths: Path) -> Counter:
+    """How many answers of each model, by its name, these books hold; a book given twice counts once."""
+    return Counter(row["model"] for path in set(paths) for row in jsonl.read(path))

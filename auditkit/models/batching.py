@@ -12,7 +12,7 @@ WRITER = "give it fewer pixels (?max_pixels=...) or bits (?bits=4), or let the m
 
 
 class Batched(Protocol):
-    """Whatever works in batches: a model that writes (models/transformers.py), a pipeline that paints (counterfactual/make.py)."""
+    """Whatever works in batches: a model that writes, a pipeline that makes images."""
 
     name: str
     batch_size: int

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from auditkit import specs
 from auditkit.errors import AuditError
+from auditkit.models.trainer_internals import reads_images
 from auditkit.params import project_root
 from auditkit.specs import HUB_SECONDS
 from auditkit.text import short_error
@@ -67,8 +68,8 @@ def source(place: str, spec: str | Path, own: dict, index: str = "config.json") 
     except (errors.HTTPError, OSError) as error:
         if not isinstance(cached, str):
             raise AuditError(
-                f'"{spec}": no such folder, and {constants.ENDPOINT} cannot be reached ({short_error(error)}); name a folder '
-                "that is here, or come back with a network."
+                f'"{spec}": no such folder, and {constants.ENDPOINT} cannot be reached ({short_error(error)}); name a '
+                "folder that is here, or come back with a network."
             ) from error
     else:
         return place, how
@@ -81,7 +82,7 @@ def config_of(place: str, spec: str | Path, how: dict):
     Raises AuditError when there is none, or when it is not that of a vision-language model.
     """
     import transformers
-    from transformers import AutoConfig, AutoModelForImageTextToText
+    from transformers import AutoConfig
 
     try:
         found = AutoConfig.from_pretrained(place, **how)
@@ -93,7 +94,7 @@ def config_of(place: str, spec: str | Path, how: dict):
             ) from error
         raise AuditError(f'"{spec}": no model configuration at {place} ({short_error(error)}).') from error
     remote = "AutoModelForImageTextToText" in getattr(found, "auto_map", {}) and how["trust_remote_code"]
-    if type(found) not in AutoModelForImageTextToText._model_mapping and not remote:
+    if not reads_images(found) and not remote:
         raise AuditError(f'"{spec}": a {found.model_type} model does not read images; name a vision-language model.')
     return found
 

@@ -1,7 +1,8 @@
 """Language models without eyes: as a judge of answers, or to name failure types."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +13,9 @@ from auditkit.errors import AuditError
 from auditkit.models import downloads
 from auditkit.models.base import Writer, quiet
 from auditkit.models.device import choose_device, choose_dtype
-from auditkit.models.load import model_loader
+from auditkit.models.load import load_model
+from auditkit.models.trainer_internals import reads_images
+from auditkit.params import Params
 from auditkit.text import short_error
 
 
@@ -51,25 +54,34 @@ class TextModel:
         return [text.strip() for text in self.tokenizer.batch_decode(new, skip_special_tokens=True)]
 
 
-def load_language_model(p, key: str = "same") -> Writer:
-    """The model that a parameter, `same` or `namer`, names: as an image-text model where it is one, else as a language
-    model.
+def load_language_model(
+    text: str,
+    key: str = "same",
+    device: str = "auto",
+    dtype: str = "auto",
+    batch_size: int = 128,
+    turns: bool = False,
+) -> Writer:
+    """The model that a text names: as an image-text model where it is one, else as a language model.
+
+    Args:
+        text, device, dtype, batch_size, turns: as for `load_model`.
+        key: the parameter that names it, for what is said of errors.
 
     Raises AuditError for a model that cannot be had, for weights that are no safetensors, and for no chat template.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     from auditkit.models.offload import Parked, quantization
 
-    text = getattr(p, key)
-    spec = specs.parse(text)
+    spec, seeing = specs.parse(text), partial(load_model, text, device, dtype, batch_size, turns=turns)
     if spec.engine != "transformers":
-        return model_loader(p)(text)
+        return seeing()
     own = spec.options
     place, source = downloads.source(downloads.resolve(text), text, own)
-    device = choose_device(own.get("device", p.device))
-    turns = p.memory == "turns" and device != "cpu" and "bits" not in own
-    how = {"dtype": choose_dtype(own.get("dtype", p.dtype), device), "attn_implementation": own.get("attention")}
+    device = choose_device(own.get("device", device))
+    turns = turns and device != "cpu" and "bits" not in own
+    how = {"dtype": choose_dtype(own.get("dtype", dtype), device), "attn_implementation": own.get("attention")}
     if device != "cpu" and not turns:
         how["device_map"] = {"": device}
     if "bits" in own:
@@ -77,8 +89,8 @@ def load_language_model(p, key: str = "same") -> Writer:
     try:
         config = AutoConfig.from_pretrained(place, **source)
         own_code = getattr(config, "auto_map", {})
-        if type(config) in AutoModelForImageTextToText._model_mapping or "AutoModelForImageTextToText" in own_code:
-            return model_loader(p)(text)
+        if reads_images(config) or "AutoModelForImageTextToText" in own_code:
+            return seeing()
         with quiet():
             tokenizer = AutoTokenizer.from_pretrained(place, padding_side="left", **source)
     except (OSError, ValueError, KeyError) as error:
@@ -93,4 +105,11 @@ def load_language_model(p, key: str = "same") -> Writer:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     parked = Parked(model, device) if turns else None
-    return TextModel(spec.name, model, tokenizer, own.get("batch_size", p.batch_size), parked)
+    return TextModel(spec.name, model, tokenizer, own.get("batch_size", batch_size), parked)
+
+
+def language_model_loader(p: Params) -> Callable[..., Writer]:
+    """`load_language_model` as a parameter file wants it: with its device, dtype, batch_size and memory."""
+    return partial(
+        load_language_model, device=p.device, dtype=p.dtype, batch_size=p.batch_size, turns=p.memory == "turns"
+    )

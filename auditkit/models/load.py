@@ -8,6 +8,7 @@ from auditkit import specs
 from auditkit.errors import AuditError
 from auditkit.models.base import Writer
 from auditkit.models.transformers import load_transformers
+from auditkit.params import Params
 
 
 def load_model(
@@ -47,7 +48,7 @@ def load_model(
     return load_transformers(parsed, spec, device, dtype, batch_size, adapter, turns)
 
 
-def model_loader(p) -> Callable[..., Writer]:
+def model_loader(p: Params) -> Callable[..., Writer]:
     """`load_model` as a parameter file wants it: with its device, dtype, batch_size and memory."""
     return functools.partial(
         load_model, device=p.device, dtype=p.dtype, batch_size=p.batch_size, turns=p.memory == "turns"

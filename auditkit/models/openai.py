@@ -10,14 +10,14 @@ are large in it, and `?max_pixels=` makes them smaller.
 A key is read from the environment variable that `?key=` names, goes to that address alone and is written nowhere.
 Without `?key=`, OPENAI_API_KEY is used for api.openai.com and no key for any other server.
 
-What a server charges for rides on each answer (`Written.beside`) into its row of answers.jsonl; runs/costs.py adds it up.
+What a server charges for rides on each answer (`EndpointText.beside`) into its row of answers.jsonl; runs/costs.py adds
+it up.
 """
 
 from __future__ import annotations
 
 import base64
 import concurrent.futures
-import difflib
 import io
 import os
 from collections.abc import Sequence
@@ -30,6 +30,7 @@ from PIL import Image
 from auditkit import specs
 from auditkit.errors import AuditError, Unfinished
 from auditkit.models.offload import shrunk
+from auditkit.text import nearest
 
 if TYPE_CHECKING:
     import openai
@@ -228,8 +229,8 @@ class Endpoint:
             names = []
         if not names:
             return "; an address usually ends in /v1"
-        near = difflib.get_close_matches(self.model, names, 5, 0.4)
-        shown = [*near, *(name for name in names if name not in near)][:10]
+        near = nearest(self.model, names, cutoff=0.4)
+        shown = sorted(names, key=lambda name: name != near)[:10]
         return f"; it serves {', '.join(shown)}" + (f" and {len(names) - 10} more" if len(names) > 10 else "")
 
     def _said(self, error: openai.OpenAIError) -> str:

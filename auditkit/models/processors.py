@@ -5,13 +5,13 @@ other in both directions, and what describes a picture besides its pixels.
 """
 
 from collections.abc import Sequence
-from types import SimpleNamespace
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from auditkit.errors import AuditError
 from auditkit.models.offload import shrunk
+from auditkit.models.trainer_internals import without_video
 
 # PaliGemma is asked with a task prefix and has no chat template; its processor adds BOS and "\n" of its own.
 PALIGEMMA = (
@@ -61,29 +61,6 @@ def settled(processor):
         if _rendered(processor, "?", True).startswith(tokenizer.bos_token):
             tokenizer.add_bos_token = False  # or a chat's text, tokenized, would begin twice
     return processor
-
-
-def without_video(kind: type) -> type:
-    """A processor's class without its video part, which is the last of its parts."""
-    from transformers import ProcessorMixin
-
-    class WithoutVideo(ProcessorMixin):
-        """Between the class and ProcessorMixin, which would insist on the part."""
-
-        video_processor = SimpleNamespace(num_frames=None, fps=None)  # what SmolVLM's looks up, also without a video
-
-        def __init__(self, *parts, video_processor=None, **named):
-            super().__init__(*parts[: len(self.get_attributes())], **named)
-
-        @classmethod
-        def get_attributes(cls):
-            return [name for name in super().get_attributes() if name != "video_processor"]
-
-        @classmethod
-        def _get_arguments_from_pretrained(cls, *place, **how):
-            return [*super()._get_arguments_from_pretrained(*place, **how), None]
-
-    return type(kind.__name__, (kind, WithoutVideo), {"__module__": kind.__module__})
 
 
 def is_paligemma(processor) -> bool:

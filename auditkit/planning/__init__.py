@@ -2,5 +2,6 @@
 
 In: a model's text or a parameter file. Out: what check.py found, the plan of memory, calls and time, measured speed.
 Start with check.py and plan.py; memory.py holds the formulas, sizes.py the sizes they take.
-Imports nearly all rooms, for it tries in small what a run does in large; no stage of a run needs it.
+Imports nearly all rooms, for it tries in small what a run does in large; of the stages only
+notebook 00 asks it (setup.py).
 """

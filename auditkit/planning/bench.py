@@ -1,19 +1,18 @@
 """How fast this machine is with the paper's models, and whether the plan of their memory is true. No weights needed.
 
-Models have their published configurations and random weights (planning/random_models.py), so nothing is downloaded. What is timed is the
-kit itself: `generate_texts` for answers, `grpo.train_auditor` for whole steps of TRL's trainer, `run_audit` for an audit. Two
-things differ from a real run, and neither makes it faster:
+Models have their published configurations and random weights (random_models.py), so nothing is downloaded. What is
+timed is the kit itself: `generate_texts` for answers, `grpo.train_auditor` for steps of TRL's trainer, `run_audit`
+for an audit. Two things differ from a real run, and neither makes it faster:
 
 1) a model with random weights hardly ever ends a text, so every question and answer is as long as it may be;
 2) what the auditor writes is no question, so for as long as the benchmark lasts any text counts as one and is asked.
 
 Beside each time stands its floor: floating-point operations over the product of two matrices measured on this device,
-plus bytes over its measured bandwidth (planning/memory.py), with nothing overlapping. Beside each peak of memory stands what
+plus bytes over its measured bandwidth (memory.py), with nothing overlapping. Beside each peak of memory stands what
 `auditkit plan` predicts. Peaks are those of torch's allocator and are left out on a CPU, which keeps no such account.
 """
 
 import contextlib
-import json
 import platform
 import random
 import tempfile
@@ -22,6 +21,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
@@ -30,7 +30,7 @@ from PIL import Image
 from torch.utils.benchmark import Timer
 
 from auditkit import specs
-from auditkit.audit import loop
+from auditkit.audit import batches
 from auditkit.audit.loop import run_audit
 from auditkit.auditor import grpo, rewards, write
 from auditkit.auditor.write import auditor_prompt
@@ -46,6 +46,8 @@ from auditkit.planning import memory, sizes
 from auditkit.planning.placement import TEMPLATE, PlacedModel, memory_needs, placed_models
 from auditkit.planning.plan import this_machine
 from auditkit.planning.random_models import RANDOM_MODELS, build_random_model
+from auditkit.runs.files import write_json
+from auditkit.text import text_table
 
 AUDITOR, TARGET, REFERENCE = "gemma3-4b", "paligemma2-3b", "paligemma2-10b"  # of the whole step
 BENCH_FILE = "params/paligemma2_3b.yaml"  # whose batches are timed
@@ -182,7 +184,7 @@ def fitted(p: Params, limit: float) -> Params | None:
 def step(aud: VLM, target: VLM, reference: VLM, pictures: Sequence[Picture], p: Params, out: Path, clock) -> dict:
     """Seconds of each part of a GRPO step, the mean over all but the first: {part: s, ..., "whole": s}.
 
-    `grpo.train_auditor` runs as it is; the functions it calls are timed around. What answers is timed at the answer book.
+    `grpo.train_auditor` runs as it is; the functions it calls are timed around, and what answers at the answer book.
     """
     ends: list[tuple[float, dict]] = []
 
@@ -256,10 +258,9 @@ def bench_table(found: dict) -> str:
         row = found["step"]
         cast = f"auditor {row['auditor']}, target {row['target']}, reference {', '.join(row['references'])}"
         lines.append(f"a GRPO step of {row['rows']} questions ({cast}): {row['seconds']['whole']:.2f} s{_memory(row)}")
-        for part in PARTS:
-            floor = row["floors"].get(part)
-            beside = f"   floor {floor:.3f} s" if floor is not None else ""
-            lines.append(f"    {part:<14}{row['seconds'][part]:>9.3f} s{beside}")
+        floors = {part: f"{seconds:.3f}" for part, seconds in row["floors"].items()}
+        rows = [[f"    {part}", f"{row['seconds'][part]:.3f}", floors.get(part, "")] for part in PARTS]
+        lines.append(text_table(["    part", "seconds", "floor"], rows))
     if not found["cuda"]:
         lines.append("Memory: not measured on a CPU.")
     return "\n".join(lines)
@@ -267,8 +268,7 @@ def bench_table(found: dict) -> str:
 
 def write_bench(found: dict, path: Path) -> None:
     """Keep the result where `auditkit plan` looks for rates."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    write_json(path, found)
 
 
 def _answers_line(name: str, row: dict) -> str:
@@ -288,7 +288,8 @@ def _size(model: VLM) -> tuple[sizes.Size, int]:
 
 def _planned(p: Params, cast: list[PlacedModel]) -> dict[str, float]:
     """Bytes of each stage, all models together; the audit has the untrained auditor alone here."""
-    return {need.stage: need.together for need in memory_needs(replace(p, grpo_checkpoints=0), cast)}
+    untrained = SimpleNamespace(**vars(p) | {"grpo_checkpoints": 0})
+    return {need.stage: need.together for need in memory_needs(untrained, cast)}
 
 
 def _as_planned(p: Params, built: dict[str, VLM]) -> list[PlacedModel]:
@@ -325,7 +326,7 @@ def _step_floors(best: dict, aud: VLM, answering: Sequence[VLM], p: Params) -> d
 def _any_text_is_a_question() -> Iterator[None]:
     """Random models write no questions, so whatever they write is put to the others."""
     with contextlib.ExitStack() as patched:
-        for module in (write, rewards, loop):
+        for module in (write, rewards, batches):
             patched.enter_context(
                 mock.patch.object(module, "parse_question", lambda text: " ".join(text.split()) or None)
             )

@@ -28,8 +28,8 @@ def model_calls(p: Params, skills: int | None) -> list[dict]:
     the source's own question, after an edit also about the original.
 
     Returns rows {"stage", "images", "auditor", "target", "references": each of them, "peer", "trained": the questions
-    or examples of a training, "painted": pictures made}. `count_skills` is the number of benchmarks the images come with;
-    None, where that is not known yet, leaves them out.
+    or examples of a training, "painted": pictures made}. `skills` counts the benchmarks the images come with; None,
+    where that is not known yet, leaves them out.
     """
     some = (skills or 0) * max(4, p.benchmark_examples // 10)
     every = (skills or 0) * p.benchmark_examples

@@ -21,6 +21,7 @@ from auditkit.models.base import Writer
 from auditkit.models.load import load_model
 from auditkit.models.lora import adapts
 from auditkit.models.offload import at_work
+from auditkit.models.trainer_internals import attention_of
 from auditkit.models.transformers import VLM
 
 QUESTION = "What is in this picture?"
@@ -92,7 +93,7 @@ def described(model: VLM, spec: str, dtype: str) -> Iterator[tuple[str, str, boo
             "float16": ": this GPU has no bfloat16",
         }.get(kind, "")
     yield "dtype", kind, True
-    yield "attention", str(inner.config._attn_implementation), True
+    yield "attention", str(attention_of(inner.config)), True
     place = str(inner.device)
     if place.startswith("cuda"):
         place += f", {torch.cuda.get_device_name(inner.device)}"

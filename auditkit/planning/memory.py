@@ -72,7 +72,7 @@ def writing(size: sizes.Size, e: int, rows: int, prompt: int, new: int) -> float
 
 
 def scoring(size: sizes.Size, e: int, rows: int, prompt: int, new: int) -> float:
-    """Bytes that scoring one batch of written texts takes (`token_probabilities`); it keeps a cache that nobody reads."""
+    """Bytes that scoring one batch of written texts takes (`token_probabilities`); its cache is never read."""
     logits = rows * (new + 1) * size.vocabulary * (e + 8)
     return cache(size, e, rows, prompt + new) + max(reading(size, e, rows, prompt + new), logits)
 

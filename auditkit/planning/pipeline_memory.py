@@ -10,12 +10,12 @@ What a picture takes while it is painted, its activations, is not counted: it de
 """
 
 import functools
-import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from auditkit import specs
 from auditkit.counterfactual import pipelines
@@ -25,6 +25,9 @@ from auditkit.params import WAYS, Params
 from auditkit.planning import memory
 from auditkit.specs import HUB_SECONDS
 from auditkit.text import short_error
+
+if TYPE_CHECKING:
+    from huggingface_hub.utils import SafetensorsFileMetadata
 
 FLUX1 = {  # part -> (numbers, those of its largest tensor)
     "transformer": (11_901_408_320, 56_623_104),
@@ -40,7 +43,7 @@ LEAVES = 2  # layers on the device under ?offload=group, which fetches the next 
 
 @dataclass(frozen=True)
 class PipelineWeight:
-    """One pipeline, or the picture judge, and what it would take."""
+    """One pipeline, or the picture check, and what it would take."""
 
     text: str  # its spec
     spec: specs.Spec
@@ -83,7 +86,7 @@ class PipelineWeight:
 
 
 def picture_models(p: Params, on_gpu: bool) -> list[PipelineWeight]:
-    """The pipelines of a parameter file, each once, and its picture judge, with the stages that load them.
+    """The pipelines of a parameter file, each once, and its picture check, with the stages that load them.
 
     Raises AuditError for one that does not exist.
     """
@@ -92,7 +95,7 @@ def picture_models(p: Params, on_gpu: bool) -> list[PipelineWeight]:
         if name and getattr(p, name):
             rest = {"04_auditor", "05_audit"} if way in p.ways else set()  # 03 tries whatever is named
             stages.setdefault(getattr(p, name), {"03_counterfactual"}).update(rest)
-    judge = {p.picture_judge: set().union(*stages.values())} if p.picture_judge and stages else {}
+    judge = {p.picture_check: set().union(*stages.values())} if p.picture_check and stages else {}
     found = []
     for text, its in (stages | judge).items():
         spec = specs.parse(text) if text in judge else specs.parse_pipeline(text)
@@ -134,8 +137,7 @@ def pipeline_parts(text: str, index: str = pipelines.INDEX) -> tuple[Mapping[str
         if at_hand:
             return _in_folder(Path(cached).parent, text, index), 0
         return known, _download(known) if known else 0
-    parts = known or _parts((file, (tensor.shape for tensor in head.tensors.values())) for file, head in heads.items())
-    return parts or None, 0 if at_hand else sum(files.values())
+    return known or _parts(heads) or None, 0 if at_hand else sum(files.values())
 
 
 def _download(parts: Mapping) -> int:
@@ -143,14 +145,17 @@ def _download(parts: Mapping) -> int:
 
 
 def _in_folder(folder: Path, text: str, index: str) -> Mapping[str, tuple[int, int]]:
+    from huggingface_hub import parse_local_safetensors_file_metadata
+    from huggingface_hub.errors import SafetensorsParsingError
+
     if not (folder / index).is_file():
         raise AuditError(
             f'"{text}": {folder} has no {index}, so it is no {"pipeline" if index == pipelines.INDEX else "model"}.'
         )
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.safetensors"))
     try:
-        found = _parts((name, _shapes(folder / name)) for name in names if _is_loaded(name))
-    except (OSError, ValueError, KeyError) as error:
+        found = _parts({n: parse_local_safetensors_file_metadata(folder / n) for n in names if _is_loaded(n)})
+    except (OSError, SafetensorsParsingError) as error:
         raise AuditError(f'"{text}": its weights in {folder} cannot be read ({short_error(error)}).') from error
     if not found:
         raise AuditError(f'"{text}": {folder} holds no weights as safetensors.')
@@ -163,18 +168,12 @@ def _is_loaded(name: str) -> bool:
     return len(folders) < 2 and LOADED.fullmatch(file) is not None
 
 
-def _parts(files: Iterable[tuple[str, Iterable]]) -> dict[str, tuple[int, int]]:
+def _parts(heads: Mapping[str, "SafetensorsFileMetadata"]) -> dict[str, tuple[int, int]]:
+    """Part -> (numbers, those of its largest tensor), from the headers of its files."""
     parts: dict[str, tuple[int, int]] = {}
-    for name, shapes in files:
+    for name, head in heads.items():
         part = name.rpartition("/")[0]
         numbers, largest = parts.get(part, (0, 0))
-        counts = [math.prod(shape) for shape in shapes]
+        counts = [math.prod(tensor.shape) for tensor in head.tensors.values()]
         parts[part] = numbers + sum(counts), max([largest, *counts])
     return parts
-
-
-def _shapes(file: Path) -> list[list[int]]:
-    """The shapes in a safetensors file, from its header."""
-    with file.open("rb") as stream:
-        head = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-    return [tensor["shape"] for name, tensor in head.items() if name != "__metadata__"]

@@ -1,7 +1,7 @@
 """Which models a stage holds, what they do there, and whether that fits a device.
 
 Each notebook is a process of its own, so memory is counted stage by stage: the weights of the models it loads, twice
-where it loads two copies, and the largest piece of work that any of them does (planning/memory.py). With `memory: together`
+where it loads two copies, and the largest piece of work that any of them does (memory.py). With `memory: together`
 all weights lie on the device at once; with `memory: turns` only those of the model at work, of quantized ones and of
 one in training. Pipelines that paint take no turns: they stay, unless they are told to ?offload.
 """
@@ -96,7 +96,7 @@ def memory_needs(
     Args:
         cast: the models of `placed_models`; one of unknown size takes nothing here.
         processes: over which a training step is shared out (accelerate launch), each with models of its own.
-        beside: pipelines and picture judge, of `picture_models`.
+        beside: pipelines and picture check, of `picture_models`.
     """
     by_role = {role: replace(model, roles=(role,)) for model in cast for role in model.roles}  # each loaded for itself
     aud, target = by_role["auditor"], by_role["target"]

@@ -1,7 +1,7 @@
 """What a parameter file asks of a machine, before anything is downloaded: memory, calls, downloads, and time.
 
-Everything follows from the parameters, the models' sizes (planning/sizes.py), formulas of their memory (planning/memory.py,
-planning/placement.py) and the number of calls (planning/calls.py). A run that cannot fit is refused with the keys to change.
+Everything follows from the parameters, the models' sizes (sizes.py), formulas of their memory (memory.py, placement.py)
+and the number of calls (calls.py). A run that cannot fit is refused with the keys to change.
 
 Of a device's memory 6 % are left for its context, libraries and pieces too small to be used (our choice). GB are 10^9
 bytes, so that a card sold with 80 GB has a little more than the plan counts on.
@@ -26,6 +26,8 @@ from auditkit.planning.placement import (
     placed_models,
     repair_bytes,
 )
+from auditkit.specs import Spec
+from auditkit.text import byte_size, duration, large_number, text_table, yaml_text
 
 RESERVE = 0.06  # share of the device's memory that is not planned with
 GB = 1e9
@@ -84,7 +86,7 @@ def plan_text(p: Params, here: Machine) -> str:
     """
     cast, many = placed_models(p, here.on_gpu), count_skills(p)
     beside = picture_models(p, here.on_gpu)
-    lines = [f"{p.run_name}: {p.params_file}, for {here.devices} x {here.name}, {_bytes(here.size)}"]
+    lines = [f"{p.run_name}: {p.params_file}, for {here.devices} x {here.name}, {byte_size(here.size)}"]
     lines += ["", *_models_table(p, cast, beside), *_pictures(p), ""]
     lines += [*_memory_table(p, cast, beside, here), "", *_calls_table(p, cast, many, here)]
     return "\n".join(lines)
@@ -109,7 +111,7 @@ def refuse_misfit(p: Params, here: Machine) -> None:
         changes = memory_advice(p, here.on_gpu, here.limit, processes)
         if changes is None:
             raise AuditError(f"{sentence}; no setting makes it fit: name smaller models, or take a larger device.")
-        words = ", ".join(f"{key}: {_yaml(value)}" for key, value in changes.items())
+        words = ", ".join(f"{key}: {yaml_text(value)}" for key, value in changes.items())
         raise AuditError(f"{sentence}; it fits with {words}.")
     parked = max(need.parked for need in found) if turns else 0
     if here.ram and parked > here.ram:
@@ -119,39 +121,40 @@ def refuse_misfit(p: Params, here: Machine) -> None:
         )
 
 
-def _yaml(value) -> str:
-    return f"[{', '.join(value)}]" if isinstance(value, list) else str(value)
-
-
 def _processes(cast: Sequence[PlacedModel | PipelineWeight], here: Machine) -> int:
     """Copies of the run: one a GPU, unless the file itself deals its models out over the GPUs."""
     return 1 if any(m.device for m in cast) else here.devices
 
 
 def _models_table(p: Params, cast: Sequence[PlacedModel], beside: Sequence[PipelineWeight]) -> list[str]:
-    lines = [f"{'model':<38}{'as':<24}{'parameters':>11}{'in':>10}{'weights':>10}{'a batch':>10}{'download':>10}"]
+    header = ["model", "as", "parameters", "in", "weights", "a batch", "download", ""]
+    rows = []
     sources: dict[str, list[str]] = {}
     for m in cast:
-        line = f"{m.spec.place if m.spec.engine != 'endpoint' else m.spec.name:<38}{', '.join(m.roles):<24}"
+        roles = ", ".join(m.roles)
         if m.spec.engine == "endpoint":
-            lines.append(f"{line}behind an address: takes nothing here")
+            rows.append([m.spec.name, roles, *[""] * 5, "behind an address: takes nothing here"])
             continue
         if m.size is None:
-            lines.append(f"{line}{'unknown':>11}")
+            rows.append([m.spec.place, roles, "unknown", *[""] * 5])
             continue
-        load = _bytes(m.size.on_disk) if m.size.on_disk else "none"
-        weights = _bytes(m.weights) if m.spec.engine == "transformers" else "vLLM's"
-        options = ", ".join(f"{name}={value}" for name, value in m.spec.options.items())
-        kind = f"{m.spec.options['bits']} bits" if m.stays else NAMES[m.e]
-        batch = _bytes(answering_bytes(m, p)) if m.weights else ""
-        line += f"{_number(m.size.parameters):>11}{kind:>10}{weights:>10}{batch:>10}{load:>10}   {options}"
-        lines.append(line.rstrip())
+        rows.append([
+            m.spec.place,
+            roles,
+            large_number(m.size.parameters),
+            f"{m.spec.options['bits']} bits" if m.stays else NAMES[m.e],
+            byte_size(m.weights) if m.spec.engine == "transformers" else "vLLM's",
+            byte_size(answering_bytes(m, p)) if m.weights else "",
+            byte_size(m.size.on_disk) if m.size.on_disk else "none",
+            _options(m.spec),
+        ])  # fmt: skip
         source = f"{m.size.note}, assuming {m.size.assumed}" if m.size.assumed else m.size.note
         sources.setdefault(source, []).append(m.spec.name)
-    lines += [_weighed(p, weight) for weight in beside]
+    rows += [_weighed(p, weight) for weight in beside]
+    lines = [text_table(header, rows, "llrrrrrl")]
     lines.append("A batch: keys, values and activations of the answers to as many questions as are put at once.")
     total = sum(m.size.on_disk or 0 for m in cast if m.size) + sum(weight.on_disk for weight in beside)
-    lines.append(f"To download: {_bytes(total) if total else 'nothing'}.")
+    lines.append(f"To download: {byte_size(total) if total else 'nothing'}.")
     lines += [f"By {note}: {', '.join(names)}." for note, names in sources.items() if note != "its files"]
     unknown = [m.spec.place for m in cast if m.size is None and m.spec.engine != "endpoint"]
     if unknown := unknown + [weight.spec.place for weight in beside if weight.parts is None]:
@@ -164,18 +167,20 @@ def _models_table(p: Params, cast: Sequence[PlacedModel], beside: Sequence[Pipel
     return lines
 
 
-def _weighed(p: Params, weight: PipelineWeight) -> str:
-    """A pipeline's line, or the picture judge's, in the table of models."""
+def _weighed(p: Params, weight: PipelineWeight) -> list[str]:
+    """A pipeline's row, or the picture check's, in the table of models."""
     roles = [
-        name.replace("_", " ") for name in ("generator", "editor", "picture_judge") if getattr(p, name) == weight.text
+        name.replace("_", " ") for name in ("generator", "editor", "picture_check") if getattr(p, name) == weight.text
     ]
-    line = f"{weight.spec.place:<38}{', '.join(roles):<24}"
+    row = [weight.spec.place, ", ".join(roles)]
     if weight.parts is None:
-        return f"{line}{'unknown':>11}"
-    load = _bytes(weight.on_disk) if weight.on_disk else "none"
-    line += f"{_number(sum(n for n, _ in weight.parts.values())):>11}{NAMES[weight.e]:>10}{_bytes(weight.weights):>10}"
-    options = ", ".join(f"{name}={value}" for name, value in weight.spec.options.items())
-    return f"{line}{'':>10}{load:>10}   {options}".rstrip()
+        return [*row, "unknown", *[""] * 5]
+    row += [large_number(sum(n for n, _ in weight.parts.values())), NAMES[weight.e], byte_size(weight.weights), ""]
+    return [*row, byte_size(weight.on_disk) if weight.on_disk else "none", _options(weight.spec)]
+
+
+def _options(spec: Spec) -> str:
+    return ", ".join(f"{name}={value}" for name, value in spec.options.items())
 
 
 def _pictures(p: Params) -> list[str]:
@@ -202,7 +207,9 @@ def _pictures(p: Params) -> list[str]:
     inside = f"/{place.options['config']}/" if "config" in place.options else "/"
     files = [file for file in info.siblings or [] if file.rfilename.endswith(".parquet")]
     total = sum(file.size or 0 for file in files if inside in f"/{file.rfilename}")
-    return [f"Pictures to download: at most {_bytes(total)} of {place.path}; &limit=ROWS takes less."] if total else []
+    return (
+        [f"Pictures to download: at most {byte_size(total)} of {place.path}; &limit=ROWS takes less."] if total else []
+    )
 
 
 def _memory_table(p: Params, cast: Sequence[PlacedModel], beside: Sequence[PipelineWeight], here: Machine) -> list[str]:
@@ -211,19 +218,20 @@ def _memory_table(p: Params, cast: Sequence[PlacedModel], beside: Sequence[Pipel
         p.memory == "turns" and here.on_gpu,
     )
     place = "GPU" if here.on_gpu else "machine"
-    lines = [f"{'memory of one ' + place:<24}{'together':>11}{'in turns':>11}   largest piece of work"]
+    rows = []
     for need in found:
         where = f" {need.device}" if need.device else ""
         why = need.largest_in_turns if turned else need.largest
-        lines.append(f"{need.stage + where:<24}{_bytes(need.together):>11}{_bytes(need.turns):>11}   {why}")
+        rows.append([need.stage + where, byte_size(need.together), byte_size(need.turns), why])
+    lines = [text_table([f"memory of one {place}", "together", "in turns", "largest piece of work"], rows, "lrrl")]
     for role, training in (("auditor", grpo_bytes), ("target", repair_bytes)):
         model = next(m for m in cast if role in m.roles)
         work, held = training(model, p, _processes(cast, here)) if role == "auditor" else training(model, p)
         if work:
-            pieces = ", ".join(f"{what} {_bytes(size)}" for _, what, size in work)
+            pieces = ", ".join(f"{what} {byte_size(size)}" for _, what, size in work)
             kept = "adapter, its gradients and moments" + (", pictures of a step" if role == "auditor" else "")
-            lines.append(f"Training the {role}: {kept} {_bytes(held)}; then {pieces}.")
-    limit = f"{_bytes(here.limit)} of {_bytes(here.size)} can be planned with."
+            lines.append(f"Training the {role}: {kept} {byte_size(held)}; then {pieces}.")
+    limit = f"{byte_size(here.limit)} of {byte_size(here.size)} can be planned with."
     those = needs_on_device(found, here.on_gpu)
     together, turns = (max(getattr(n, how) for n in those) <= here.limit for how in ("together", "turns"))
     fit = (
@@ -232,7 +240,7 @@ def _memory_table(p: Params, cast: Sequence[PlacedModel], beside: Sequence[Pipel
     )  # fmt: skip
     lines.append(f"{limit} {fit} The file says memory: {p.memory}.")
     if turned:
-        lines.append(f"In turns, up to {_bytes(max(n.parked for n in found))} of weights wait in CPU memory.")
+        lines.append(f"In turns, up to {byte_size(max(n.parked for n in found))} of weights wait in CPU memory.")
     if beside:
         lines.append(
             "Of the pipelines the weights are counted, with ?offload=model their largest part while they paint; what a "
@@ -249,16 +257,16 @@ def _calls_table(p: Params, cast: Sequence[PlacedModel], many: int | None, here:
     bench, processes = read_bench(), _processes(cast, here)
     at_once = {"04_auditor": processes, "05_audit": p.workers if p.engine == "ray" else 1}
     times = stage_seconds(p, cast, many, bench) if bench else {}
-    head = "".join(f"{name:>12}" for name in ("pictures", "auditor", "target", "references", "trained on", "painted"))
-    lines = [f"{'calls at most':<18}{head}" + (f"{'time':>12}" if bench else "")]
+    header = ["calls at most", "pictures", "auditor", "target", "references", "trained on", "painted"]
+    rows = []
     for row in model_calls(p, many):
         asked = (row["images"], row["auditor"], row["target"] + row["peer"], row["references"], row["trained"])
-        asked += (row["painted"],)
-        line = f"{row['stage']:<18}" + "".join(f"{n:>12,}" for n in asked)
+        cells = [row["stage"], *(f"{n:,}" for n in (*asked, row["painted"]))]
         if bench:
             time = times[row["stage"]]
-            line += f"{'unmeasured' if time is None else _clock(time / at_once.get(row['stage'], 1)):>12}"
-        lines.append(line)
+            cells.append("unmeasured" if time is None else duration(time / at_once.get(row["stage"], 1)))
+        rows.append(cells)
+    lines = [text_table(header + (["time"] if bench else []), rows)]
     lines.append(f"Each of the {len(p.references)} references is asked so often; a peer's calls are with the target's.")
     if many is None:
         lines.append("The benchmarks of a hub data set are not counted: how many there are shows once it is loaded.")
@@ -269,16 +277,3 @@ def _calls_table(p: Params, cast: Sequence[PlacedModel], many: int | None, here:
     else:
         lines.append("No time is estimated: `auditkit bench` on the GPU that is to run this measures the rates.")
     return lines
-
-
-def _bytes(n: float) -> str:
-    return f"{n / GB:.1f} GB" if n >= GB else f"{n / 1e6:.1f} MB"
-
-
-def _number(n: int) -> str:
-    return f"{n / 1e9:.2f} B" if n >= 1e9 else f"{n / 1e6:.2f} M"
-
-
-def _clock(seconds: float) -> str:
-    hours, minutes = int(seconds) // 3600, int(seconds) % 3600 // 60
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {int(seconds) % 60:02} s"

@@ -1,7 +1,7 @@
 """Models of real size with random weights, and processors for them: as large and as slow as trained ones, not as wise.
 
-The configurations are the published ones (planning/sizes.py), the processors those of the models' families, at the families' own
-picture sizes. Only the tokenizer is made on the spot: one word for each number of the model's vocabulary.
+The configurations are the published ones (sizes.py), the processors those of the models' families, at the families'
+own picture sizes. Only the tokenizer is made on the spot: one word for each number of the model's vocabulary.
 """
 
 import copy

@@ -24,6 +24,7 @@ from auditkit.errors import AuditError
 from auditkit.models import downloads, processors
 from auditkit.models.base import quiet
 from auditkit.models.lora import TEXT_PART
+from auditkit.models.trainer_internals import attention_of, reads_images
 from auditkit.models.transformers import VLM
 
 SIGLIP = dict(  # So400m/14, the vision tower of both families
@@ -133,7 +134,7 @@ def empty(config: hf.PreTrainedConfig) -> torch.nn.Module:
 
     Raises AuditError for a configuration of a model that does not read images.
     """
-    if type(config) not in hf.AutoModelForImageTextToText._model_mapping:
+    if not reads_images(config):
         raise AuditError(f"a {config.model_type} model does not read images; name a vision-language model.")
     with torch.device("meta"):
         return hf.AutoModelForImageTextToText.from_config(config)
@@ -170,7 +171,7 @@ def count(config: hf.PreTrainedConfig, options: Mapping = NONE, processor=None) 
         vocabulary=text.vocab_size,
         window=text.sliding_window if local else None,
         local_layers=local,
-        scores=(attention or model.config.get_text_config()._attn_implementation) == "eager",
+        scores=(attention or attention_of(model.config.get_text_config())) == "eager",
         vision_hidden=hidden,
         vision_intermediate=_first(vision, "intermediate_size", default=4 * hidden),
         patches=patches,

@@ -13,7 +13,7 @@ Departs from the paper in four ways:
    them out;
 3) on the unlabeled route failure types take turns in what is learnt, for an audit finds a few of them most of the
    time: rare ones are repeated, of the frequent ones a part is learnt. And of the probes all agreed on an answer that
-   outweighs its kind of question is thinned (README, Choosing what to ask);
+   outweighs its kind of question is thinned (docs/repair.md);
 4) original examples the target gets wrong are left out: their labels alone would repair it, and what the findings are
    worth could not be told. 6,000 of them, labels and all, did as much for the miniature without any finding (with
    earlier settings).
@@ -39,7 +39,9 @@ from auditkit.models import processors
 from auditkit.models.base import quiet
 from auditkit.models.lora import PROJECTIONS, TEXT_PART, adapts, whole_text_part
 from auditkit.models.offload import frozen_vision
+from auditkit.models.trainer_internals import OwnCheckpoints
 from auditkit.models.transformers import VLM
+from auditkit.params import Params
 from auditkit.runs import jsonl
 from auditkit.runs.folder import last_checkpoint
 
@@ -62,7 +64,7 @@ def why_not_trainable(spec: str) -> str:
 
 
 def train_repair(
-    target: VLM, examples: Sequence[Example], p, out: Path, on_step: Callable[[dict], None] | None = None
+    target: VLM, examples: Sequence[Example], p: Params, out: Path, on_step: Callable[[dict], None] | None = None
 ) -> Path:
     """Fine-tune the target with TRL's SFTTrainer and a LoRA adapter; the folder of the adapter.
 
@@ -112,13 +114,13 @@ def train_repair(
     return adapter
 
 
-def _trainer(target, examples, p, folder: Path, on_step):
+def _trainer(target: VLM, examples: Sequence[Example], p: Params, folder: Path, on_step: Callable[[dict], None] | None):
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import PrinterCallback, TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
-    class AnswerTrainer(SFTTrainer):
+    class AnswerTrainer(OwnCheckpoints, SFTTrainer):
         """SFTTrainer's loss, but the head sees only the last columns, where `collate` puts all answers.
 
         On a CPU the original scores every image and question token against the vocabulary, half of a step's time.
@@ -134,13 +136,12 @@ def _trainer(target, examples, p, folder: Path, on_step):
                 loss = loss * ((labels != -100).sum() / num_items_in_batch)
             return (loss, out) if return_outputs else loss
 
-        def _load_from_checkpoint(self, checkpoint, model=None):
+        def load_weights(self, checkpoint):
             """A whole model is saved under its family's published names, which Trainer would not find in the model."""
-            if p.rectify_lora_rank:
-                super()._load_from_checkpoint(checkpoint, model)
-            else:
+            if not p.rectify_lora_rank:
                 saved = type(target.model).from_pretrained(checkpoint, dtype=torch.float32)
                 target.model.load_state_dict(saved.state_dict())
+            return not p.rectify_lora_rank
 
     class Tell(TrainerCallback):
         started = time.perf_counter()
@@ -219,7 +220,7 @@ def _another(out: Path, before: dict, now: dict) -> str:
     )
 
 
-def _purpose(target: VLM, examples: Sequence[Example], p) -> dict:
+def _purpose(target: VLM, examples: Sequence[Example], p: Params) -> dict:
     """What a training folder is for; a folder of another purpose is never continued."""
     content = "\n".join(f"{e.key}\t{e.question}\t{e.answer}" for e in examples)
     settings = {key: getattr(p, key) for key in vars(p) if key.startswith("rectify_") and key != "rectify_micro_batch"}

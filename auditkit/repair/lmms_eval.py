@@ -19,14 +19,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import difflib
 import functools
 import hashlib
 import inspect
 import io
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -41,6 +39,8 @@ from auditkit.models.answers import AnswerBook
 from auditkit.models.base import Writer
 from auditkit.models.load import load_model
 from auditkit.repair.paper import BENCHMARKS, Benchmark
+from auditkit.runs.files import write_json
+from auditkit.text import nearest, short_error, text_table, with_interval
 
 INSTALL = "pip install --no-deps -r .ci/lmms.txt"  # in the project's folder
 ANSWER_TOKENS = 128  # where a task sets no length
@@ -93,10 +93,7 @@ def evaluate_tasks(
             except AuditError as error:
                 done[name] = told | {"trouble": str(error)}
                 continue
-            file.parent.mkdir(parents=True, exist_ok=True)
-            part = file.with_suffix(".part")
-            part.write_text(json.dumps(found), encoding="utf-8")
-            os.replace(part, file)
+            write_json(file, found, indent=None)
         done[name] = found
     if troubles := [found["trouble"] for found in done.values() if "trouble" in found]:
         if len(troubles) == len(done):
@@ -145,7 +142,7 @@ def compare_benchmarks(
 ) -> list[dict]:
     """Load a model, put it through the tasks, do so again with the adapter, and return `paper_table`'s rows.
 
-    The arguments are those of `load_model` and `evaluate_tasks`; the results are kept in folder/before and folder/after.
+    The arguments are those of `load_model` and `evaluate_tasks`; results are kept in folder/before and folder/after.
     """
     manager = _manager(include)
     for name in tasks:  # all of them before the first is run
@@ -172,14 +169,14 @@ def table_text(rows: Sequence[dict]) -> str:
         paper: Benchmark | None = row.get("paper")
         theirs = [paper.base, paper.audited, paper.larger, paper.largest] if paper else []
         p = f"{row['p_holm']:.3g}" if "p_holm" in row else ""
-        cells = [row["benchmark"], f"{row['n']:,}", *(_shown(row.get(key)) for key in ("before", "after", "change")), p]
+        ours = [with_interval(row[key], scale=1) if key in row else "" for key in ("before", "after", "change")]
+        cells = [row["benchmark"], f"{row['n']:,}", *ours, p]
         lines.append(cells + ([f"{value:.1f}" for value in theirs] or [""] * 4))
         if paper and paper.note:
             notes.append(f"{paper.title}: {paper.task}, {paper.note}.")
     used = [i for i in range(len(heads)) if any(line[i] for line in lines[1:])]
-    widths = {i: max(len(line[i]) for line in lines) for i in used}
-    body = ["  ".join(line[i].ljust(widths[i]) if i == 0 else line[i].rjust(widths[i]) for i in used) for line in lines]
-    return "\n".join([*body, "", *notes]).rstrip()
+    heads, *lines = [[line[i] for i in used] for line in lines]
+    return "\n".join([text_table(heads, lines), "", *notes]).rstrip()
 
 
 def _digest(adapter: str | Path) -> str:
@@ -208,8 +205,8 @@ def _task(name: str, manager) -> str:
     """lmms-eval's own name of a task."""
     task = BENCHMARKS[name].task if name in BENCHMARKS else name
     if task not in manager.all_subtasks:
-        near = difflib.get_close_matches(name, [*BENCHMARKS, *manager.all_subtasks], 1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(BENCHMARKS)}, and lmms-eval's own tasks."
+        near = nearest(name, [*BENCHMARKS, *manager.all_subtasks])
+        hint = f"did you mean {near}?" if near else f"there are {', '.join(BENCHMARKS)}, and lmms-eval's own tasks."
         raise AuditError(f'no benchmark "{name}"; {hint}')
     return task
 
@@ -228,8 +225,8 @@ def _one(model: Writer, name: str, metric: str | None, book: AnswerBook, limit: 
             last = getattr(error, "last_attempt", None)  # lmms-eval tries five times
             cause = last.exception() if last is not None else error
             raise AuditError(
-                f'the data of "{name}" could not be loaded ({_short(cause)}); lmms-eval fetches them from the Hugging '
-                "Face hub, which needs a network once, and for some data sets an account (HF_TOKEN)."
+                f'the data of "{name}" could not be loaded ({short_error(cause)}); lmms-eval fetches them from the '
+                "Hugging Face hub, which needs a network once, and for some data sets an account (HF_TOKEN)."
             ) from cause
         if task.OUTPUT_TYPE != "generate_until":
             raise AuditError(f'"{name}" does not let a model write ({task.OUTPUT_TYPE}), so it cannot be run here.')
@@ -248,8 +245,8 @@ def _one(model: Writer, name: str, metric: str | None, book: AnswerBook, limit: 
             raise
         except Exception as error:  # a task's own code: a scorer that lacks Java or a package, a picture not fetched
             raise AuditError(
-                f'"{name}" could not be finished ({type(error).__name__}: {_short(error)}); the answers given so far '
-                "are kept and will not be asked for again."
+                f'"{name}" could not be finished ({type(error).__name__}: {short_error(error)}); the answers given so '
+                "far are kept and will not be asked for again."
             ) from error
         metric = metric or task.config.metric_list[0]["metric"]
         samples = [sample for sample in results["samples"][name] if metric in sample]
@@ -361,14 +358,3 @@ def _rate(result: dict, scale: float) -> dict:
 
 def _scaled(rate: dict, scale: float) -> dict:
     return {key: value if key == "n" else value * scale for key, value in rate.items()}
-
-
-def _shown(rate: dict | None) -> str:
-    if rate is None:
-        return ""
-    interval = f" [{rate['low']:.1f}, {rate['high']:.1f}]" if "low" in rate else ""
-    return f"{rate['value']:.1f}{interval}"
-
-
-def _short(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0][:200] or type(error).__name__

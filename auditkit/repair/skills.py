@@ -19,7 +19,7 @@ MEAN = "mean"  # the row of the mean over all skills
 
 
 class SkillScores(dict):
-    """{skill: rate, ..., "mean": rate} as `evaluate_skills` returns it, and which answers were right, for the paired tests.
+    """{skill: rate, ..., "mean": rate} as `evaluate_skills` returns it, and which answers were right, for paired tests.
 
     `right`: {skill: [True where the answer was right, ...]}, in the order of the benchmark's examples.
     """

@@ -8,34 +8,44 @@ import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from auditkit.consensus.choose import choose_same
 from auditkit.consensus.normalise import normalise
+from auditkit.consensus.same import Same
 from auditkit.data.source import Example, Picture
 from auditkit.errors import AuditError
 from auditkit.findings.grouping import clusters_by_text, group_findings
 from auditkit.models.answers import AnswerBook
 from auditkit.models.transformers import VLM
+from auditkit.params import Params
 from auditkit.repair.finetune import FINDINGS_SHARE, HARMLESS, OFTENER
 
 
-def known_originals(target: VLM, originals: Sequence[Example], book: AnswerBook, p) -> list[Example]:
-    """The original examples that the target answers right, in their order; `p.same` says what is right.
+def known_originals(
+    target: VLM, originals: Sequence[Example], book: AnswerBook, alike: Same, max_answer_tokens: int
+) -> list[Example]:
+    """The original examples that the target answers right, in their order.
 
     Args:
         target: the model before its repair.
         originals: labelled examples.
         book: holds the answers, so that nothing is asked again.
-        p: uses max_answer_tokens and same.
+        alike: when an answer is right.
     """
     pictures = [Picture(example.key, example.held) for example in originals]
-    said = book.ask(target, pictures, [example.question for example in originals], p.max_answer_tokens)
-    alike = choose_same(p, book.path.parent)
+    said = book.ask(target, pictures, [example.question for example in originals], max_answer_tokens)
     alike.prepare((e.question, answer, e.answer) for e, answer in zip(originals, said, strict=True))
     return [e for e, answer in zip(originals, said, strict=True) if alike(answer, e.answer, e.question)]
 
 
 def training_pairs(
-    scored: Sequence[dict], labelled: Sequence[Example], p, picture: Callable[[str], Picture]
+    scored: Sequence[dict],
+    labelled: Sequence[Example],
+    picture: Callable[[str], Picture],
+    *,
+    rectify_on: str,
+    rectify_pairs: int,
+    failure_types: int,
+    types_by: str,
+    seed: int,
 ) -> list[list[Example]]:
     """What is to be learnt: the findings of each failure type, with the consensus for their answer.
 
@@ -45,21 +55,24 @@ def training_pairs(
     Args:
         scored: records of an audit (score_probes).
         labelled: original examples, whether the target knows them or not; the control "labels" draws from these.
-        p: uses rectify_on, rectify_pairs, failure_types, types_by and seed.
         picture: a picture's key -> the picture, such as a source's `picture`.
+        rectify_on: "findings", or the control "consensus" or "labels".
+        rectify_pairs: how many are kept, of each type in turn; 0: all.
+        failure_types, types_by: as for `find_failure_types`.
+        seed: of the order within a type.
     """
-    if p.rectify_on == "labels":
+    if rectify_on == "labels":
         types = [list(labelled)]
-    elif p.rectify_on == "consensus":
+    elif rectify_on == "consensus":
         types = [_labelled(scored, ("finding", "agrees"), picture)]
     else:
         findings = [row for row in scored if row["outcome"] == "finding"]
-        groups = group_findings(findings, p.failure_types, p.types_by) if findings else []
+        groups = group_findings(findings, failure_types, types_by) if findings else []
         types = [_labelled(group, ("finding",), picture) for group in groups]
     for of_type in types:
-        random.Random(f"{p.seed}/pairs").shuffle(of_type)
-    if p.rectify_pairs:
-        kept = {example.key for example in evenly(types, p.rectify_pairs)}
+        random.Random(f"{seed}/pairs").shuffle(of_type)
+    if rectify_pairs:
+        kept = {example.key for example in evenly(types, rectify_pairs)}
         types = [[example for example in of_type if example.key in kept] for of_type in types]
     return [of_type for of_type in types if of_type]
 
@@ -78,7 +91,7 @@ def build_training_set(
     learnt: Sequence[Sequence[Example]],
     scored: Sequence[dict],
     originals: Sequence[Example],
-    p,
+    p: Params,
     picture: Callable[[str], Picture],
 ) -> list[Example]:
     """What is to be learnt, evenly over failure types, among what the target knows, in a fixed random order.
@@ -87,10 +100,10 @@ def build_training_set(
 
     Args:
         learnt: as `training_pairs` gives it.
-        scored: records of the audit. Unless the pairs are counted (rectify_pairs), those with gate "agrees" are learnt
-            once beside the findings, as far as `balanced` has them.
-        originals: labelled examples the target knows (`known_originals`), of which the first `p.rectify_original` are used; on
-            the labeled route those that were probed, known or not, all of them.
+        scored: records of the audit. Unless the pairs are counted (rectify_pairs), those with outcome "agrees" are
+            learnt once beside the findings, as far as `balanced` has them.
+        originals: labelled examples the target knows (`known_originals`), of which the first `p.rectify_original`
+            are used; on the labeled route those that were probed, known or not, all of them.
         p: uses route, rectify_on, rectify_original, rectify_pairs, failure_types and seed.
         picture: a picture's key -> the picture, such as a source's `picture`.
 

@@ -5,7 +5,7 @@
 
     DIR/findings/README.md        the data-set card
                  metadata.jsonl   one finding a line (`finding_rows` says what is in it)
-                 images/KEY.png   the picture the target failed on, just as it was shown to it
+                 images/KEY.png   the picture the target failed on, just as it was shown to it (`picture_file`)
     DIR/adapter/                  what notebook 07 learnt, if anything, and the model card
 
 `load_dataset("imagefolder", data_dir="DIR/findings")` reads the findings back. A finding's key is that of its probe in
@@ -36,7 +36,7 @@ from auditkit.report.summary import FinishedStage, read_run, summarise_run
 from auditkit.runs import jsonl
 from auditkit.runs.folder import STAGES, notebook_of, shown_path
 from auditkit.runs.probe import only_findings
-from auditkit.text import SPACE, interval, percent, short_error, slug
+from auditkit.text import SPACE, interval, percent, short_error
 
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 TEMPLATES = Path(__file__).parent / "templates"
@@ -58,7 +58,7 @@ def export_run(run_folder: Path, out: Path, adapter_of: str = "") -> dict[str, i
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise AuditError(f"--out: {out} is there and not empty; name a new folder, nothing is overwritten.")
     stages = _stages(run_folder)
-    audit, findings, repair = (stages.get(name) for name in ("05_audit", "06_findings", "07_rectify"))
+    audit, findings, repair = stages["05_audit"], stages["06_findings"], stages.get("07_rectify")
     settings, scored = audit.manifest["parameters"], audit.records("scored.jsonl")
     decided = review.decisions(findings.folder, scored)
     found = finding_rows(scored, decided, findings.json("types.json") or [])
@@ -77,9 +77,9 @@ def export_run(run_folder: Path, out: Path, adapter_of: str = "") -> dict[str, i
     told["relabelled"] = sum(row["answer_by"] == "person" for row in found)
     facts = _facts(run_folder, stages, found, told)
     (part / "findings" / "README.md").write_text(_findings_card(facts), encoding="utf-8")
-    trained = repair.folder / "adapter" if repair else None
-    told["adapter"] = int(trained is not None and trained.is_dir())
-    if told["adapter"]:
+    told["adapter"] = int(repair is not None and (repair.folder / "adapter").is_dir())
+    if repair and told["adapter"]:
+        trained = repair.folder / "adapter"
         _adapter(trained, part / "adapter", settings["target"])
         whole = not (trained / "adapter_config.json").is_file()  # rectify_lora_rank: 0
         card = _adapter_card(facts | {"learnt_from": repair.metrics, "dataset": adapter_of, "whole": whole})
@@ -109,16 +109,27 @@ def finding_rows(scored: Sequence[dict], decided: Mapping[str, dict], types: Seq
     for row in review.corrected(only_findings(scored), review.changes(scored, decided)):
         by_person = "consensus_by_references" in row
         said = {"answer": row["consensus"], "answer_by": "person" if by_person else "consensus"}
-        said["review"] = words.get(decided.get(row["key"], {}).get("decision"), "not reviewed")
+        said["review"] = words.get(decided.get(row["key"], {}).get("decision", ""), "not reviewed")
         said |= {"consensus": row["consensus_by_references"] if by_person else row["consensus"]}
         said |= {"target": row["target"], "references": row["references"]}
         made = {name: row.get(name) or "" for name in ("way", "pairing", "checkpoint", "picture", "base", "made")}
-        asked = {"file_name": f"images/{slug(row['key'])}.png", "key": row["key"], "question": row["question"]}
+        asked = {"file_name": picture_file(row["key"]), "key": row["key"], "question": row["question"]}
         found.append({**asked, **said, **made, "failure_type": type_of.get(row["key"], ""), "outcome": row["outcome"]})
     names = Counter(row["file_name"] for row in found)
     if twice := [name for name, times in names.items() if times > 1]:
         raise AuditError(f"two findings would both be {twice[0]}: their keys differ only in signs a file cannot have.")
     return found
+
+
+def picture_file(key: str) -> str:
+    """Where a finding's picture lies in the data set, named after the key of its probe.
+
+    The plus sign stays: it alone tells a further candidate of a checkpoint from its first question.
+
+    >>> picture_file("step 90/00583/own"), picture_file("untrained/+00420"), picture_file("untrained/00420")
+    ('images/step-90-00583-own.png', 'images/untrained-+00420.png', 'images/untrained-00420.png')
+    """
+    return f"images/{re.sub(r'[^A-Za-z0-9._+-]+', '-', key)}.png"
 
 
 def push_export(out: Path, name: str) -> list[str]:
@@ -187,7 +198,7 @@ def _adapter(trained: Path, out: Path, target: str) -> None:
 def _facts(run_folder: Path, stages: Mapping[str, FinishedStage], found: Sequence[dict], told: dict) -> dict:
     """What both cards tell; whatever a model or a person wrote is made harmless first."""
     audit = stages["05_audit"].manifest
-    settings = {name: audit["parameters"][name] for name in STAGES["05_audit"].split()}
+    settings = {name: audit["parameters"][name] for name in STAGES["05_audit"]}
     shown = {name: [_public(one) for one in value] if isinstance(value, list) else _public(value)
              for name, value in settings.items()}  # fmt: skip
     summary = summarise_run(run_folder.name, stages)

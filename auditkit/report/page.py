@@ -1,8 +1,8 @@
 """The report as one HTML page that stands alone: style, figures and pictures inside, no script, no address to fetch.
 
-Figures come from report/plots.py as inline SVG whose colours are the page's CSS variables, so they follow light and dark; each
-is drawn twice, for wide and narrow screens. Whatever a model wrote goes through the template's autoescape or through an
-XML writer, never in as it is.
+Figures come from report/plots.py as inline SVG whose colours are the page's CSS variables, so they follow light and
+dark; each is drawn twice, for wide and narrow screens. Whatever a model wrote goes through the template's autoescape or
+through an XML writer, never in as it is.
 """
 
 import base64
@@ -10,6 +10,7 @@ import io
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import matplotlib
@@ -58,7 +59,7 @@ def render_report(
         summary: as in summary.json.
         stages, unfinished: finished stages (folder name -> in words) and, in words, those that are not.
         parameters: of the latest stage.
-        types, planted, edits, explained, history: what the stage files of these names hold (report/summary.py says where).
+        types, planted, edits, explained, history: what the stage files of these names hold (see report/summary.py).
         folders: stage folders to look for pictures in; a record's own `image` is relative to the first.
 
     Raises AuditError where a record names a picture outside the run folder.
@@ -91,7 +92,7 @@ def render_report(
     return html.strip() + "\n"
 
 
-def render_study(study, table: Mapping, measures: Mapping) -> str:
+def render_study(study: Any, table: Mapping, measures: Mapping) -> str:
     """The page of a study (compare_arms): a table of arms and measures, and a figure for each share among them."""
     shares = [name for name, measure in measures.items() if measure.unit and name in table[next(iter(table))]]
     curve = []
@@ -136,13 +137,13 @@ def _template(name: str) -> jinja2.Template:
     return pages.get_template(name)
 
 
-def measure_text(value: float, measure) -> str:
+def measure_text(value: float, measure: Any) -> str:
     """A study's figure as text: a share in per cent, a difference in points, a count as it is."""
     text = f"{100 * value:.1f}" if measure.unit else f"{value:,.1f}".removesuffix(".0")
     return text.replace("-", "\N{MINUS SIGN}") + (f"{SPACE}%" if measure.unit == "%" else "")
 
 
-def change_text(value: float, measure) -> str:
+def change_text(value: float, measure: Any) -> str:
     """How far two such figures are apart, with its sign; in points where they are no counts."""
     text = f"{100 * value:+.1f}" if measure.unit else f"{value:+,.1f}".removesuffix(".0")
     return text.replace("-", "\N{MINUS SIGN}")

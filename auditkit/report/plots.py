@@ -122,8 +122,8 @@ def pairs(rows: Iterable[Mapping], n: int = 4, columns: int = 2) -> Figure:
             axis.imshow(_open(row[name]), interpolation="nearest")
             if half and row.get("box"):
                 x0, y0, x1, y1 = row["box"]
-                frame = {"fill": False, "edgecolor": WRONG, "linewidth": 1.5}
-                axis.add_patch(Rectangle((x0 - 0.5, y0 - 0.5), x1 - x0, y1 - y0, **frame))
+                frame = Rectangle((x0 - 0.5, y0 - 0.5), x1 - x0, y1 - y0, fill=False, edgecolor=WRONG, linewidth=1.5)
+                axis.add_patch(frame)
             for line, (words, colour) in enumerate(answers):
                 y = (bottom - 0.08 - 0.17 * line) / height
                 figure.text(x / width, y, words, va="top", fontsize=8, color=colour)
@@ -178,7 +178,7 @@ def versus(types: Sequence[Mapping], width: float = 7.2) -> Figure:
     labels = [_plain(kind["name"], int(width * (11 if wide else 10))) for _, kind in shown]
     figure = Plot(width, 0.8 + sum(0.52 + 0.17 * label.count("\n") for label in labels))
     left, right = figure.subplots(1, 2, sharey=True, gridspec_kw={"width_ratios": (1, 1.25)})
-    figure.get_layout_engine().set(wspace=0.07)
+    figure.set_layout_engine("constrained", wspace=0.07)
     left.set_zorder(1)  # its names run over both panels
     left.patch.set_visible(False)
     height, ticks = 0.0, []
@@ -260,6 +260,26 @@ def training_curve(history: Sequence[Mapping], width: float = 7.2) -> Figure:
     return figure
 
 
+def loss_curve(history: Sequence[Mapping], width: float = 7.2) -> Figure:
+    """The loss of a repair, step by step, and its running mean over a fifteenth of the steps.
+
+    Args:
+        history: {"step", "loss"} a step.
+    """
+    figure = Plot(width, 2.6)
+    axis = figure.subplots()
+    steps, values = [row["step"] for row in history], np.array([row["loss"] for row in history], float)
+    axis.plot(steps, values, color=BEFORE, linewidth=1.2, label="loss")
+    mean = _running_mean(values, max(1, len(values) // 15))
+    axis.plot(steps, mean, color=AFTER, linewidth=2, label="running mean")
+    _quiet(axis, grid="y")
+    axis.set_ylim(bottom=0)
+    axis.set_xlabel("step", color=MUTED, fontsize=9)
+    axis.set_ylabel("loss", color=MUTED, fontsize=9)
+    axis.legend(frameon=False, fontsize=9, labelcolor=INK)
+    return figure
+
+
 def skills(before: Mapping, after: Mapping | None = None, peer: Mapping | None = None, width: float = 7.2) -> Figure:
     """The held-out skills, weakest first: the target before and after rectification, the larger peer beside it.
 
@@ -281,9 +301,11 @@ def skills(before: Mapping, after: Mapping | None = None, peer: Mapping | None =
         heights, values = [height for height, _ in drawn], [rate["value"] for _, rate in drawn]
         lows, highs = [rate["low"] for _, rate in drawn], [rate["high"] for _, rate in drawn]
         axis.hlines(heights, lows, highs, color=colour, linewidth=2.2, alpha=0.5, zorder=2)
-        shape = {"marker": marker, "markersize": 4.5 if marker == "D" else 6.5, "markeredgewidth": 1.5}
-        axis.plot(values, heights, color=colour, linestyle="none", markerfacecolor=fill, label=label, zorder=3, **shape)
-    changed = [(place, before[skill], after[skill]) for place, skill in enumerate(names) if skill in (after or {})]
+        axis.plot(
+            values, heights, color=colour, linestyle="none", label=label, zorder=3, marker=marker,
+            markersize=4.5 if marker == "D" else 6.5, markeredgewidth=1.5, markerfacecolor=fill,
+        )  # fmt: skip
+    changed = [(place, before[skill], after[skill]) for place, skill in enumerate(names) if after and skill in after]
     for place, old, new in changed:
         axis.hlines(place + 0.12, old["value"], new["value"], color=AFTER, linewidth=0.8, alpha=0.6, zorder=1)
     _quiet(axis, grid="x")
@@ -341,12 +363,12 @@ def curve(
         points = sorted(points, key=lambda point: point[0])
         values = [place for place, _ in points]
         means = [found["mean"] for _, found in points]
-        ends = [[found.get(end, found["mean"]) for _, found in points] for end in ("low", "high")]
+        lows, highs = ([found.get(end, found["mean"]) for _, found in points] for end in ("low", "high"))
         colour, marker = LINES[number % len(LINES)]
         axis.plot(
             values, means, f"{marker}-", color=colour, markersize=5, linewidth=1.8, label=_plain(name, 30), zorder=3
         )
-        axis.fill_between(values, *ends, color=colour, alpha=0.12, linewidth=0, zorder=1)
+        axis.fill_between(values, lows, highs, color=colour, alpha=0.12, linewidth=0, zorder=1)
     _quiet(axis, grid="y")
     axis.set_xscale("log")
     places = sorted({place for points in lines.values() for place, _ in points})

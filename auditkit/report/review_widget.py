@@ -1,4 +1,4 @@
-"""The widget in notebook 06 at which a person reviews findings, card after card; findings/review.py says what becomes of it.
+"""The widget in notebook 06 at which a person reviews findings, card by card; findings/review.py keeps what they say.
 
     ReviewWidget(scored, source, run.folder, p.seed)   # as the last line of a cell
 

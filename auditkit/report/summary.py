@@ -15,7 +15,7 @@ images/<slug(record["picture"])>.png in 06_findings, then in 05_audit. More keys
                                       "best_blind_question"?: as from best_blind_question (or in 02),
                                       "ways"?, "pairings"?: as from outcomes_by, "gates"?: as from gates.effect, and
                                       what image_outcomes gives}
-                      scored.jsonl   one object a probe, as from score_probes; "outcome" is one of OUTCOMES (runs/probe.py)
+                      scored.jsonl   one object a probe, as from score_probes; "outcome": of OUTCOMES (runs/probe.py)
     06_findings       types.json     [{"name", "size", "share" (of all findings, 0 to 1), "rate" (of the probes of this
                                       type), "rate_when"?: rate, "target"?, "peer"?: rates on the same probes,
                                       "untrained"?: {"target", "peer"} on those of the untrained auditor alone,
@@ -44,6 +44,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from auditkit.errors import AuditError
 from auditkit.findings import review
@@ -77,7 +78,7 @@ class FinishedStage:
     def metrics(self) -> dict:
         return self.manifest.get("metrics") or {}
 
-    def json(self, name: str):
+    def json(self, name: str) -> Any:
         return _json(self.folder / name) if (self.folder / name).exists() else None
 
     def records(self, name: str) -> list[dict]:
@@ -116,7 +117,7 @@ def write_report(run_folder: Path) -> Path:
     return run_folder / "report.html"
 
 
-def write_study_report(study, table: Mapping, measures: Mapping) -> Path:
+def write_study_report(study: Any, table: Mapping, measures: Mapping) -> Path:
     """Write a study's `summary.json` and `report.html` into its folder and return the report's path."""
     summary = {"study": study.name, "base": study.base, "seeds": study.seeds, "settings": study.arms, "arms": table}
     write_json(study.folder / "summary.json", summary, indent=2)
@@ -125,7 +126,7 @@ def write_study_report(study, table: Mapping, measures: Mapping) -> Path:
 
 
 def write_rounds_report(folder: Path, summary: Mapping) -> Path:
-    """Write the `summary.json` and `report.html` of several rounds (experiments/rounds.py) and return the report's path."""
+    """Write `summary.json` and `report.html` of several rounds (experiments/rounds.py) and return the report's path."""
     write_json(folder / "summary.json", summary, indent=2)
     write_text(folder / "report.html", render_rounds(summary))
     return folder / "report.html"
@@ -158,7 +159,7 @@ def summarise_run(run_name: str, stages: Mapping[str, FinishedStage]) -> dict:
     types, planted = at["06_findings"].json("types.json"), at["06_findings"].json("planted.json") or {}
     scored = at["05_audit"].records("scored.jsonl")
     outcomes = Counter(row["outcome"] for row in scored)
-    findings = {"total": outcomes["finding"]} if outcomes else {}
+    findings: dict[str, Any] = {"total": outcomes["finding"]} if outcomes else {}
     if types is not None:
         findings.setdefault("total", sum(kind["size"] for kind in types))
         parts = ("size", "share", "rate", "rate_when", "target", "peer", "gap")
@@ -223,8 +224,9 @@ def validate(summary: Mapping) -> None:
         if key not in summary:
             raise AuditError(f"summary key {key} is missing: no manifest.json of this run has it.")
     for key, rate in _rates(summary):
-        parts = [rate.get(part) if isinstance(rate, Mapping) else None for part in ("low", "value", "high", "n")]
-        if not all(isinstance(part, (int, float)) for part in parts) or parts[3] < 1:
+        told = rate if isinstance(rate, Mapping) else {}
+        parts = [part for name in ("low", "value", "high", "n") if isinstance(part := told.get(name), (int, float))]
+        if len(parts) < 4 or parts[3] < 1:
             raise AuditError(f"summary key {key} must be a rate with value, low, high and n >= 1, not {rate!r}.")
         low, value, high, _ = parts
         if not -1e-6 <= low <= value + 1e-6 <= high + 2e-6 <= 1 + 3e-6:
@@ -262,7 +264,7 @@ def _rates(summary: Mapping) -> Iterator[tuple[str, object]]:
         yield from ((f"findings.by_type.{name}.{side}", kind[side]) for side in ("target", "peer") if side in kind)
 
 
-def _flat(blind: Mapping | None) -> dict | None:
+def _flat(blind: dict | None) -> dict | None:
     """The best blind question as a rate with its question beside."""
     if not blind or "rate" not in blind:
         return blind

@@ -1,7 +1,7 @@
 """What models behind a server were asked, and what that costs: counted from the answers on disk.
 
-Each answer of such a model has its tokens in its row of answers.jsonl (models/openai.py), so the counts hold however often a
-run was killed. Requests that failed, and answers that a kill overtook on their way, are not among them.
+Each answer of such a model has its tokens in its row of answers.jsonl (models/openai.py), so the counts hold however
+often a run was killed. Requests that failed, and answers that a kill overtook on their way, are not among them.
 """
 
 from collections.abc import Iterable, Mapping

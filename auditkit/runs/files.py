@@ -10,7 +10,7 @@ from typing import Any
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A file to write beside `path`, which takes its place once it is written; readers see the old one or the new one."""
+    """A file to write beside `path`, whose place it takes once it is written: a reader sees the old or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(path.name + ".part")
     yield beside

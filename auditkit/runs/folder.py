@@ -34,33 +34,25 @@ import filelock
 
 from auditkit import specs
 from auditkit.errors import AuditError
-from auditkit.params import DEFAULTS, Params, project_root
+from auditkit.params import DEFAULTS, FIELDS, MODELS, Params, matters_to, project_root, stages_of
 from auditkit.runs import costs, jsonl
 from auditkit.runs.files import write_text
 
-MODELS = "images seed auditor target references dtype"
-ASKING = f"{MODELS} temperature min_token_probability max_question_tokens max_answer_tokens quorum same"
-PAINTING = "ways generator editor edit_region edit_rest picture_judge picture_gain"
 STAGES = {  # the stages in order, each with the parameters that its own records depend on
-    "00_setup": f"{MODELS} peer train_images",
-    "01_models": f"{MODELS} peer max_question_tokens max_answer_tokens temperature benchmark_examples",
-    "02_disagreement": f"{ASKING} baseline_images",
-    "03_counterfactual": f"{ASKING} {PAINTING}",
-    "04_auditor": f"{ASKING} {PAINTING} train_images grpo_steps grpo_images group_size grpo_learning_rate grpo_beta "
-    "grpo_warmup grpo_last_learning_rate "
-    "grpo_temperature grpo_quorum grpo_lora_rank replay_weight replay_clusters "
-    "disagreement_weight format_weight coverage_weight grpo_checkpoints",
-    "05_audit": f"{ASKING} {PAINTING} route asks audit_probes candidates gates repeats paraphraser "
-    "blind_candidates blind_images",
-    "06_findings": f"{ASKING} peer failure_types types_by namer",
-    "07_rectify": f"{ASKING} rectify_steps rectify_batch rectify_learning_rate rectify_lora_rank rectify_original "
-    "rectify_on rectify_pairs failure_types types_by route earlier",
-    "08_benchmark": f"{ASKING} peer benchmark_examples benchmark_images",
+    name: matters_to(name[:2])
+    for name in (
+        "00_setup",
+        "01_models",
+        "02_disagreement",
+        "03_counterfactual",
+        "04_auditor",
+        "05_audit",
+        "06_findings",
+        "07_rectify",
+        "08_benchmark",
+    )
 }
-NEVER_MATTER = (  # where, how fast, and when to give up; see Params on batch_size
-    "run_name params_file device memory engine workers batch_size grpo_micro_batch grpo_rollouts grpo_patience "
-    "rectify_micro_batch"
-)
+NEVER_MATTER = tuple(name for name in FIELDS if not stages_of(name))  # where, how fast, and when to give up
 CALLS_THE_TARGET = ("02_disagreement", "04_auditor", "05_audit")  # none is an error, as 0 is anywhere
 PACKAGES = "auditkit torch transformers trl peft diffusers accelerate datasets tokenizers numpy pillow papermill"
 KEPT = "reviews.jsonl"  # what a person said: starting over keeps it, for no run would bring it back
@@ -298,15 +290,14 @@ def differences(manifest: dict, p: Params, stage: str) -> str:
     before, now = DEFAULTS | manifest["parameters"], asdict(p)
     return ", ".join(
         f"{name} {before[name]!r} then, {now[name]!r} now"
-        for name in STAGES[stage].split()
+        for name in STAGES[stage]
         if name in before and before[name] != now[name] and not _same_models(name, before[name], now[name])
     )
 
 
 def _same_models(name: str, before, now) -> bool:
     """Whether only where models run, how fast or at what price has changed, and so no answer."""
-    models = ("auditor", "target", "peer", "references", "same", "namer", "paraphraser", "picture_judge")
-    if name not in models:
+    if name not in MODELS:
         return False
     before, now = ([texts] if isinstance(texts, str) else texts for texts in (before, now))
     return len(before) == len(now) and all(map(specs.same_model, before, now))

@@ -18,12 +18,14 @@ SPECIAL = re.compile(r"<[^<>\s]{1,40}>|\[/?[A-Z]{2,}\]")  # <end_of_turn>, <loc0
 QUOTES = "\"'`*“”‘’ "
 
 
-OUTCOMES = {  # what becomes of a probe, in words; the first that holds, "finding" where none does  # in the order in which a probe meets them
+# What becomes of a probe, in words, in the order in which it meets them: the first that holds, else "finding".
+OUTCOMES = {
     "malformed": "neither a question nor a wish, so nobody was asked",
     "bad picture": "about a picture that could not be made, or is not what was wished for",
     "implausible": "worded as the untrained auditor would hardly ever put it",
     "duplicate": "asked before, of the same picture",
     "no consensus": "the references did not agree",
+    "no answer": "to which the target said nothing",
     "agrees": "the target said what the references say",
     "not reproduced": "a departure that the target does not repeat",
     "ill-posed": "on which the references do not stay with their consensus",
@@ -51,7 +53,7 @@ class Probe:
     check: str = ""  # a question that tells whether it was made as wished
     expected: str = ""  # the answer to `check` if so
     why: str = ""  # why there is no such picture, or why it is not used
-    gain: float | None = None  # how far it moved towards the wish, by the picture judge
+    gain: float | None = None  # how far it moved towards the wish, by the picture check
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,8 @@ def parse_question(text: str) -> str | None:
     'What colour is the bus?'
     >>> parse_question('Question: "how many dogs are there?"')
     'how many dogs are there?'
-    >>> [parse_question(text) for text in ("a red bus", "why?", "what is it?\\nA bus.", "is is is is it?", "what <pad> is it?")]
+    >>> bad = "a red bus", "why?", "what is it?\\nA bus.", "is is is is it?", "what <pad> is it?"
+    >>> [parse_question(text) for text in bad]
     [None, None, None, None, None]
     """
     *before, text = text.strip().split("\n") if text.strip() else [""]

@@ -6,11 +6,12 @@ from functools import partial
 from types import SimpleNamespace
 
 import pytest
+from scoring import score
 
-from auditkit.audit import loop
+from auditkit.audit import batches, loop
 from auditkit.audit.allocation import candidate_batches, checkpoint_shares, probe_batches
 from auditkit.audit.loop import run_audit
-from auditkit.audit.score import outcome_counts, score_probes
+from auditkit.audit.score import outcome_counts
 from auditkit.data.load import load_images
 from auditkit.errors import AuditError
 from auditkit.miniature import shipped
@@ -49,7 +50,7 @@ class World:
         self.batches = 0
         self.kill_at = None
         monkeypatch.setattr(transformers, "_write", self.write)
-        monkeypatch.setattr(loop, "rarest_token", lambda untrained, pictures, texts: [0.5] * len(texts))
+        monkeypatch.setattr(batches, "rarest_token", lambda untrained, pictures, texts: [0.5] * len(texts))
         self.auditors = {name: VLM("auditor", _Model(), None, 4) for name in ("untrained", "60", "trained")}
         self.target, *self.references = [VLM(name, _Model(), None, 4) for name in NAMES[1:]]
 
@@ -204,7 +205,7 @@ RECORDS = [
 
 
 def test_scores_name_the_first_gate_that_fails():
-    scored = score_probes(RECORDS, P)
+    scored = score(RECORDS, P)
     assert [r["outcome"] for r in scored] == ["finding", "agrees", "no consensus", "malformed", "duplicate"]
     assert [r["consensus"] for r in scored] == ["blue", "blue", None, None, "blue"]
     assert [r["disagrees"] for r in scored] == [True, False, False, False, True]
@@ -213,24 +214,44 @@ def test_scores_name_the_first_gate_that_fails():
 
 def test_a_question_the_untrained_auditor_would_never_ask_is_no_finding():
     likely, unlikely = RECORDS[0] | {"rarest": 0.01}, RECORDS[0] | {"rarest": 0.0001, "key": "f", "picture": "f"}
-    assert [r["outcome"] for r in score_probes([likely, unlikely], P)] == ["finding", "implausible"]
-    assert outcome_counts(score_probes([likely, unlikely], P))["implausible"] == 1
-    assert score_probes([likely | {"rarest": 0.0}], P)[0]["outcome"] == "implausible"
+    assert [r["outcome"] for r in score([likely, unlikely], P)] == ["finding", "implausible"]
+    assert outcome_counts(score([likely, unlikely], P))["implausible"] == 1
+    assert score([likely | {"rarest": 0.0}], P)[0]["outcome"] == "implausible"
+
+
+def test_a_target_that_says_nothing_has_not_failed_and_is_counted():
+    silent = RECORDS[0] | {"target": "...", "key": "s", "picture": "s"}
+    scored = score([RECORDS[0], silent], P)
+    assert [r["outcome"] for r in scored] == ["finding", "no answer"] and not scored[1]["disagrees"]
+    assert outcome_counts(scored)["no_answer"] == 1 and outcome_counts(scored)["scored"] == 1
+
+
+@pytest.mark.parametrize(
+    ("who", "says"), [("target", "the target said nothing to 6 of 10"), ("llava", '"llava" said nothing')]
+)
+def test_a_model_that_says_nothing_to_most_questions_ends_the_stage(who, says):
+    rows = [RECORDS[0] | {"key": str(i), "picture": str(i)} for i in range(10)]
+    for row in rows[:6]:
+        row |= {"target": ""} if who == "target" else {"references": row["references"] | {who: "?"}}
+    with pytest.raises(AuditError, match=says):
+        score(rows, P)
+    rows[0] |= {"target": "red", "references": RECORDS[0]["references"]}
+    assert len(score(rows, P)) == 10
 
 
 def test_counts_add_up():
-    assert outcome_counts(score_probes(RECORDS, P)) == {
+    assert outcome_counts(score(RECORDS, P)) == {
         "asked": 5, "parsed": 4, "target_called": 4, "references_called": 12, "scored": 2, "malformed": 1,
         "bad_pictures": 0, "implausible": 0,
-        "no_consensus": 1, "duplicates": 1,
+        "no_consensus": 1, "no_answer": 0, "duplicates": 1,
     }  # fmt: skip
 
 
 def test_nothing_asked_and_never_agreeing_references_are_errors():
     with pytest.raises(AuditError, match="never asked"):
-        score_probes([RECORDS[3]], P)
+        score([RECORDS[3]], P)
     with pytest.raises(AuditError, match=r"\(gemma3, idefics3, llava\) never agree on any of 1 probes.*quorum"):
-        score_probes(RECORDS[2:4], P)
+        score(RECORDS[2:4], P)
 
 
 @pytest.mark.parametrize("probes", [1, 2, 7, 20, 1999, 2000])
@@ -249,7 +270,7 @@ def test_an_audit_of_the_shipped_target_finds_true_failures(tmp_path):
     p = SimpleNamespace(**{**vars(P), "audit_probes": 192, "batch_size": 64})
     pictures = source.pictures("audit", 192, seed=11)
     records = run_audit({"untrained": untrained}, target, references, pictures, p, tmp_path)
-    scored = score_probes(records, p)
+    scored = score(records, p)
     counts = outcome_counts(scored)
     assert counts["asked"] == 192 and counts["scored"] >= 150
     findings = [r for r in scored if r["outcome"] == "finding"]
@@ -294,7 +315,7 @@ def test_only_questions_have_candidates_and_what_was_chosen_stays_so(world, tmp_
     p = SimpleNamespace(**{**vars(P), "candidates": 2, "replay_clusters": 4})
     tried = [{"way": "question", "question": "is it?", "text": "is it?", "success": n == 0} for n in range(4)]
     records = world.run(tmp_path, p, rollouts=tried)
-    monkeypatch.setattr(loop, "select_questions", lambda *_: pytest.fail("chosen anew"))
+    monkeypatch.setattr(loop, "select_questions", lambda *_, **how: pytest.fail("chosen anew"))
     assert world.run(tmp_path, p, rollouts=tried) == records
 
 
@@ -320,5 +341,5 @@ def test_a_picture_that_comes_again_is_not_asked_the_same_where_there_is_a_choic
         for rollouts in (tried, [])
     ]
     assert all(sorted(r["picture"] for r in records) == sorted(picture.key for picture in shown) for records in runs)
-    repeats = [sum(row["outcome"] == "duplicate" for row in score_probes(records, p)) for records in runs]
+    repeats = [sum(row["outcome"] == "duplicate" for row in score(records, p)) for records in runs]
     assert repeats[0] < repeats[1]

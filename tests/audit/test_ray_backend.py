@@ -7,7 +7,8 @@ from functools import partial
 import pytest
 
 from auditkit.audit import loop
-from auditkit.audit.loop import AnswerProbes, run_audit
+from auditkit.audit.batches import AnswerProbes
+from auditkit.audit.loop import run_audit
 from auditkit.audit.ray_backend import _gpus_a_worker, _Worker, each_batch
 from auditkit.data.load import load_images
 from auditkit.errors import AuditError

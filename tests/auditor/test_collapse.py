@@ -18,7 +18,7 @@ from auditkit.params import load_params
 from auditkit.runs import jsonl
 from auditkit.runs.folder import run_folder
 
-P = SimpleNamespace(grpo_patience=3, replay_weight=0.0, coverage_weight=0.0, grpo_learning_rate=0.005)
+P = dict(patience=3, replay_weight=0.0, coverage_weight=0.0, learning_rate=0.005)
 
 
 def step(texts, success=None, wrote=True, group=4):
@@ -61,7 +61,7 @@ def test_a_group_is_flat_only_where_all_earn_the_same_being_a_question_included(
     ],
 )
 def test_each_collapse_is_told_with_its_step_and_what_to_change(figures, seen):
-    why = collapse_reason(rows(20) + [row | {"step": row["step"] + 20} for row in rows(3, **figures)], P)
+    why = collapse_reason(rows(20) + [row | {"step": row["step"] + 20} for row in rows(3, **figures)], **P)
     assert "by step 23" in why and seen in why and "\n" not in why
     assert "replay_weight (now 0)" in why and "grpo_learning_rate (now 0.005)" in why
 
@@ -76,26 +76,26 @@ def test_each_collapse_is_told_with_its_step_and_what_to_change(figures, seen):
     ],
 )
 def test_what_is_only_narrow_is_no_collapse(figures):
-    assert collapse_reason(rows(50, **figures), P) == ""
+    assert collapse_reason(rows(50, **figures), **P) == ""
 
 
 def test_one_way_that_collapses_is_seen_between_steps_of_the_others():
     turns = [row | {"way": "edit" if row["step"] % 4 == 0 else "question"} for row in rows(16)]
     history = [row | {"commonest": 0.9} if row["way"] == "edit" else row for row in turns]
-    assert "by step 12 the auditor has collapsed: for 3 steps of edit in a row" in collapse_reason(history[:12], P)
-    assert collapse_reason(history[:11], P) == collapse_reason(turns, P) == ""
+    assert "by step 12 the auditor has collapsed: for 3 steps of edit in a row" in collapse_reason(history[:12], **P)
+    assert collapse_reason(history[:11], **P) == collapse_reason(turns, **P) == ""
 
 
 def test_it_takes_as_many_steps_in_a_row_as_patience_says():
     bad, good = {"commonest": 1.0}, {}
     mixed = rows(2, **bad) + rows(1, **good) + rows(2, **bad)
-    assert collapse_reason(mixed, P) == "" and collapse_reason(rows(2, **bad), P) == ""
-    assert collapse_reason(mixed + rows(1, **bad), P)
-    assert collapse_reason(rows(99, **bad), SimpleNamespace(**{**vars(P), "grpo_patience": 0})) == ""
+    assert collapse_reason(mixed, **P) == "" and collapse_reason(rows(2, **bad), **P) == ""
+    assert collapse_reason(mixed + rows(1, **bad), **P)
+    assert collapse_reason(rows(99, **bad), **P | {"patience": 0}) == ""
 
 
 def test_a_history_from_before_there_was_a_watch_is_no_trouble():
-    assert collapse_reason([{"step": 1, "reward/disagreement": 0.5}] * 9, P) == ""
+    assert collapse_reason([{"step": 1, "reward/disagreement": 0.5}] * 9, **P) == ""
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from auditkit.auditor import grpo, rewards
+from auditkit.auditor import grpo, grpo_setup, rewards
 from auditkit.auditor.clusters import TextClusters
 from auditkit.auditor.rewards import CAP, KEPT, Rollout, Scorer
 from auditkit.consensus.vote import vote
@@ -173,9 +173,9 @@ def test_with_checkpointing_no_way_back_leads_through_the_vision_tower_and_the_w
 
 def test_the_warm_up_is_a_share_of_the_steps(p):
     for steps in range(1, 2001):  # the default is what it was before there was a choice
-        assert grpo._warmup(replace(p, grpo_steps=steps, grpo_warmup=0.05)) == max(1, steps // 20)
-    assert grpo._warmup(replace(p, grpo_steps=1000, grpo_warmup=0.1)) == 100
-    assert grpo._warmup(replace(p, grpo_steps=1000, grpo_warmup=0.0)) == 0
+        assert grpo_setup.warmup_steps(replace(p, grpo_steps=steps, grpo_warmup=0.05)) == max(1, steps // 20)
+    assert grpo_setup.warmup_steps(replace(p, grpo_steps=1000, grpo_warmup=0.1)) == 100
+    assert grpo_setup.warmup_steps(replace(p, grpo_steps=1000, grpo_warmup=0.0)) == 0
 
 
 def test_the_learning_rate_falls_to_the_last_one(p, tmp_path):
@@ -183,7 +183,7 @@ def test_the_learning_rate_falls_to_the_last_one(p, tmp_path):
     from transformers import get_scheduler
 
     paper = {"grpo_steps": 100, "grpo_learning_rate": 3e-6, "grpo_last_learning_rate": 1e-6, "grpo_warmup": 0.1}
-    config = grpo._config(replace(p, **paper), tmp_path, "cpu", torch.float32)
+    config = grpo_setup.grpo_config(replace(p, **paper), tmp_path, "cpu", torch.float32)
     optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=config.learning_rate)
     schedule = get_scheduler(
         config.lr_scheduler_type,
@@ -204,8 +204,8 @@ def test_the_learning_rate_falls_to_the_last_one(p, tmp_path):
 @pytest.mark.parametrize("processes", [1, 2, 4])
 def test_a_step_is_one_generation_and_one_update_over_all_processes(p, tmp_path, processes, monkeypatch):
     p = replace(p, grpo_images=4, group_size=4, grpo_micro_batch=2)
-    monkeypatch.setattr(grpo.GRPOConfig, "world_size", processes)
-    config = grpo._config(p, tmp_path, "cpu", torch.float32, processes)
+    monkeypatch.setattr(grpo_setup.GRPOConfig, "world_size", processes)
+    config = grpo_setup.grpo_config(p, tmp_path, "cpu", torch.float32, processes)
     assert config.per_device_train_batch_size == 2
     assert config.gradient_accumulation_steps == config.steps_per_generation == 16 // 2 // processes
     assert config.generation_batch_size == 16
@@ -214,10 +214,10 @@ def test_a_step_is_one_generation_and_one_update_over_all_processes(p, tmp_path,
 def test_what_cannot_be_dealt_out_evenly_is_refused(p):
     p = replace(p, grpo_images=4, group_size=4)
     with pytest.raises(AuditError, match="grpo_images x group_size: a step's 16 questions .* 3 processes"):
-        grpo._refuse_uneven(p, 3)
+        grpo_setup.refuse_uneven(p, 3)
     with pytest.raises(AuditError, match="grpo_micro_batch: 8 does not divide the 4 questions .* 4 processes"):
-        grpo._refuse_uneven(replace(p, grpo_micro_batch=8), 4)
-    grpo._refuse_uneven(replace(p, grpo_micro_batch=2), 4)
+        grpo_setup.refuse_uneven(replace(p, grpo_micro_batch=8), 4)
+    grpo_setup.refuse_uneven(replace(p, grpo_micro_batch=2), 4)
 
 
 def test_the_command_line_says_in_one_sentence_what_is_wrong(project, capsys):
@@ -346,7 +346,7 @@ def test_two_processes_train_one_auditor_are_killed_and_go_on(project):
     ],
 )
 def test_trl_is_told_who_generates(p, tmp_path, rollouts, used, mode, sleeps):
-    config = grpo._config(replace(p, grpo_rollouts=rollouts), tmp_path, "cpu", torch.float32)
+    config = grpo_setup.grpo_config(replace(p, grpo_rollouts=rollouts), tmp_path, "cpu", torch.float32)
     assert (config.use_vllm, config.vllm_mode, config.vllm_enable_sleep_mode) == (used, mode, sleeps)
     assert config.vllm_max_model_length == 8192
 

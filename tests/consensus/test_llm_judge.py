@@ -5,13 +5,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from scoring import score
 
-from auditkit.audit.score import score_probes
-from auditkit.consensus import agreement, llm_judge
+from auditkit.consensus import agreement
 from auditkit.consensus.agreement import agreement_table, judge_agreement, labelled_pairs
 from auditkit.consensus.choose import choose_same
 from auditkit.errors import AuditError, Unfinished
 from auditkit.miniature import shipped
+from auditkit.models import language
 from auditkit.models.base import generate_texts, quiet
 from auditkit.models.language import load_language_model
 from auditkit.models.openai import EndpointText
@@ -40,7 +41,7 @@ class Pedant:
 @pytest.fixture
 def pedant(monkeypatch):
     model = Pedant()
-    monkeypatch.setattr(llm_judge, "load_language_model", lambda p: model)
+    monkeypatch.setattr(language, "load_language_model", lambda *_, **how: model)
     return model
 
 
@@ -77,17 +78,19 @@ def test_records_are_scored_by_a_model_and_again_without_it(pedant, tmp_path, mo
     said = {"a": "couch", "b": "coupe", "c": "chair"}
     record = {"key": "1", "picture": "x", "question": "what is it?", "target": "stool", "references": said}
     rows = [record, {**record, "key": "2", "picture": "y", "target": "cradle"}]
-    scored = score_probes(rows, P, tmp_path)
+    scored = score(rows, P, tmp_path)
     assert [row["outcome"] for row in scored] == ["finding", "agrees"]
     monkeypatch.setattr(
-        llm_judge, "load_language_model", lambda p: pytest.fail("a model was loaded although all verdicts are on file")
+        language,
+        "load_language_model",
+        lambda *_, **how: pytest.fail("a model was loaded although all verdicts are on file"),
     )
-    assert score_probes(rows, P, tmp_path) == scored
+    assert score(rows, P, tmp_path) == scored
 
 
 def test_replies_that_are_neither_yes_nor_no_count_as_no_and_too_many_are_refused(monkeypatch, tmp_path):
     mumbler = Pedant("well, it depends")
-    monkeypatch.setattr(llm_judge, "load_language_model", lambda p: mumbler)
+    monkeypatch.setattr(language, "load_language_model", lambda *_, **how: mumbler)
     alike = choose_same(P, tmp_path)
     assert not alike("car", "cart") and alike.decide.unclear == 1
     with pytest.raises(AuditError, match='"org/judge" cannot judge: of 21 replies 21 are neither .*well, it depends'):
@@ -107,7 +110,7 @@ def test_what_a_server_replied_before_it_failed_is_kept_with_its_price(tmp_path,
             return replies
 
     server = Server()
-    monkeypatch.setattr(llm_judge, "load_language_model", lambda p: server)
+    monkeypatch.setattr(language, "load_language_model", lambda *_, **how: server)
     pairs = [("what is it?", "car", f"cart {i}") for i in range(4)]
     with pytest.raises(AuditError, match="500"):
         choose_same(P, tmp_path).prepare(pairs)
@@ -126,7 +129,7 @@ def test_a_batch_of_pairs_that_does_not_fit_is_halved(tmp_path, monkeypatch, cap
                 raise RuntimeError("CUDA out of memory.")
             return super().write(images, prompts, *how)
 
-    monkeypatch.setattr(llm_judge, "load_language_model", lambda p: Small())
+    monkeypatch.setattr(language, "load_language_model", lambda *_, **how: Small())
     alike = choose_same(P, tmp_path)
     alike.prepare(("what is it?", "car", f"cart {i}") for i in range(5))
     assert alike.asked == 5 and "out of memory" in capsys.readouterr().out
@@ -174,17 +177,13 @@ def test_a_language_model_without_eyes_can_be_the_judge(tmp_path):
     )
     LlamaForCausalLM(config).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    p = SimpleNamespace(**vars(P) | {"same": str(tmp_path)})
     with pytest.raises(AuditError, match="no chat template, so it cannot be asked"):
-        load_language_model(p)
+        load_language_model(str(tmp_path), batch_size=4)
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }} <eos> {% endfor %}"
     tokenizer.save_pretrained(tmp_path)
-    model = load_language_model(p)
+    model = load_language_model(str(tmp_path), batch_size=4)
     prompts = ["is it a dog ?", "how many cats are on the sofa? a pair or none of them"]
-    assert (
-        load_language_model(SimpleNamespace(**vars(p) | {"same": f"{tmp_path}?batch_size=2&dtype=bfloat16"})).batch_size
-        == 2
-    )
+    assert load_language_model(f"{tmp_path}?batch_size=2&dtype=bfloat16").batch_size == 2
     together = generate_texts(model, [None, None], prompts, 8)
     assert together == [generate_texts(model, [None], [prompt], 8)[0] for prompt in prompts] and all(together)
 
@@ -212,12 +211,11 @@ def test_a_real_language_model_can_be_asked(tmp_path, monkeypatch):
 
 
 def test_a_language_model_that_cannot_be_had_is_refused_in_one_sentence(tmp_path):
-    p = SimpleNamespace(**vars(P) | {"same": str(tmp_path)})
     with pytest.raises(AuditError, match=f'same: "{tmp_path}" is no language model here'):
-        load_language_model(p)
+        load_language_model(str(tmp_path), batch_size=4)
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(AuditError, match="is no language model here"):  # it has no tokenizer
-        load_language_model(p)
+        load_language_model(str(tmp_path), batch_size=4)
 
 
 def test_what_is_no_model_is_refused():

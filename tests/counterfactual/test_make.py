@@ -15,17 +15,10 @@ from PIL import Image
 
 from auditkit import specs
 from auditkit.counterfactual import make, pipelines
-from auditkit.counterfactual.make import (
-    Change,
-    Painting,
-    _working_size,
-    edit_images,
-    incoherence,
-    load_painter,
-    measure_change,
-    regenerate_images,
-    upright,
-)
+from auditkit.counterfactual.image_sizes import working_size
+from auditkit.counterfactual.make import GeneratedImage, edit_images, load_pipeline, regenerate_images
+from auditkit.counterfactual.quality import Change, incoherence, measure_change
+from auditkit.data.pictures import upright
 from auditkit.errors import AuditError
 from auditkit.miniature import edits, world
 
@@ -45,13 +38,13 @@ def saved(tmp_path_factory):
 def loaded(saved):
     """name of a class -> its tiny pipeline, loaded once."""
     known = {}
-    return lambda name: known.get(name) or known.setdefault(name, load_painter(painters.spec(name, saved(name))))
+    return lambda name: known.get(name) or known.setdefault(name, load_pipeline(painters.spec(name, saved(name))))
 
 
 @pytest.fixture
 def own(saved):
     """name of a class -> its tiny pipeline for this test alone, which may break it."""
-    return lambda name, more="": load_painter(painters.spec(name, saved(name)) + more)
+    return lambda name, more="": load_pipeline(painters.spec(name, saved(name)) + more)
 
 
 def picture(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -59,7 +52,7 @@ def picture(width: int, height: int, seed: int = 0) -> Image.Image:
     return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
 
 
-def apart(one: Painting, other: Painting) -> float:
+def apart(one: GeneratedImage, other: GeneratedImage) -> float:
     """Mean absolute difference of two pictures, in grey levels of 256."""
     assert one.image is not None and other.image is not None, (one.why, other.why)
     return float(np.abs(np.asarray(one.image, dtype=float) - np.asarray(other.image, dtype=float)).mean())
@@ -80,7 +73,7 @@ def counted(monkeypatch, thing, method: str) -> list:
 
 def refused(spec, *words):
     with pytest.raises(AuditError) as error:
-        load_painter(spec)
+        load_pipeline(spec)
     assert all(str(word) in str(error.value) for word in words), str(error.value)
     assert "\n" not in str(error.value)
 
@@ -137,7 +130,7 @@ def test_an_option_that_the_call_does_not_take_is_refused_by_name_before_weights
 @pytest.mark.parametrize(
     "name", ["FluxPipeline", "Flux2KleinPipeline", "ZImagePipeline", "SanaSprintPipeline", "StableDiffusionPipeline"]
 )
-def test_what_the_text_encoder_could_not_read_is_said_to_the_letter(loaded, name):
+def test_what_the_text_encoder_could_not_read_is_said(loaded, name):
     painter = loaded(name)
     text = "A harbour. " + " ".join(f"boat {i}," for i in range(60)) + " and the SEA"
     short, long = regenerate_images(painter, ["A harbour", text], [1, 1])
@@ -187,7 +180,7 @@ def test_a_value_that_an_option_cannot_take_is_refused(options, words):
 def test_a_folder_may_say_what_its_weights_were_trained_for_and_the_spec_goes_before_it(saved, tmp_path):
     folder = shutil.copytree(saved("FluxKontextPipeline"), tmp_path / "mine")
     (folder / "painter.json").write_text(json.dumps({"size": 64, "steps": 1, "max_length": 16}))
-    painter = load_painter(f"{folder}?steps=3")
+    painter = load_pipeline(f"{folder}?steps=3")
     assert painter.size == (64, 64) and painter.call == {"num_inference_steps": 3, "max_sequence_length": 16}
     assert painter.name == "mine"
     assert regenerate_images(painter, ["a box"], [0])[0].image.size == (64, 64)
@@ -205,8 +198,8 @@ def test_a_picture_has_the_size_asked_for_brought_to_what_the_pipeline_can_make(
     ((reference, _, _, height, width, *_), _), = calls  # fmt: skip
     assert (width, height) == (92, 32)  # the pixels of 66 x 41, three times as wide as high
     assert reference.shape[2:] == (32, 92)
-    plain = load_painter(painters.spec("FluxKontextPipeline", saved("FluxKontextPipeline")).replace("&size=96", ""))
-    assert _working_size(plain, picture(64, 64)) == (256, 256)  # 128 latents of 2 pixels a side
+    plain = load_pipeline(painters.spec("FluxKontextPipeline", saved("FluxKontextPipeline")).replace("&size=96", ""))
+    assert working_size(plain, picture(64, 64)) == (256, 256)  # 128 latents of 2 pixels a side
 
 
 # ----------------------------------------------------------------------------------------------------- images to edit
@@ -287,7 +280,7 @@ def test_one_picture_that_fails_is_dropped_with_the_reason_and_the_others_are_as
     painter = own("FluxPipeline")
     failing(painter, ValueError("no boats here\nat all"), lambda prompts: "a boat" in prompts)
     paintings = regenerate_images(painter, ["a box", "a boat", "a tree"], [1, 2, 3])
-    assert paintings[1] == Painting(None, "failed: no boats here")
+    assert paintings[1] == GeneratedImage(None, "failed: no boats here")
     usual = regenerate_images(loaded("FluxPipeline"), ["a box", "a tree"], [1, 3])
     assert apart(paintings[0], usual[0]) < 0.5 and apart(paintings[2], usual[1]) < 0.5
     with pytest.raises(AuditError, match="not one of 2 pictures could be made.*no boats here"):
@@ -349,7 +342,7 @@ def test_weights_wait_as_asked_where_there_is_a_gpu_and_without_one_it_is_refuse
         monkeypatch.setattr(DiffusionPipeline, name, lambda self, *a, its=name, **k: called.append((its, a, k)) or self)
     monkeypatch.setattr(make, "choose_device", lambda device: "cuda:1")
     monkeypatch.setattr(make, "choose_dtype", lambda dtype, device: torch.float32)
-    load_painter(spec)
+    load_pipeline(spec)
     there = [name for name, more, named in called if "cuda:1" in map(str, (*more, *named.values()))]
     assert there == [method]
 
@@ -404,7 +397,7 @@ def test_pickled_and_missing_weights_are_refused(saved, tmp_path):
     folder = shutil.copytree(saved("FluxPipeline"), tmp_path / "mine")
     weights = folder / "transformer" / "diffusion_pytorch_model.safetensors"
     torch.save({}, weights.with_suffix(".bin"))
-    load_painter(folder)  # beside safetensors it is not looked at
+    load_pipeline(folder)  # beside safetensors it is not looked at
     weights.unlink()
     refused(folder, "transformer/diffusion_pytorch_model.bin", "never read")
     weights.with_suffix(".bin").unlink()

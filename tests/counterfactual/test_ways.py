@@ -5,9 +5,11 @@ from dataclasses import replace
 from functools import partial
 
 import pytest
+from picture_checks import clip, save
+from scoring import score
 
 from auditkit.audit.loop import run_audit
-from auditkit.audit.score import outcome_counts, score_probes
+from auditkit.audit.score import outcome_counts
 from auditkit.auditor import grpo
 from auditkit.counterfactual import store
 from auditkit.counterfactual.make import edit_images
@@ -26,11 +28,12 @@ QUORUM = {"quorum": 0.6, "same": "text", "min_token_probability": 1e-3}
 
 
 @pytest.fixture(scope="module")
-def p():
+def p(tmp_path_factory):
+    check = save(clip, tmp_path_factory.mktemp("picture_check"))
     return load_params(
         "params/smoke.yaml", audit_probes=36, batch_size=12, ways=["question", "regenerate", "edit"],
         generator="miniature:generator", editor="miniature:editor",
-        picture_judge="miniature:likeness", picture_gain=0.1,
+        picture_check=str(check), picture_gain=0.0,
     )  # fmt: skip
 
 
@@ -56,7 +59,8 @@ def records(out):
 
 @pytest.fixture(scope="module")
 def scored(records, p):
-    return score_probes(records, p)
+    """As if every picture had moved towards its wish: the picture check here has random weights."""
+    return score(records, p, picture_gain=-1.0)
 
 
 def test_each_way_has_its_share_and_each_pairing_its_own_records(records, p):
@@ -122,16 +126,16 @@ def test_every_picture_that_may_be_used_was_judged_and_another_bound_needs_no_mo
     for row in records:
         used = row["way"] != "question" and row["made"] and not row["why"]
         assert (row["gain"] is not None) == bool(used)
-    unlike = [row for row in scored if row.get("why") == "unlike the wish"]
-    assert all(row["gain"] <= p.picture_gain and row["outcome"] == "bad picture" for row in unlike)
-    strict = Counter(row.get("why") for row in score_probes(records, replace(p, picture_gain=0.99)))
+    unlike = [row for row in score(records, p) if row.get("why") == "unlike the wish"]
+    assert unlike and all(row["gain"] <= p.picture_gain and row["outcome"] == "bad picture" for row in unlike)
+    strict = Counter(row.get("why") for row in score(records, p, picture_gain=0.99))
     assert strict["unlike the wish"] > len(unlike) and strict["not applied"] == Counter(
         row.get("why") for row in scored)["not applied"]  # fmt: skip
 
 
 def test_every_picture_is_accounted_for(scored, out, p):
     made = jsonl.read(out / IMAGES_FILE)
-    account = image_outcomes(scored, made, p)
+    account = image_outcomes(scored, made, edit_region=p.edit_region, edit_rest=p.edit_rest, picture_gain=-1.0)
     images_, wishes = account["images"], [row for row in scored if row["pairing"] == "(Q*, I*)" and row["made"]]
     assert images_["asked"] == len(wishes) == images_["made"] + sum(images_["dropped"].values())
     assert account["editor"]["command_applied"]["value"] > 0.8 and account["editor"]["rest_unchanged"]["value"] > 0.8
@@ -188,7 +192,7 @@ def test_gates_of_a_picture(change, gate, why, irrelevant, p):
     plain = record(
         "b", "(Q*, I)", way="question", picture="audit-1", made="", check="", why="", checked={}, before=None
     )
-    scored, _ = score_probes([record(**change), plain], replace(p, **QUORUM))
+    scored, _ = score([record(**change), plain], replace(p, **QUORUM))
     assert (scored["outcome"], scored["why"], scored.get("irrelevant_edit")) == (gate, why, irrelevant)
     found = irrelevant_edits([scored])
     assert bool(found) == bool(irrelevant)

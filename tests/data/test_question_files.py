@@ -29,6 +29,11 @@ def table(delimiter, names=("file_name", "question", "answer")):
     return "\n".join(delimiter.join(row) for row in (names, *ROWS)) + "\n"
 
 
+def json_lines(image):
+    names = (image, "question", "answer")
+    return "".join(json.dumps(dict(zip(names, row, strict=True))) + "\n" for row in ROWS)
+
+
 def conversations(name="{}", placeholder="<image>\n"):
     return [
         {"id": str(i), "image": name.format(image), "conversations": [
@@ -40,8 +45,8 @@ def conversations(name="{}", placeholder="<image>\n"):
 @pytest.mark.parametrize(
     ("file", "content"),
     [
-        ("questions.jsonl", "".join(json.dumps(dict(zip(("image", "question", "answer"), row, strict=True))) + "\n" for row in ROWS)),
-        ("metadata.jsonl", "".join(json.dumps(dict(zip(("file_name", "question", "answer"), row, strict=True))) + "\n" for row in ROWS)),
+        ("questions.jsonl", json_lines("image")),
+        ("metadata.jsonl", json_lines("file_name")),
         ("metadata.csv", table(",")),
         ("metadata.csv", "\ufeff" + table(";")),
         ("metadata.csv", table("\t").replace("\n", "\r\n")),
@@ -83,7 +88,7 @@ def test_values_of_a_table_stay_as_they_are_written(folder, value):
     assert rows(folder) == [("a.png", "what?", value)]
     (folder / "metadata.csv").unlink()
     if value in ("1e3", "1.50"):  # numbers of JSON keep their digits, too
-        (folder / "questions.jsonl").write_text('{"image": "a.png", "question": "what?", "answer": %s}\n' % value)
+        (folder / "questions.jsonl").write_text(f'{{"image": "a.png", "question": "what?", "answer": {value}}}\n')
         assert rows(folder) == [("a.png", "what?", value)]
 
 
@@ -102,7 +107,8 @@ def test_vqa_questions_meet_their_annotations_and_of_ten_answers_the_commonest_c
     people = [{"answer": "net", "answer_id": i} for i in range(6)] + [
         {"answer": "mesh", "answer_id": i} for i in range(4)
     ]
-    notes = [{"question_id": 420, "image_id": 42, "multiple_choice_answer": "net", "answers": people, "answer_type": "other"},
+    notes = [{"question_id": 420, "image_id": 42, "multiple_choice_answer": "net", "answers": people,
+              "answer_type": "other"},
              {"question_id": 70, "image_id": 7, "multiple_choice_answer": "2", "answers": [], "answer_type": "number"},
              {"question_id": 9990, "image_id": 999, "multiple_choice_answer": "x", "answers": []}]  # fmt: skip
     (tmp_path / "v2_OpenEnded_mscoco_train2014_questions.json").write_text(json.dumps({"questions": asked}))

@@ -11,10 +11,10 @@ import sys
 import time
 from pathlib import Path
 
-import filelock
 import nbformat
 import pytest
 import yaml
+from smoke_run import auditkit, make_project
 
 from auditkit.audit.allocation import checkpoint_shares
 from auditkit.findings import review
@@ -27,6 +27,7 @@ from auditkit.runs.probe import OUTCOMES
 from auditkit.text import slug
 
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("[0-9]*.ipynb"))
+WRITERS = ("open", "write_text", "write_bytes", "dump", "save", "savefig", "to_csv", "unlink")
 FIRST = ["run_name", "params_file", "seed", "resume"]
 
 
@@ -91,12 +92,35 @@ def test_it_follows_the_skeleton(book, path):
 
 def test_it_calls_the_library_and_defines_no_method_of_its_own(book):
     for cell in code(book):
-        tree = ast.parse(cell.source)
-        for node in ast.walk(tree):
-            if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
-                assert node.end_lineno - node.lineno < 5, f"{cell.id}: {node.name}"
+        for node in ast.walk(ast.parse(cell.source)):
+            assert not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda), cell.id
         if "parameters" not in cell.metadata.get("tags", []):
             assert "miniature" not in cell.source, f"{cell.id}: one code path, whatever the images and models"
+
+
+def test_it_is_thin(book):
+    """At most 12 lines of code in a cell and 60 in all, the parameters and empty lines not counted."""
+    cells = [cell for cell in code(book) if "parameters" not in cell.metadata.get("tags", [])]
+    lines = {cell.id: [line for line in cell.source.splitlines() if line.strip()] for cell in cells}
+    assert sum(map(len, lines.values())) <= 60
+    for id, its in lines.items():
+        assert len(its) <= 12 and all(len(line) <= 120 for line in its), id
+
+
+def test_it_writes_no_file_by_hand(book):
+    """Files are the library's: whole or not at all, and told apart from what a kill has left."""
+    for cell in code(book):
+        for node in ast.walk(ast.parse(cell.source)):
+            name = node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
+            assert name not in WRITERS, cell.id
+
+
+def test_cells_keep_their_names(book, path):
+    """Links, reviews of a difference and the tests below hold on to a cell by its id."""
+    number, ids = path.name[:2], [cell.id for cell in book.cells]
+    assert ids[:2] == [f"{number}-title", f"{number}-parameters"]
+    assert {f"{number}-{name}" for name in ("setup", "saw-text", "saw", "finish")} <= set(ids)
+    assert ids.index(f"{number}-setup") < ids.index(f"{number}-saw") <= ids.index(f"{number}-finish")
 
 
 def test_no_variable_takes_the_name_of_a_parameter(book):
@@ -115,35 +139,6 @@ def test_no_variable_takes_the_name_of_a_parameter(book):
 
 
 # ---- the smoke run -------------------------------------------------------------------------------------------------
-
-
-def make_project(folder: Path) -> Path:
-    """A project of a test's own: the notebooks and parameter files, and outputs that are nobody else's."""
-    folder.mkdir(parents=True)
-    for name in ("notebooks", "params"):
-        shutil.copytree(NOTEBOOKS[0].parents[1] / name, folder / name, ignore=shutil.ignore_patterns(".*"))
-    return folder
-
-
-def auditkit(project: Path, *arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "auditkit.cli", "run", "params/smoke.yaml", *arguments]
-    return subprocess.run(command, cwd=project, capture_output=True, text=True, timeout=1200)
-
-
-@pytest.fixture(scope="session")
-def smoke(tmp_path_factory) -> Path:
-    """The project after `auditkit run params/smoke.yaml`, run once for all processes of pytest-xdist."""
-    base = tmp_path_factory.getbasetemp()
-    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    with filelock.FileLock(base / "smoke.lock"):
-        project = base / "smoke-project"
-        if not project.exists():
-            done = auditkit(make_project(project))
-            (base / "smoke.log").write_text(f"{done.returncode}\n{done.stdout}\n{done.stderr}")
-    log = (base / "smoke.log").read_text()
-    assert log.startswith("0\n"), log
-    assert f"{project / 'outputs/smoke/report.html'}\n" in log, "a run ends by printing the report's path"
-    return project
 
 
 @pytest.fixture(scope="session")

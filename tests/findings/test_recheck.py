@@ -63,13 +63,13 @@ def again(target=("blue",) * 4, references=(("red",) * 4,) * 3, elsewhere=(("red
     ],
 )
 def test_what_passes_a_gate(gate, said, passes):
-    assert passes_gate(gate, finding(), said, Same(), settings()) is passes
+    assert passes_gate(gate, finding(), said, Same(), 0.6) is passes
 
 
 def test_the_first_gate_a_finding_falls_through_is_named_and_only_those_that_are_on_count():
     rows = [finding(), finding("a/2", outcome="agrees")]
     said = {"a/1": again(target=("red",) * 4, elsewhere=(("red", "red"),) * 3)}
-    gate = lambda *gates: [row["outcome"] for row in apply_gates(rows, said, settings(gates=list(gates)))]  # noqa: E731
+    gate = lambda *gates: [row["outcome"] for row in apply_gates(rows, said, gates, Same(), 0.6)]  # noqa: E731
     assert gate("reproduces", "sound", "visual") == ["not reproduced", "agrees"]
     assert gate("sound", "visual") == ["not visual", "agrees"]
     assert gate("sound") == ["finding", "agrees"] and gate() == ["finding", "agrees"]
@@ -121,7 +121,7 @@ def test_the_effect_of_each_gate_is_counted_and_graded(models, tmp_path):
     rows[0] |= {"consensus": "nonsense", "target": truth[0], "agreement": 0.67}  # a false alarm
     said = {row["key"]: again() | {"target": ["nonsense"] * 4} for row in rows}
     said["a/0"]["target"] = [rows[0]["consensus"]] * 4  # which the target does not repeat
-    effect = gate_effects(rows, said, settings(gates=["reproduces"]), boards)
+    effect = gate_effects(rows, said, boards, ["reproduces"], Same(), 0.6)
     assert list(effect) == ["none", "consensus", "reproduces", "all"]
     assert effect["none"]["kept"] == 12 and effect["none"]["precision"]["value"] == pytest.approx(11 / 12, abs=1e-4)
     for gate in ("consensus", "reproduces", "all"):

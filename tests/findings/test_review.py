@@ -310,7 +310,18 @@ def repairing(**more):
 
 
 def training_set(scored, p):
-    return build_training_set(training_pairs(scored, [], p, SOURCE.picture), scored, [], p, SOURCE.picture)
+    return build_training_set(
+        training_pairs(
+            scored,
+            [],
+            SOURCE.picture,
+            **{name: getattr(p, name) for name in ("rectify_on", "rectify_pairs", "failure_types", "types_by", "seed")},
+        ),
+        scored,
+        [],
+        p,
+        SOURCE.picture,
+    )
 
 
 def test_rejected_findings_are_left_out_and_relabelled_ones_learnt_with_the_person_s_answer(scored):

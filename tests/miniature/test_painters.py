@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from auditkit.counterfactual.make import edit_images, load_painter, regenerate_images
+from auditkit.counterfactual.make import edit_images, load_pipeline, regenerate_images
 from auditkit.miniature import draw, edits, painted, painters, reading
 from auditkit.miniature.boards import Boards, scene_of
 from auditkit.miniature.world import random_scene, render
@@ -15,12 +15,12 @@ from auditkit.miniature.world import random_scene, render
 
 @pytest.fixture(scope="module")
 def editor():
-    return load_painter("miniature:editor", "cpu")
+    return load_pipeline("miniature:editor", "cpu")
 
 
 @pytest.fixture(scope="module")
 def generator():
-    return load_painter("miniature:generator", "cpu")
+    return load_pipeline("miniature:generator", "cpu")
 
 
 def test_they_are_real_pipelines(editor, generator):
@@ -29,6 +29,14 @@ def test_they_are_real_pipelines(editor, generator):
         weights = sum(p.numel() for part in pipe.components.values() if isinstance(part, torch.nn.Module)
                       for p in part.parameters())  # fmt: skip
         assert 1e6 < weights < 5e6
+
+
+def test_a_saved_pipeline_does_not_say_where_its_parts_were(generator, tmp_path):
+    painters.save(generator.pipe, tmp_path / "again")
+    configs = list((tmp_path / "again").rglob("*.json"))
+    assert tmp_path / "again" / "vae" / "config.json" in configs
+    assert not [path for path in configs if "_name_or_path" in path.read_text(encoding="utf-8")]
+    load_pipeline(str(tmp_path / "again"), "cpu")
 
 
 def test_the_editor_does_every_kind_of_command_and_leaves_the_rest(editor):

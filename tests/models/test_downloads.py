@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from huggingface_hub import constants
 
-from auditkit.counterfactual.make import load_painter
+from auditkit.counterfactual.make import load_pipeline
 from auditkit.errors import AuditError
 from auditkit.miniature import shipped
 from auditkit.models.base import answer_questions
@@ -109,7 +109,7 @@ def test_what_the_hub_refuses_is_said_in_one_sentence_and_asked_once(hub_server,
     ("spec", "words"), [("gated/model?steps=4", ["is gated"]), ("org/gguf", ["no model_index.json", "of diffusers"])]
 )
 def test_a_pipeline_is_asked_for_by_the_file_that_pipelines_have(hub_server, spec, words):
-    refused(spec, *words, load=load_painter)
+    refused(spec, *words, load=load_pipeline)
     assert sum(path.endswith("model_index.json") for path in hub_server) == 1
 
 
@@ -117,7 +117,7 @@ def test_without_a_network_a_hub_id_and_a_mistyped_folder_are_refused_in_seconds
     began = time.monotonic()
     refused("google/gemma-3-4b-it", "no such folder", "cannot be reached")
     refused("my_models/taget", "no such folder", "cannot be reached")
-    refused("black-forest-labs/FLUX.1-dev?steps=4", "no such folder", "cannot be reached", load=load_painter)
+    refused("black-forest-labs/FLUX.1-dev?steps=4", "no such folder", "cannot be reached", load=load_pipeline)
     assert time.monotonic() - began < 5
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     refused("google/gemma-3-4b-it", "HF_HUB_OFFLINE is set")

@@ -20,10 +20,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from scoring import score
 
 from auditkit import specs
 from auditkit.audit.loop import run_audit
-from auditkit.audit.score import score_probes
 from auditkit.consensus.same import Same
 from auditkit.data.load import load_images
 from auditkit.data.source import Picture
@@ -177,7 +177,7 @@ def test_an_audit_with_one_reference_behind_a_server_ends_in_the_records_of_the_
     local = run_audit(auditors, target, [gemma3, llava], pictures(24), P, tmp_path / "local")
     remote = run_audit(auditors, target, [partial(load_model, spec), llava], pictures(24), P, tmp_path / "remote")
     assert remote == local and sum(record["question"] is not None for record in local) > 12
-    assert score_probes(remote, P) == score_probes(local, P)
+    assert score(remote, P) == score(local, P)
     assert costs.spent(tmp_path / "local" / "answers.jsonl", ["miniature:gemma3"]) == {}
     (spent,) = costs.spent(tmp_path / "remote" / "answers.jsonl", [spec, "miniature:target"]).values()
     rows = [row for row in jsonl.read(tmp_path / "remote" / "answers.jsonl") if row["model"] == "gemma3"]
@@ -479,4 +479,6 @@ def test_a_model_that_paraphrases_is_asked_once_a_finding_and_its_words_are_put_
     ]  # fmt: skip
     assert [len(said[row["key"]]["target"]) for row in rows] == [1, 1, 0] and len(server.requests) == 3
     assert [len(said[row["key"]]["references"]["gemma3"]) for row in rows] == [1, 1, 0]
-    assert passes_gate("reproduces", rows[2], said["a/2"], Same(), p), "nothing was put again, nothing contradicts"
+    assert passes_gate("reproduces", rows[2], said["a/2"], Same(), p.quorum), (
+        "nothing was put again, nothing contradicts"
+    )

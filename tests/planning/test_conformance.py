@@ -263,7 +263,7 @@ def test_an_adapter_saves_loads_switches_off_and_merges(family, rectified, image
 
 
 def test_a_grpo_step_changes_the_adapter_and_nothing_else(family, images, repository, tmp_path, monkeypatch):
-    """grpo.train_auditor as it is, but that completions are judged by their tokens, since no random model writes a question."""
+    """grpo.train_auditor as it is, but completions are judged by their tokens: no random model writes a question."""
     auditor, seen = load_model(family.folder), {}
     before = {name: value.clone() for name, value in auditor.model.named_parameters()}
     p = replace(

@@ -1,4 +1,4 @@
-"""What pipelines and the picture judge weigh is known before they are loaded, and the plan counts it."""
+"""What pipelines and the picture check weigh is known before they are loaded, and the plan counts it."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -7,12 +7,12 @@ import diffusers as df
 import pytest
 import torch
 import transformers as hf
+from picture_checks import clip, save
 
 from auditkit.cli import main
 from auditkit.counterfactual.clip_direction import load_picture_check
-from auditkit.counterfactual.make import load_painter
+from auditkit.counterfactual.make import load_pipeline
 from auditkit.errors import AuditError
-from auditkit.miniature import clip
 from auditkit.params import load_params
 from auditkit.planning import sizes
 from auditkit.planning.pipeline_memory import picture_models, pipeline_parts
@@ -44,7 +44,7 @@ def modules(pipe) -> dict[str, torch.nn.Module]:
 def test_a_pipeline_weighs_what_it_takes_when_it_is_loaded(text):
     p = load_params("params/demo.yaml", generator=text, editor=text)
     (weight,) = picture_models(p, on_gpu=False)
-    loaded = modules(load_painter(text, "cpu").pipe)
+    loaded = modules(load_pipeline(text, "cpu").pipe)
     size = {name: sum(t.nbytes for t in part.parameters()) for name, part in loaded.items()}
     assert {name: weight.e * numbers for name, (numbers, _) in weight.parts.items()} == size
     assert weight.weights == sum(size.values()) == weight.at_work and weight.on_disk == 0
@@ -87,7 +87,7 @@ def test_the_papers_pipelines_are_their_published_configurations():
 
 def test_a_cached_hub_folder_is_counted_without_its_variants(tmp_path, monkeypatch):
     folder = tmp_path / "snapshots/abc"
-    pipe = load_painter("miniature:generator", "cpu").pipe
+    pipe = load_pipeline("miniature:generator", "cpu").pipe
     pipe.save_pretrained(folder, max_shard_size="300KB")
     pipe.transformer.save_pretrained(folder / "transformer", variant="fp16")
     (folder / "flux1-dev.safetensors").write_bytes(b"the same, in another format")
@@ -171,11 +171,8 @@ def test_a_pipeline_too_large_is_refused_with_what_to_change():
     refuse_misfit(replace(p, generator="black-forest-labs/FLUX.1-dev?offload=model"), here)
 
 
-def test_the_picture_judge_is_counted_and_takes_turns(tmp_path):
-    model, processor = clip.build()
-    model.save_pretrained(tmp_path)
-    processor.save_pretrained(tmp_path)
-    p = load_params("params/demo.yaml", picture_judge=str(tmp_path), device="cpu")
+def test_the_picture_check_is_counted_and_takes_turns(tmp_path):
+    p = load_params("params/demo.yaml", picture_check=str(save(clip, tmp_path)), device="cpu")
     judge = picture_models(p, on_gpu=False)[-1]
     loaded = load_picture_check(p).model
     assert judge.weights == sum(t.nbytes for t in loaded.parameters())

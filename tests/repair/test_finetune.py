@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from auditkit import specs
+from auditkit.consensus.same import Same
 from auditkit.data.source import Example
 from auditkit.errors import AuditError
 from auditkit.miniature import families, lessons, shipped
@@ -67,17 +68,24 @@ def finding(i, gate="finding"):
 
 def training_set(scored, originals, p):
     boards = Boards()
-    learnt = training_pairs(scored, originals, p, boards.picture)
+    learnt = training_pairs(
+        scored,
+        originals,
+        boards.picture,
+        **{name: getattr(p, name) for name in ("rectify_on", "rectify_pairs", "failure_types", "types_by", "seed")},
+    )
     return build_training_set(learnt, scored, originals, p, boards.picture)
 
 
 def test_original_examples_the_target_gets_wrong_are_left_out_and_none_is_asked_twice(examples, tmp_path):
-    target, p = load_model("miniature:target"), settings(max_answer_tokens=8, same="text")
+    target = load_model("miniature:target")
     right = [answer == example.answer for answer, example in zip(asked(target, examples), examples, strict=True)]
     assert 0 < sum(right) < len(examples)
     book = AnswerBook(tmp_path / "answers.jsonl")
     for _ in range(2):
-        assert known_originals(target, examples, book, p) == [e for e, r in zip(examples, right, strict=True) if r]
+        assert known_originals(target, examples, book, Same(), 8) == [
+            e for e, r in zip(examples, right, strict=True) if r
+        ]
     assert book.asked == len(examples)
 
 

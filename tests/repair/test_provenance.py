@@ -33,7 +33,18 @@ def probe(run, i, gate="finding", key=None, **more):
 
 
 def training_set(rows, originals, p):
-    return build_training_set(training_pairs(rows, [], p, BOARDS.picture), rows, originals, p, BOARDS.picture)
+    return build_training_set(
+        training_pairs(
+            rows,
+            [],
+            BOARDS.picture,
+            **{name: getattr(p, name) for name in ("rectify_on", "rectify_pairs", "failure_types", "types_by", "seed")},
+        ),
+        rows,
+        originals,
+        p,
+        BOARDS.picture,
+    )
 
 
 @pytest.fixture

@@ -4,12 +4,12 @@ import base64
 import json
 import re
 import threading
+from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import datasets
 import huggingface_hub
 import pytest
-import yaml
 from huggingface_hub import DatasetCard, ModelCard
 from PIL import Image
 
@@ -19,6 +19,7 @@ from auditkit.counterfactual.store import IMAGES_FILE, Counterfactual, with_coun
 from auditkit.data.load import load_images
 from auditkit.errors import AuditError
 from auditkit.findings import review
+from auditkit.params import load_params
 from auditkit.report.export import export_run
 from auditkit.runs import jsonl
 from auditkit.text import slug
@@ -46,7 +47,7 @@ def stage(run, name, parameters, metrics=None):
 
 
 def make_run(run, project):
-    parameters = yaml.safe_load((project / "params/demo.yaml").read_text())
+    parameters = asdict(load_params(project / "params/demo.yaml"))
     parameters |= {
         "target": str(project / "models" / "mine"),
         "references": ["miniature:gemma3", "http://h.lan/v1#o/big"],
@@ -117,6 +118,33 @@ def test_what_is_exported_loads_as_an_image_folder_and_leads_back_to_its_probe(r
         assert row["failure_type"] == (HOSTILE if probe["question"] == HOSTILE else "colours")
         assert (row["base"], row["made"]) == (probe["base"] or "", probe["made"] or "")
         assert (tmp_path / "out" / "findings" / "images" / f"{slug(row['key'])}.png").is_file(), "and back"
+
+
+def test_a_question_and_a_further_candidate_of_the_same_number_have_a_picture_each(run, tmp_path):
+    """The plus sign of `step 0/+00000` is all that tells it from `step 0/00000` (counterfactual_candidates: 2)."""
+    rows = jsonl.read(run / "05_audit" / "scored.jsonl")
+    rows[2]["key"], other = "step 0/+00000", rows[2]["key"]
+    jsonl.replace(run / "05_audit" / "scored.jsonl", rows)
+    types = (run / "06_findings" / "types.json").read_text()
+    (run / "06_findings" / "types.json").write_text(types.replace(other, "step 0/+00000"))
+    assert export_run(run, tmp_path / "out")["findings"] == 12
+    found = jsonl.read(tmp_path / "out" / "findings" / "metadata.jsonl")
+    names = {row["key"]: row["file_name"] for row in found}
+    assert names["step 0/00000"] == "images/step-0-00000.png" and names["step 0/+00000"] == "images/step-0-+00000.png"
+    assert len(set(names.values())) == len(list((tmp_path / "out" / "findings" / "images").iterdir())) == 12
+    loaded = datasets.load_dataset("imagefolder", data_dir=str(tmp_path / "out" / "findings"), split="train")
+    source = with_counterfactuals(load_images("miniature"), run / "05_audit")
+    for row in loaded:
+        assert row["image"].tobytes() == source.picture(row["picture"]).image.tobytes(), row["key"]
+
+
+def test_keys_that_a_file_name_cannot_tell_apart_are_refused(run, tmp_path):
+    rows = jsonl.read(run / "05_audit" / "scored.jsonl")
+    rows[2]["key"] = "step 0//00000"
+    jsonl.replace(run / "05_audit" / "scored.jsonl", rows)
+    with pytest.raises(AuditError, match="two findings would both be images/step-0-00000.png"):
+        export_run(run, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_folder_is_a_data_set_of_its_own_with_its_card(run, tmp_path):

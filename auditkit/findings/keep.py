@@ -1,0 +1,84 @@
+"""What notebook 06 found, kept for the report and the next notebooks; report/summary.py says what is in each file."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from auditkit.findings.failure_types import FailureType
+from auditkit.runs.files import replacing, write_json, write_text
+from auditkit.text import slug
+
+SHOWN = 6  # false alarms and irrelevant edits whose pictures are kept
+
+
+def type_records(types: Sequence[FailureType], beside: Mapping[str, Mapping] | None = None) -> list[dict]:
+    """Failure types as plain records, each with what else is known of it.
+
+    Args:
+        beside: type's name -> more of its record, such as `compare_with_peer` gives.
+    """
+    return [asdict(kind) | dict((beside or {}).get(kind.name, {})) for kind in types]
+
+
+def keep_findings(
+    folder: Path,
+    source,
+    types: Sequence[Mapping],
+    gap_of: Mapping[str, Mapping],
+    explained: str,
+    edits: Sequence[Mapping],
+    planted: Mapping,
+) -> None:
+    """Write types.json, explain.txt, edits.json, planted.json where gaps or the truth are known, and their pictures.
+
+    Args:
+        folder: of the findings.
+        source: images of the run, those that were made among them (with_counterfactuals).
+        types: as `type_records` gives them; examples get the true answer where the source knows it.
+        gap_of: as from `type_gaps`; {} where nothing was planted.
+        explained: the plain words (`explain_types`).
+        edits: irrelevant edits (`describe_edits`).
+        planted: as from `grade_planted_gaps`.
+    """
+    kept = [{**row, "gap": gap_of[row["name"]]} if gap_of else dict(row) for row in types]
+    for row in kept:
+        row["examples"] = [_with_truth(example, source) for example in row["examples"]]
+    write_json(folder / "types.json", kept)
+    write_text(folder / "explain.txt", explained + "\n")
+    write_json(folder / "edits.json", list(edits))
+    if planted:
+        write_json(folder / "planted.json", planted)
+    keys = [example["picture"] for row in kept for example in row["examples"]]
+    keys += [row["picture"] for row in planted.get("false_alarms", [])[:SHOWN]]
+    keys += [key for row in edits[:SHOWN] for key in (row["base"], row["picture"])]
+    for key in dict.fromkeys(keys):
+        with replacing(folder / "images" / f"{slug(key)}.png") as beside:
+            source.picture(key).image.save(beside, "PNG")
+
+
+def findings_metrics(
+    types: Sequence[FailureType], edits: Sequence[Mapping], planted: Mapping, against: Mapping, estimated: Mapping
+) -> dict:
+    """The metrics of notebook 06; what was not measured is absent.
+
+    Args:
+        edits: irrelevant edits.
+        planted, against: as from `grade_planted_gaps` and `agreement_with_gaps`.
+        estimated: as from `estimate_false_rate`.
+    """
+    metrics = {"findings": sum(kind.size for kind in types), "types": len(types), "irrelevant_edits": len(edits)}
+    metrics |= {"types_against_gaps": dict(against)} if against else {}
+    metrics |= {name: planted[name] for name in ("planted", "found", "recall", "precision") if name in planted}
+    return metrics | ({"false_share": dict(estimated)} if estimated else {})
+
+
+def kept_planted(folder: Path) -> dict:
+    """What planted.json in a folder of findings says; {} where nothing could be graded."""
+    file = folder / "planted.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+
+
+def _with_truth(row: Mapping, source) -> dict:
+    truth = source.truth(row["picture"], row["question"])
+    return dict(row) if truth is None else {**row, "truth": truth}

@@ -1,0 +1,67 @@
+"""Who takes part in an audit, and what each model's class, size and prompt are: for notebooks 00 and 01."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+
+from auditkit.data.source import Example, Picture
+from auditkit.models import processors
+from auditkit.models.answers import AnswerBook
+from auditkit.models.base import Writer
+from auditkit.models.transformers import VLM
+
+
+def model_roles(target: str, references: Sequence[str], peer: str, auditor: str) -> dict[str, str]:
+    """Each role of an audit -> the text that names its model; without a peer there is no such role.
+
+    >>> model_roles("t", ["a", "b"], "", "w")
+    {'target': 't', 'reference 1': 'a', 'reference 2': 'b', 'auditor': 'w'}
+    """
+    roles = {"target": target, **({"peer": peer} if peer else {})}
+    return roles | {f"reference {n}": spec for n, spec in enumerate(references, 1)} | {"auditor": auditor}
+
+
+def deferred(load: Callable[[str], Writer], *specs: str) -> list[Callable[[], Writer]]:
+    """What loads each of these models when it is called: an audit holds a model only while it is at work."""
+    return [partial(load, spec) for spec in specs]
+
+
+def load_roles(roles: Mapping[str, str], load: Callable[[str], Writer]) -> tuple[dict[str, Writer], list[dict]]:
+    """The models of all roles, one after the other, and what there is to say about each.
+
+    Args:
+        load: a text that names a model -> the model (`model_loader(p)`).
+
+    Returns ({role: model}, rows {"key": role, "model": its name, "class", "parameters"?, "seconds": of loading}).
+    """
+    models, rows = {}, []
+    for role, spec in roles.items():
+        began = time.perf_counter()
+        models[role] = load(spec)
+        seconds = round(time.perf_counter() - began, 2)
+        about = {"key": role, "model": models[role].name, **class_and_size(models[role])}
+        rows.append(about | {"seconds": seconds})
+    return models, rows
+
+
+def class_and_size(model: Writer) -> dict:
+    """{"class", "parameters"}; of a model behind a server, or inside vLLM, the class alone."""
+    if isinstance(model, VLM):
+        return {"class": type(model.model).__name__, "parameters": model.model.num_parameters()}
+    return {"class": type(model).__name__}
+
+
+def whole_prompts(models: Mapping[str, Writer], question: str) -> dict[str, str]:
+    """Role -> the whole text its model reads for a question; a server makes its own, so it is absent."""
+    return {role: processors.chat(model, question) for role, model in models.items() if isinstance(model, VLM)}
+
+
+def ask_all(
+    models: Iterable[Writer], examples: Sequence[Example], book: AnswerBook, max_answer_tokens: int
+) -> dict[str, list[str]]:
+    """What every model says to the same examples: {model's name: answers}."""
+    pictures = [Picture(example.key.split("/q")[0], example.held) for example in examples]
+    questions = [example.question for example in examples]
+    return {model.name: book.ask(model, pictures, questions, max_answer_tokens) for model in models}

@@ -1,0 +1,116 @@
+"""All that auditkit uses of TRL, transformers and diffusers that these keep private, in one place.
+
+Tested with trl 1.16.0, transformers 5.23.0 and diffusers 0.42.0 (constraints.txt). Private names change without notice,
+so pyproject.toml binds trl and transformers to these minor versions, and a test looks for every name in NAMES. Nothing
+is imported before it is used: TRL alone takes seconds.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+TESTED = {"trl": "1.16", "transformers": "5.23"}
+NAMES = {  # where each name is looked for -> the name
+    "trl.GRPOTrainer": "_get_per_token_logps_and_entropies",
+    "transformers.Trainer": "_load_from_checkpoint",
+    "transformers.ProcessorMixin": "_get_arguments_from_pretrained",
+    "transformers.AutoModel": "_model_mapping",
+    "transformers.AutoModelForImageTextToText": "_model_mapping",
+    "transformers.PreTrainedConfig": "_attn_implementation",
+    "diffusers.models.cache_utils.CacheMixin": "_reset_stateful_cache",
+}
+
+
+# ---- TRL's GRPOTrainer -----------------------------------------------------------------------------------------------
+
+
+def log_metric(trainer, name: str, value: float) -> None:
+    """Add a value to what a GRPOTrainer logs at the end of its step, as the mean over all that was added."""
+    trainer._metrics["train"][name].append(value)
+
+
+def micro_batch(trainer) -> int:
+    """Which micro-batch of its step a GRPOTrainer computes, from 0 on."""
+    return trainer._step % trainer.args.steps_per_generation
+
+
+class CompletionInputs:
+    """Put before GRPOTrainer: `completion_inputs` may change what the model gets beside its tokens."""
+
+    def completion_inputs(self, inputs: dict, completion: int) -> dict:
+        """The inputs [rows, tokens] of a forward pass, whose last `completion` tokens are the completions."""
+        return inputs
+
+    def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep, *more, **inputs):
+        inputs = self.completion_inputs(inputs, logits_to_keep)
+        return super()._get_per_token_logps_and_entropies(
+            model, input_ids, attention_mask, logits_to_keep, *more, **inputs
+        )
+
+
+# ---- transformers' Trainer -------------------------------------------------------------------------------------------
+
+
+class OwnCheckpoints:
+    """Put before Trainer: `load_weights` may read a checkpoint's weights in Trainer's stead."""
+
+    def load_weights(self, checkpoint: str) -> bool:
+        """Whether the weights of a checkpoint were read here; if not, Trainer reads them."""
+        return False
+
+    def _load_from_checkpoint(self, checkpoint, model=None):
+        if not self.load_weights(checkpoint):
+            super()._load_from_checkpoint(checkpoint, model)
+
+
+# ---- transformers' models and processors -----------------------------------------------------------------------------
+
+
+def reads_images(config) -> bool:
+    """Whether transformers has an image-text model for a configuration."""
+    from transformers import AutoModelForImageTextToText
+
+    return type(config) in AutoModelForImageTextToText._model_mapping
+
+
+def model_class(config) -> type:
+    """The bare model class of a configuration. Raises KeyError where there is none."""
+    from transformers import AutoModel
+
+    return AutoModel._model_mapping[type(config)]
+
+
+def attention_of(config) -> str:
+    """The attention implementation that a configuration's model uses, such as "sdpa" or "eager"."""
+    return config._attn_implementation
+
+
+def without_video(kind: type) -> type:
+    """A processor's class without its video part, which is the last of its parts."""
+    from transformers import ProcessorMixin
+
+    class WithoutVideo(ProcessorMixin):
+        """Between the class and ProcessorMixin, which would insist on the part."""
+
+        video_processor = SimpleNamespace(num_frames=None, fps=None)  # what SmolVLM's looks up, also without a video
+
+        def __init__(self, *parts, video_processor=None, **named):
+            super().__init__(*parts[: len(self.get_attributes())], **named)
+
+        @classmethod
+        def get_attributes(cls):
+            return [name for name in super().get_attributes() if name != "video_processor"]
+
+        @classmethod
+        def _get_arguments_from_pretrained(cls, *place, **how):
+            return [*super()._get_arguments_from_pretrained(*place, **how), None]
+
+    return type(kind.__name__, (kind, WithoutVideo), {"__module__": kind.__module__})
+
+
+# ---- diffusers -------------------------------------------------------------------------------------------------------
+
+
+def empty_cache(denoiser) -> None:
+    """Empty what a diffusers model with an enabled cache keeps from one step to the next."""
+    denoiser._reset_stateful_cache()

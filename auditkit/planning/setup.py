@@ -1,0 +1,114 @@
+"""Can this machine run the audit, and is everything there that it needs?  All of notebook 00.
+
+Everything is checked before anything is complained about, and each complaint says what to do.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from auditkit import specs
+from auditkit.data.load import load_images
+from auditkit.data.source import Picture
+from auditkit.errors import AuditError
+from auditkit.models import downloads
+from auditkit.models.roles import model_roles
+from auditkit.params import Params
+
+SIDE = 1024  # of the square matrices whose product is timed
+LEAST_GB = 1  # free where outputs/ lies
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What was found on this machine.
+
+    `checks` are rows {"key", "found", "ok", "advice": what to do where it is not}.
+    """
+
+    checks: list[dict]
+    gflops: float  # billions of floating-point operations a second
+    free_gb: float
+    pictures: list[Picture]  # the first few of the split the auditor learns from
+
+    def complain(self) -> None:
+        """Raise AuditError with all that must be put right; nothing where all is well."""
+        failed = [f"{check['key']} ({check['found']}): {check['advice']}" for check in self.checks if not check["ok"]]
+        if failed:
+            raise AuditError("; ".join(failed))
+
+
+def check_setup(p: Params, folder: Path, pictures: int = 6) -> Setup:
+    """Look at the software, the device, the disk, the models and the images that a run needs.
+
+    Nothing is downloaded but what the images' source must read to show a few.
+
+    Args:
+        p: uses device, auditor, target, references, peer, generator, editor, images, train_images and seed.
+        folder: on the disk that the run writes to.
+        pictures: how many to show.
+
+    Raises AuditError where the images cannot be opened.
+    """
+    gflops, device = time_device(p.device)
+    free_gb = shutil.disk_usage(folder).free / 1e9
+    disk = _check("disk", f"{free_gb:.0f} GB free", free_gb > LEAST_GB)
+    disk["advice"] = f"less than {LEAST_GB} GB is free where outputs/ lies; make room"
+    roles = model_roles(p.target, p.references, p.peer, p.auditor)
+    roles = {"auditor": roles["auditor"], **roles}
+    named = {name: getattr(p, name) for name in ("generator", "editor") if getattr(p, name)}
+    roles |= {name: specs.parse_pipeline(spec).place for name, spec in named.items()}
+    models = [check_model(role, spec) for role, spec in roles.items()]
+    source = load_images(p.images)
+    shown = source.pictures("train", min(pictures, p.train_images), p.seed)
+    size = "{} x {}".format(*shown[0].image.size)
+    found = [check_torchvision(), device, disk, *models, _check("images", f"{source.name}, {size} pixels")]
+    return Setup(found, gflops, free_gb, shown)
+
+
+def check_torchvision() -> dict:
+    """One clash is worth looking for: a torchvision built for another torch breaks transformers' and TRL's imports with
+    a message that names neither.
+    """
+    trouble = ""
+    try:
+        if importlib.util.find_spec("torchvision"):
+            importlib.import_module("torchvision")
+    except (RuntimeError, ImportError, OSError) as error:
+        trouble = str(error).splitlines()[0]
+    advice = f"torchvision does not fit this torch ({trouble}), and is not needed: pip uninstall torchvision"
+    return {"key": "versions", "found": f"torch {torch.__version__}", "ok": not trouble, "advice": advice}
+
+
+def time_device(device: str) -> tuple[float, dict]:
+    """Time a matrix product on a device: (GFLOP/s, 0 where nothing can be computed there; the check)."""
+    there = [name for name, has in (("cuda", torch.cuda), ("mps", torch.backends.mps)) if has.is_available()]
+    chosen = device if device != "auto" else [*there, "cpu"][0]
+    try:
+        a = torch.rand(SIDE, SIDE, device=chosen)
+        (a @ a).sum().item()  # the first product pays for warming up
+        began = time.perf_counter()
+        (a @ a @ a @ a @ a).sum().item()
+        gflops, said = 4 * 2 * SIDE**3 / (time.perf_counter() - began) / 1e9, ""
+    except (RuntimeError, AssertionError) as error:
+        gflops, said = 0.0, str(error).splitlines()[0]
+    check = _check("device", f"{chosen}, {gflops:,.0f} GFLOP/s, {torch.get_num_threads()} threads", gflops > 0)
+    return gflops, check | {"advice": f"nothing can be computed on {chosen} ({said}); set device: auto"}
+
+
+def check_model(role: str, spec: str) -> dict:
+    """Whether there is such a model: shipped with a package, in a folder, behind a server, or on the hub."""
+    try:
+        return _check(role, spec, bool(downloads.resolve(spec)))
+    except AuditError as error:
+        return _check(role, "missing", False) | {"advice": str(error)}
+
+
+def _check(key: str, found: str, ok: bool = True) -> dict:
+    return {"key": key, "found": found, "ok": ok, "advice": ""}

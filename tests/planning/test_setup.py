@@ -1,0 +1,49 @@
+"""All of notebook 00: what is checked before anything runs."""
+
+import types
+
+import pytest
+import torch
+
+from auditkit.errors import AuditError
+from auditkit.params import load_params
+from auditkit.planning import setup
+
+
+@pytest.fixture
+def p(project):
+    return load_params("params/smoke.yaml")
+
+
+def test_all_that_a_run_needs_is_looked_at_in_one_order(p, tmp_path):
+    found = setup.check_setup(p, tmp_path)
+    roles = ["auditor", "target", "peer", *(f"reference {n}" for n in range(1, len(p.references) + 1))]
+    keys = [check["key"] for check in found.checks]
+    assert keys == ["versions", "device", "disk", *roles, "generator", "editor", "images"]
+    assert all(check["ok"] and set(check) == {"key", "found", "ok", "advice"} for check in found.checks)
+    assert found.gflops > 0 and found.free_gb > 0 and len(found.pictures) == 6
+    found.complain()
+
+
+def test_every_trouble_is_told_at_once_with_what_to_do(p, tmp_path):
+    p = types.SimpleNamespace(**{**vars(p), "target": "./no/such/folder", "device": "cuda:77"})
+    with pytest.raises(AuditError, match=r"device \(cuda:77.*set device: auto; target \(missing\): .*no/such/folder"):
+        setup.check_setup(p, tmp_path).complain()
+
+
+def test_a_full_disk_says_where_to_make_room(p, tmp_path, monkeypatch):
+    monkeypatch.setattr(setup.shutil, "disk_usage", lambda folder: types.SimpleNamespace(free=5e8))
+    with pytest.raises(AuditError, match="disk .* less than 1 GB is free where outputs/ lies; make room"):
+        setup.check_setup(p, tmp_path).complain()
+
+
+def test_a_torchvision_for_another_torch_is_named(monkeypatch):
+    monkeypatch.setattr(setup.importlib.util, "find_spec", lambda name: object())
+
+    def refuse(name):
+        raise RuntimeError("operator torchvision::nms does not exist\nmore")
+
+    monkeypatch.setattr(setup.importlib, "import_module", refuse)
+    check = setup.check_torchvision()
+    assert not check["ok"] and "(operator torchvision::nms does not exist)" in check["advice"]
+    assert check["found"] == f"torch {torch.__version__}"

@@ -1,0 +1,193 @@
+"""What the notebooks show: cards, tables, progress, widgets."""
+
+from types import SimpleNamespace
+
+import ipywidgets
+import numpy as np
+import pytest
+from IPython.display import Code
+from PIL import Image
+
+from auditkit import stats
+from auditkit.data.load import load_images
+from auditkit.report import cards, notebook, plots, progress, tables, widgets
+from auditkit.runs import jsonl
+
+RATE = stats.rate(45, 50)
+IMAGE = Image.new("RGB", (8, 8))
+
+
+class Source:
+    """Three pictures; the colour of one is known."""
+
+    def picture(self, key):
+        return SimpleNamespace(key=key, image=IMAGE)
+
+    def truth(self, key, question):
+        return "red" if key == "a" else None
+
+
+def probe(key="a", **more):
+    return {"key": f"p-{key}", "picture": key, "question": "what colour is it?", "target": "blue", **more}
+
+
+# ---- cards ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_probes_card_has_its_picture_and_what_is_known():
+    shown = cards.probe_cards([probe("a"), probe("b")], Source())
+    assert [card["truth"] for card in shown] == ["red", None] and shown[0]["image"] is IMAGE
+    assert shown[0]["target"] == "blue"
+
+
+def test_a_person_who_is_to_judge_sees_no_truth():
+    assert "truth" not in cards.probe_cards([probe("a")], Source(), truth=False)[0]
+
+
+def test_the_rows_given_stay_as_they_are():
+    row = probe("a")
+    cards.probe_cards([row], Source())
+    assert "image" not in row and "truth" not in row
+
+
+def test_pictures_stand_under_their_keys_or_under_a_text():
+    pictures = [Source().picture("a")]
+    assert cards.picture_cards(pictures)[0]["question"] == "a"
+    assert cards.picture_cards(pictures, ["why so?"])[0]["question"] == "why so?"
+
+
+def test_everybody_but_the_target_is_shown_as_a_reference():
+    (example,) = [SimpleNamespace(image=IMAGE, question="how many?", answer="")]
+    (card,) = cards.answer_cards([example], {"t": ["two"], "r": ["3"]}, "t")
+    assert (card["target"], card["references"], card["truth"]) == ("two", {"r": "3"}, None)
+    plots.gallery([card])
+
+
+def test_after_the_repair_the_answer_before_stands_beside():
+    row = {"key": "p", "picture": "a", "question": "how many?", "consensus": "two", "before": "3", "after": "two"}
+    (card,) = cards.repaired_cards([row], Source())
+    assert (card["target"], card["references"], card["consensus"]) == ("two", {"before": "3"}, "two")
+
+
+def test_what_is_to_be_learnt_is_the_consensus():
+    example = SimpleNamespace(image=IMAGE, question="how many?", answer="two")
+    assert cards.example_cards([example]) == [{"image": IMAGE, "question": "how many?", "consensus": "two"}]
+
+
+# ---- tables ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_rate_that_was_not_measured_is_left_empty():
+    rows = {"edit": {"probes": 3, "precision": RATE}, "question": {"probes": 4}}
+    table = tables.measured_table(rows, counts=("probes",), rates=("precision",))
+    assert table.loc["edit", "precision"] == "90.0% of 50" and table["precision"].isna()["question"]
+    assert list(table.columns) == ["probes", "precision"] and list(table.index) == ["edit", "question"]
+
+
+def test_without_names_all_that_is_there_is_a_rate():
+    assert tables.measured_table({"outside": {"before": RATE}}).loc["outside", "before"] == "90.0% of 50"
+    assert tables.measured_table({}).empty
+
+
+def test_outcomes_are_counted_most_frequent_first():
+    table = tables.outcomes_table([{"outcome": "agrees"}] * 3 + [{"outcome": "finding"}])
+    assert list(table.index) == ["agrees", "finding"] and list(table["share"]) == ["75.0%", "25.0%"]
+
+
+def test_tables_of_a_run_without_anything_are_empty():
+    assert tables.planted_table({}).data.empty and tables.false_alarms_table({}).empty
+    assert tables.types_table([]).data.empty and tables.false_share_table({}).data.empty
+    assert tables.pictures_table([]).empty and tables.skills_table([]).data.empty
+    assert tables.accuracy_table({}, []).empty and len(tables.types_against_gaps([], {})) == 0
+    for empty in (tables.types_table([]), tables.planted_table({}), tables.false_share_table({}), tables.coloured(
+        tables.accuracy_table({}, [])
+    )):  # fmt: skip
+        empty.to_html()
+
+
+def test_gaps_are_ticked_and_sorted_by_their_findings():
+    gaps = [{"name": n, "skill": "s", "condition": "", "says": "", "probes": 9, "findings": f, "found": f > 2}
+            for n, f in (("few", 1), ("many", 7))]  # fmt: skip
+    table = tables.planted_table({"gaps": gaps})
+    assert list(table.data["name"]) == ["many", "few"] and "✗ missed" in table.to_html()
+
+
+def test_the_ends_of_a_training_are_means_over_a_tenth():
+    history = [{"step": i + 1, "reward/disagreement": i / 100, "entropy": 1.0} for i in range(100)]
+    ends = tables.ends_of_training(history)
+    assert ends.loc["reward/disagreement", "last tenth"] == pytest.approx(0.945)
+    assert ends.loc["reward/disagreement", "first tenth"] == pytest.approx(0.05)
+    assert np.isnan(ends.loc["kinds", "last tenth"])
+
+
+def test_a_skill_shows_what_chance_has_to_do_with_it():
+    row = {"skill": "counting", "before": RATE, "after": RATE, "change": {"value": 0.041}, "gained": 3, "lost": 1}
+    shown = tables.skills_table([row | {"p": 0.5, "p_holm": 1.0}]).data.iloc[0]
+    assert (shown["before"], shown["change"], shown["p"]) == ("90.0%", "+4.1", "1") and "peer" not in shown
+
+
+def test_checks_are_ticked():
+    checks = [{"key": "disk", "found": "0 GB free", "ok": False, "advice": "make room"}]
+    assert tables.checks_table(checks).loc["disk", "ok"] == "✗"
+
+
+# ---- progress, source, widgets --------------------------------------------------------------------------------------
+
+
+def test_a_repair_prints_twenty_lines(capsys):
+    say = progress.repair_progress(400)
+    for step in range(1, 401):
+        say({"step": step, "loss": 1 / step})
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 20 and lines[0] == "step 20/400  loss 0.050"
+
+
+def test_the_auditors_progress_goes_on_from_what_is_on_file(tmp_path, capsys, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(progress, "display", lambda figure, display_id: SimpleNamespace(update=drawn.append))
+    jsonl.append(tmp_path / "history.jsonl", [{"step": 1, "reward/disagreement": 0.25}])
+    watch = progress.AuditorProgress(40, tmp_path / "history.jsonl")
+    watch({"step": 2, "reward/disagreement": 0.5})
+    watch({"step": 3, "reward/disagreement": 0.5, "distinct": 0.5, "kinds": 3})
+    assert len(watch.history) == 3 and len(drawn) == 1
+    assert capsys.readouterr().out == "step 2/40  success 50%  distinct nan%  kinds nan\n"
+
+
+def test_the_source_that_is_shown_is_the_library_s_own():
+    shown = notebook.source_of(cards.probe_cards)
+    assert isinstance(shown, Code) and shown.data.startswith("def probe_cards(")
+
+
+def test_a_loss_is_drawn_with_its_mean():
+    figure = plots.loss_curve([{"step": i, "loss": 1 / i} for i in range(1, 31)])
+    assert len(figure.axes[0].lines) == 2 and figure._repr_png_()
+    assert plots.loss_curve([])._repr_png_()
+
+
+def test_a_type_that_is_chosen_shows_its_examples():
+    types = [SimpleNamespace(name=n, size=1, examples=[probe(n)]) for n in "ab"]
+    widget = widgets.TypesWidget(types, Source())
+    menu, view = widget.children
+    before = view.value
+    menu.value = 1
+    assert view.value != before and menu.options[0] == ("a (1)", 0)
+    assert widgets.TypesWidget([], Source()).children == ()
+
+
+def test_a_command_of_one_s_own_is_carried_out_at_once_and_at_each_press(monkeypatch):
+    asked = []
+
+    def attempt_edit(pipeline, image, command, seed, **how):
+        asked.append((command, seed, how))
+        return (None, "black") if len(asked) > 1 else ({"before_image": image, "image": image, "made": command}, "1 %")
+
+    monkeypatch.setattr(widgets, "attempt_edit", attempt_edit)
+    pictures = load_images("miniature").pictures("test", 2, 0)
+    pipeline = SimpleNamespace(call={"num_inference_steps": 4})
+    widget = widgets.EditWidget(pipeline, pictures, "add a dog", 7, edit_region=0.5, edit_rest=0.9)
+    button = next(child for child in widget.children if isinstance(child, ipywidgets.Button))
+    assert widget.children[-1].value and widget.children[-2].value == "1 %"
+    button.click()
+    assert not widget.children[-1].value and widget.children[-2].value == "black"
+    bounds = {"edit_region": 0.5, "edit_rest": 0.9, "num_inference_steps": 4, "guidance_scale": 2.5}
+    assert asked == [("add a dog", 7, bounds)] * 2

@@ -1,0 +1,22 @@
+"""The smoke run, `params/smoke.yaml`: a whole audit that uses all ways and gates, finished once for all tests."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+def make_project(folder: Path) -> Path:
+    """A project of a test's own: the notebooks and parameter files, and outputs that are nobody else's."""
+    folder.mkdir(parents=True)
+    for name in ("notebooks", "params"):
+        shutil.copytree(REPOSITORY / name, folder / name, ignore=shutil.ignore_patterns(".*"))
+    return folder
+
+
+def auditkit(project: Path, *arguments: str) -> subprocess.CompletedProcess:
+    """`auditkit run params/smoke.yaml ARGUMENTS` in a project."""
+    command = [sys.executable, "-m", "auditkit.cli", "run", "params/smoke.yaml", *arguments]
+    return subprocess.run(command, cwd=project, capture_output=True, text=True, timeout=1200)
