@@ -25,6 +25,7 @@ from auditkit.errors import AuditError
 from auditkit.param_rules import Else, one_sentence, refuse_impossible
 from auditkit.text import nearest
 
+OWN_RUN = frozenset(("images", "auditor", "target", "references"))  # whoever gives one of these means no run of ours
 DEFAULTS_FILE = "params/demo.yaml"  # the notebooks' parameters cells repeat this file's values; a test holds them equal
 WAYS = {"question": "", "regenerate": "generator", "edit": "editor"}  # way -> the key of the pipeline it needs
 
@@ -302,10 +303,14 @@ def load_params(path: str | Path, **overrides) -> Params:
     named = values.get("params_file")
     if named is not None and Path(str(named)).name != file.name:
         raise AuditError(f"{file.name}: params_file says {named!r}; write the file's own name, {_shown(file)}.")
-    missing = [name for name in REQUIRED if name not in values and name not in overrides]
+    return _checked(values | overrides | {"params_file": _shown(file)}, file.name)
+
+
+def _checked(values: dict, where: str) -> Params:
+    """The parameters of these values and the defaults of all others."""
+    missing = [name for name in REQUIRED if name not in values]
     if missing:
-        raise AuditError(f"{file.name}: missing {', '.join(missing)}; docs/parameters.md explains every key.")
-    values = values | overrides | {"params_file": _shown(file)}
+        raise AuditError(f"{where}: missing {', '.join(missing)}; docs/parameters.md explains every key.")
     try:
         p = Params(**values)
     except ValidationError as error:
@@ -351,6 +356,8 @@ def from_notebook(names: Mapping) -> Params:
     1) names of the parameters cell that somebody edited: their value is no longer the default, params/demo.yaml's;
     2) whatever papermill injected (`-p`, `-f`), even where it happens to equal that default.
     So editing only `params_file` in JupyterLab switches to that file as a whole, and the command line always wins.
+    Where papermill is given images or models of one's own and no `params_file`, no file is the base: what is not given
+    comes from the defaults, never from the demo. What was taken from where is printed.
 
     Raises:
         AuditError: as `load_params`, and for an injected name that neither notebook nor `Params` has (papermill only
@@ -361,8 +368,16 @@ def from_notebook(names: Mapping) -> Params:
     _refuse_unknown([name for name in injected if name not in own], "the parameters given to the notebook")
     default = vars(load_params(DEFAULTS_FILE)) if (project_root() / DEFAULTS_FILE).is_file() else {}
     edited = {name for name in own & FIELDS.keys() if name not in default or names[name] != default[name]}
-    given = {name: names[name] for name in (edited | injected) - {"params_file", *own - FIELDS.keys()}}
-    return load_params(names.get("params_file", DEFAULTS_FILE), **given)
+    apart = bool(injected & OWN_RUN) and "params_file" not in injected
+    given = {
+        name: names[name] for name in (injected if apart else edited | injected) - {"params_file", *own - FIELDS.keys()}
+    }
+    file = "" if apart else names.get("params_file", DEFAULTS_FILE)
+    p = _checked(given, "the parameters given to the notebook") if apart else load_params(file, **given)
+    print(
+        f"{p.run_name}: {', '.join(filter(None, [file, *(f'{name} = {getattr(p, name)!r}' for name in sorted(given))]))}"
+    )
+    return p
 
 
 def parse_setting(text: str) -> tuple[str, object]:

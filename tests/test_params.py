@@ -227,6 +227,27 @@ def test_papermill_with_a_whole_file_takes_that_file_and_its_silent_keys_from_th
     assert from_notebook(cell(**written, In=["", injected])) == load_params("params/smoke.yaml")
 
 
+def test_papermill_with_a_file_of_ones_own_takes_nothing_from_the_demo(project):
+    """Its silent keys come from the defaults: no peer, no painters and no ways of another run."""
+    written = yaml.safe_load(FIVE_LINES)
+    injected = "# Parameters\n" + "\n".join(f"{name} = {value!r}" for name, value in written.items())
+    p = from_notebook(cell(**written, In=["", injected]))
+    (project / "params/mine.yaml").write_text(FIVE_LINES)
+    assert dataclasses.replace(p, params_file="params/mine.yaml") == load_params("params/mine.yaml")
+    assert (p.peer, p.generator, p.ways, p.params_file) == ("", "", ["question"], "")
+
+
+def test_papermill_with_images_of_ones_own_alone_says_what_is_missing(project):
+    names = cell(images="photos", In=["", '# Parameters\nimages = "photos"\n'])
+    with pytest.raises(AuditError, match="given to the notebook: missing run_name, auditor, target, references"):
+        from_notebook(names)
+
+
+def test_what_a_notebook_runs_is_shown(project, capsys):
+    from_notebook(cell(grpo_steps=7))
+    assert capsys.readouterr().out == "demo: params/demo.yaml, grpo_steps = 7\n"
+
+
 def test_an_injected_name_nobody_knows_is_an_error(project):
     with pytest.raises(AuditError, match="unknown key grpo_stpes; did you mean grpo_steps"):
         from_notebook(cell(grpo_stpes=3, In=["# Parameters\ngrpo_stpes = 3\n"]))

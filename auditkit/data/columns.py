@@ -7,6 +7,7 @@ turns a sentence into the error to raise, for only the caller knows how the data
 
 import hashlib
 import io
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,12 @@ QUESTION = ("question", "query")
 ANSWER = ("multiple_choice_answer", "answer", "answers", "label", "labels")
 ID = ("image_id", "imageId", "id")
 Complain = Callable[[str], Exception]
+PLACEHOLDER = re.compile(
+    r"^(?:\s*(?:<image>|<\|image_?(?:pad)?\|>|<img>|\[IMG\]|<start_of_image>|<image_soft_token>))+\s*", re.I
+)
+ANY_PLACEHOLDER = re.compile(
+    r"<image>|<\|image_?(?:pad)?\|>|<start_of_image>|<image_soft_token>|<\|vision_start\|>", re.I
+)
 
 
 def find_column(data: Any, named: str | None, usual: Sequence[str], complain: Complain) -> str | None:
@@ -124,7 +131,7 @@ def labelled_rows(
                 cell[name] = words[cell[name]] if isinstance(cell[name], int) and cell[name] >= 0 else None
             turns = cell[chat] if chat else [{"user": cell[question], "assistant": cell[answer]}]
             for turn in turns or []:
-                asked = (turn["user"] or "").replace("<image>", "").strip()
+                asked = without_placeholder(turn["user"] or "", f"row {row}")
                 said = commonest(turn["assistant"])
                 if asked and said:
                     yield row, asked, said, _text(cell[skill]) if skill else None, cell.get(extra)
@@ -152,3 +159,19 @@ def _text(value: object) -> str | None:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return (str(value).strip() or None) if value is not None else None
+
+
+def without_placeholder(question: str, where: str) -> str:
+    """A question without the image placeholders before it. Raises AuditError where one stands within it.
+
+    >>> without_placeholder("<image>\\nwhat is it?", "a.json, entry 1")
+    'what is it?'
+    """
+    plain = PLACEHOLDER.sub("", question)
+    plain = re.sub(r"\s*<image>\s*$", "", plain, flags=re.IGNORECASE)
+    if inside := ANY_PLACEHOLDER.search(plain):
+        raise AuditError(
+            f"{where}: the question holds the image placeholder {inside[0]}; take it out, for "
+            "the picture stands before its question."
+        )
+    return plain.strip()

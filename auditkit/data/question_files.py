@@ -20,18 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from auditkit.data.columns import ANSWER, QUESTION, commonest
+from auditkit.data.columns import ANSWER, QUESTION, commonest, without_placeholder
 from auditkit.errors import AuditError
 
 FILE_NAME = ("file_name", "image", "image_path", "img", "picture", "filename", "path")
 OPTIONS = ("options", "choices")
 SKILL = ("skill", "category", "question_type", "answer_type")
-PLACEHOLDER = re.compile(
-    r"^(?:\s*(?:<image>|<\|image_?(?:pad)?\|>|<img>|\[IMG\]|<start_of_image>|<image_soft_token>))+\s*", re.I
-)
-ANY_PLACEHOLDER = re.compile(
-    r"<image>|<\|image_?(?:pad)?\|>|<start_of_image>|<image_soft_token>|<\|vision_start\|>", re.I
-)
 TABLES = (".csv", ".tsv")
 
 
@@ -82,22 +76,6 @@ def read_questions(folder: Path) -> tuple[list[Labelled], list[Path]]:
         found += rows
         strange += [] if rows else [content["path"] for content in vqa.values()]
     return found, strange
-
-
-def without_placeholder(question: str, where: str) -> str:
-    """A question without the image placeholders before it. Raises AuditError where one stands within it.
-
-    >>> without_placeholder("<image>\\nwhat is it?", "a.json, entry 1")
-    'what is it?'
-    """
-    plain = PLACEHOLDER.sub("", question)
-    plain = re.sub(r"\s*<image>\s*$", "", plain, flags=re.IGNORECASE)
-    if inside := ANY_PLACEHOLDER.search(plain):
-        raise AuditError(
-            f"{where}: the question holds the image placeholder {inside[0]}; take it out, for "
-            "the picture stands before its question."
-        )
-    return plain.strip()
 
 
 def with_options(question: str, answer: str, options: Sequence[str]) -> tuple[str, str]:
