@@ -374,9 +374,8 @@ def from_notebook(names: Mapping) -> Params:
     }
     file = "" if apart else names.get("params_file", DEFAULTS_FILE)
     p = _checked(given, "the parameters given to the notebook") if apart else load_params(file, **given)
-    print(
-        f"{p.run_name}: {', '.join(filter(None, [file, *(f'{name} = {getattr(p, name)!r}' for name in sorted(given))]))}"
-    )
+    chosen = [file] * bool(file) + [f"{name} = {getattr(p, name)!r}" for name in sorted(given)]
+    print(f"{p.run_name}: {', '.join(chosen)}")
     return p
 
 

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from auditkit.errors import AuditError
+
 IMAGE = ("image", "images", "img", "picture")
 QUESTION = ("question", "query")
 ANSWER = ("multiple_choice_answer", "answer", "answers", "label", "labels")
