@@ -31,7 +31,11 @@ class AuditorTrainer(CompletionInputs, GRPOTrainer):
         self.scorer, self.replay_weight, self.drawn = scorer, replay_weight, []
 
     def compute_loss(
-        self, model: torch.nn.Module, inputs: dict, return_outputs: bool = False, num_items_in_batch: int | None = None
+        self,
+        model: torch.nn.Module,
+        inputs: dict,
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
         loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         rollouts, part = self.scorer.rollouts, micro_batch(self)
