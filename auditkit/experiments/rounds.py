@@ -16,7 +16,7 @@ import itertools
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,9 +24,8 @@ from auditkit import specs
 from auditkit.errors import AuditError
 from auditkit.experiments.study import NEEDED, as_texts
 from auditkit.params import Params, load_params, parse_setting, project_root
-from auditkit.report.page import means
-from auditkit.report.summary import write_rounds_report
-from auditkit.runs.files import write_json
+from auditkit.report.page import means, render_rounds
+from auditkit.runs.files import write_json, write_text
 from auditkit.runs.folder import is_done, last_checkpoint, run_folder, shown_path
 
 FAR = 1000  # between the seeds of two rounds, so that they are no seeds somebody would run beside the first
@@ -123,6 +122,13 @@ def command(one: Round, settings: Sequence[str], stage: str) -> list[str]:
 def run_command(words: list[str]) -> int:
     """Run a command in the project's folder, its output being ours; its exit code."""
     return subprocess.run(words, cwd=project_root()).returncode
+
+
+def write_rounds_report(folder: Path, summary: Mapping) -> Path:
+    """Write `summary.json` and `report.html` of several rounds and return the report's path."""
+    write_json(folder / "summary.json", summary, indent=2)
+    write_text(folder / "report.html", render_rounds(summary))
+    return folder / "report.html"
 
 
 def summarise_rounds(done: Sequence[Round], most: int) -> dict:

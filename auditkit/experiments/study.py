@@ -39,6 +39,7 @@ import yaml
 
 from auditkit.errors import AuditError
 from auditkit.params import FIELDS, Params, find_params_file, load_params, project_root
+from auditkit.runs.files import write_json, write_text
 from auditkit.runs.folder import STAGES, is_done, run_folder, shown_path, would_fit
 
 KEYS = {"study": str, "question": str, "base": str, "seeds": list, "settings": dict, "arms": dict}
@@ -287,10 +288,18 @@ def run_study(study: Study, jobs: int, tell: Callable[[str], None] = print) -> P
     return write_study(study)
 
 
+def write_study_report(study: Study, table: Mapping, measures: Mapping) -> Path:
+    """Write a study's `summary.json` and `report.html` into its folder and return the report's path."""
+    from auditkit.report.page import render_study  # it draws, so it takes a second to import
+
+    summary = {"study": study.name, "base": study.base, "seeds": study.seeds, "settings": study.arms, "arms": table}
+    write_json(study.folder / "summary.json", summary, indent=2)
+    write_text(study.folder / "report.html", render_study(study, table, measures))
+    return study.folder / "report.html"
+
+
 def write_study(study: Study) -> Path:
     """Write the study's summary.json and report.html from the summaries of its runs; returns the report's path."""
-    from auditkit.report.summary import write_study_report
-
     summaries = {
         arm: [json.loads((_folder(study, arm, seed) / "summary.json").read_text()) for seed in study.seeds]
         for arm in study.arms
