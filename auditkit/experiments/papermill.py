@@ -24,6 +24,7 @@ from auditkit.runs.folder import STAGES, is_done, run_folder, shown_path, stage_
 from auditkit.text import clock
 
 if TYPE_CHECKING:
+    from rich.live import Live
     from traitlets.config import Config
 
 
@@ -150,7 +151,8 @@ class StatusLine:
 
     def __init__(self, title: str, stream=None):
         self.title, self.stream = title, stream or sys.stdout
-        self.words, self._line, self._live, self._ended = "", "", None, False
+        self.words, self._line, self._ended = "", "", False
+        self._live: Live | None = None
 
     def __enter__(self) -> "StatusLine":
         self._began = self._shown = time.monotonic()

@@ -45,10 +45,9 @@ def check_model(
     began = time.perf_counter()
     model = load_model(spec, device=device, dtype=dtype)
     yield "loaded", f"{model.name} in {time.perf_counter() - began:.1f} s", True
-    local = isinstance(model, VLM)
     images, questions = mixed(picture, question)
     with at_work(model):
-        if local:
+        if isinstance(model, VLM):
             yield from described(model, spec, dtype)
             own = model.processor.chat_template != processors.PALIGEMMA
             yield "template", "its own chat template" if own else "none; PaliGemma's task prefix", True
@@ -56,7 +55,7 @@ def check_model(
             yield _asked("begins", lambda: begins_once(model, picture, question))
         yield _asked("answers", lambda: writing_speed(model, picture, question))
         yield _asked("in a batch", lambda: same_in_batches(model, images, questions))
-        if local:
+        if isinstance(model, VLM):
             yield _asked("image and text", lambda: modalities(model, images, questions))
             yield _asked("adapters", lambda: adaptable(model))
             if model.model.device.type == "cuda":

@@ -129,7 +129,7 @@ def _paligemma2(widths: tuple, pixels: int) -> hf.PaliGemmaConfig:
     )
 
 
-def empty(config: hf.PreTrainedConfig) -> torch.nn.Module:
+def empty(config: hf.PreTrainedConfig) -> "hf.PreTrainedModel":
     """The model of a configuration without its weights (torch's meta device): shapes, but no memory.
 
     Raises AuditError for a configuration of a model that does not read images.
@@ -140,7 +140,7 @@ def empty(config: hf.PreTrainedConfig) -> torch.nn.Module:
         return hf.AutoModelForImageTextToText.from_config(config)
 
 
-def count(config: hf.PreTrainedConfig, options: Mapping = NONE, processor=None) -> Size:
+def count(config: hf.PreTrainedConfig, options: Mapping = NONE, processor: "hf.ProcessorMixin | None" = None) -> Size:
     """What a model of this configuration has and takes in; `options` are those of its spec.
 
     With its processor the image tokens of a picture are counted, without it they follow from the configuration.

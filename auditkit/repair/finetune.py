@@ -117,7 +117,7 @@ def train_repair(
 def _trainer(target: VLM, examples: Sequence[Example], p: Params, folder: Path, on_step: Callable[[dict], None] | None):
     from datasets import Dataset
     from peft import LoraConfig
-    from transformers import PrinterCallback, TrainerCallback
+    from transformers import PrinterCallback, TrainerCallback, TrainerState
     from trl import SFTConfig, SFTTrainer
 
     class AnswerTrainer(OwnCheckpoints, SFTTrainer):
@@ -126,7 +126,13 @@ def _trainer(target: VLM, examples: Sequence[Example], p: Params, folder: Path, 
         On a CPU the original scores every image and question token against the vocabulary, half of a step's time.
         """
 
-        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        def compute_loss(
+            self,
+            model: torch.nn.Module,
+            inputs: dict,
+            return_outputs: bool = False,
+            num_items_in_batch: torch.Tensor | None = None,
+        ) -> torch.Tensor | tuple:
             labels = inputs.pop("labels")
             width = int((labels != -100).sum(1).max())
             out = model(**inputs, use_cache=False, logits_to_keep=width + 1)
@@ -136,7 +142,7 @@ def _trainer(target: VLM, examples: Sequence[Example], p: Params, folder: Path, 
                 loss = loss * ((labels != -100).sum() / num_items_in_batch)
             return (loss, out) if return_outputs else loss
 
-        def load_weights(self, checkpoint):
+        def load_weights(self, checkpoint: str) -> bool:
             """A whole model is saved under its family's published names, which Trainer would not find in the model."""
             if not p.rectify_lora_rank:
                 saved = type(target.model).from_pretrained(checkpoint, dtype=torch.float32)
@@ -146,7 +152,7 @@ def _trainer(target: VLM, examples: Sequence[Example], p: Params, folder: Path, 
     class Tell(TrainerCallback):
         started = time.perf_counter()
 
-        def on_log(self, args, state, control, logs=None, **kwargs):
+        def on_log(self, args: object, state: TrainerState, control: object, logs: dict, **kwargs) -> None:
             if on_step and "loss" in logs:
                 seconds = round(time.perf_counter() - self.started, 2)
                 on_step({"step": state.global_step, "loss": logs["loss"], "seconds": seconds})
