@@ -212,6 +212,7 @@ def _kernels() -> Iterator["Config"]:
     from ipykernel.kernelspec import get_kernel_dict
     from traitlets.config import Config
 
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # a stopped task would speak after our last word
     logging.getLogger("papermill").setLevel(logging.ERROR)  # it warns of each parameter the notebook does not list
     # A second thread spares tiny models up to a third of a GRPO step. Unless GNU's OpenMP has it wait no longer than
     # this before it sleeps, it takes the core that whatever else is running needs.
