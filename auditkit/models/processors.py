@@ -96,6 +96,15 @@ def ending(vlm: Any, prompt: str, answer: str) -> str:
     return text[len(before) :].rstrip()
 
 
+def refuse_encoder_decoder(vlm) -> None:
+    """Raise AuditError for a model that reads a prompt in one part and writes in another: it is asked, not trained."""
+    if getattr(vlm.model.config, "is_encoder_decoder", False):
+        raise AuditError(
+            f'"{vlm.name}": a {type(vlm.model).__name__} is an encoder-decoder, which can be target or reference, but '
+            "neither auditor nor repaired; name a decoder-only model for that."
+        )
+
+
 def _rendered(processor, prompt: str, image: bool, answer: str | None = None) -> str:
     chat = [{"role": "user", "content": [{"type": "image"}] * image + [{"type": "text", "text": prompt}]}]
     if answer is not None:
@@ -126,7 +135,10 @@ def continued(
     generated. All endings stand at the right end, in the last columns.
 
     Returns what the model's processor returns, and labels [n, tokens], -100 but on the endings.
+
+    Raises AuditError for an encoder-decoder, whose endings do not stand behind the prompt.
     """
+    refuse_encoder_decoder(vlm)
     inputs = batch(vlm, images, texts)
     shape, prompt = inputs["input_ids"].shape, inputs["attention_mask"].bool()
     endings = [end.to(prompt.device) for end in endings]
@@ -143,6 +155,15 @@ def continued(
         if key in inputs and inputs[key].shape == shape:
             rows = [torch.cat([row[keep], end]) for row, keep, end in zip(inputs[key], prompt, ends, strict=True)]
             inputs[key] = join(rows, fill.get(key, 0))
+    if (
+        "cross_attention_mask" in inputs
+    ):  # Mllama's [n, tokens, images, tiles]; an ending sees what the prompt's end does
+        seen = inputs["cross_attention_mask"]
+        rows = [
+            torch.cat([row[keep], row[-1:].expand(len(end), *row.shape[1:])])
+            for row, keep, end in zip(seen, prompt, endings, strict=True)
+        ]
+        inputs["cross_attention_mask"] = join(rows, 0)
     lengths = prompt.sum(1).tolist()
     labels = [torch.cat([end.new_full((n,), -100), end]) for n, end in zip(lengths, endings, strict=True)]
     return inputs | {"labels": join(labels, -100)}

@@ -188,7 +188,12 @@ def drift(model: VLM, images: Sequence, questions: Sequence[str]) -> float:
 def logits(model: VLM, images: Sequence, questions: Sequence[str]) -> torch.Tensor:
     """What each of n pairs makes the model expect first: [n, vocabulary], float32, from one forward pass."""
     texts = [processors.chat(model, q, i is not None) for i, q in zip(images, questions, strict=True)]
-    return model.model(**processors.batch(model, images, texts), logits_to_keep=1).logits[:, -1].float().cpu()
+    inputs = processors.batch(model, images, texts)
+    if model.model.config.is_encoder_decoder:
+        how = model.model.generation_config
+        first = how.bos_token_id if how.decoder_start_token_id is None else how.decoder_start_token_id
+        inputs["decoder_input_ids"] = torch.full_like(inputs["input_ids"][:, :1], first)
+    return model.model(**inputs, logits_to_keep=1).logits[:, -1].float().cpu()
 
 
 def modalities(model: VLM, images: Sequence, questions: Sequence[str]) -> str:

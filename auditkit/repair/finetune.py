@@ -35,7 +35,7 @@ import torch
 from auditkit import specs
 from auditkit.data.source import Example
 from auditkit.errors import AuditError
-from auditkit.models import processors
+from auditkit.models import downloads, processors
 from auditkit.models.base import quiet
 from auditkit.models.lora import PROJECTIONS, TEXT_PART, adapts, whole_text_part
 from auditkit.models.offload import frozen_vision
@@ -57,10 +57,25 @@ def why_not_trainable(spec: str) -> str:
     ('', 'target: audited but not repaired, for no adapter can be merged into weights of 4 ')
     """
     parsed = specs.parse(spec)
+    if parsed.engine == "transformers" and _is_encoder_decoder(parsed):
+        return (
+            "target: audited but not repaired, for it is an encoder-decoder; to repair one name a decoder-only model."
+        )
     why = {"endpoint": "its weights are its server's", "vllm": "vLLM only answers"}.get(parsed.engine, "")
     if "bits" in parsed.options:
         why = f"no adapter can be merged into weights of {parsed.options['bits']} bits"
     return why and f"target: audited but not repaired, for {why}; to repair it name its folder or hub id alone."
+
+
+def _is_encoder_decoder(spec: specs.Spec) -> bool:
+    """What a model's configuration says, where it is on this machine; nothing is downloaded to find out."""
+    from transformers import AutoConfig
+
+    try:
+        place, revision = downloads.resolve(spec.place), spec.options.get("revision", "main")
+        return AutoConfig.from_pretrained(place, revision=revision, local_files_only=True).is_encoder_decoder
+    except (AuditError, OSError, ValueError, KeyError):  # whoever loads the model says what is wrong with it
+        return False
 
 
 def train_repair(
@@ -80,8 +95,10 @@ def train_repair(
         out: gets adapter/, history.jsonl (one object a step) and, while training, checkpoints/.
         on_step: called with {"step", "loss", "seconds"} after each step.
 
-    Raises AuditError for a folder that holds another training, and for a model in which there is nothing to adapt.
+    Raises AuditError for a folder that holds another training, for an encoder-decoder, and for a model in which there
+    is nothing to adapt.
     """
+    processors.refuse_encoder_decoder(target)
     out = Path(out)
     adapter, purpose = out / "adapter", _purpose(target, examples, p)
     begun = out / "training.json"
