@@ -136,7 +136,7 @@ def _write(vlm: VLM, images: list, prompts: list[str], max_new_tokens: int, temp
     return [text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
 
 
-def written(model, prompts: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+def written(model: Any, prompts: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
     """What `generate` added to prompts [n, tokens], of what it returned [n, tokens].
 
     A decoder returns its prompt with what it wrote behind it. What an encoder-decoder returns is its decoder's own, and
