@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code
 
 
-plain = {
+plain: dict = {
     "rich_markup_mode": None,
     "add_completion": False,
     "pretty_exceptions_enable": False,
@@ -354,10 +354,10 @@ def _build(
         if name not in known:
             raise AuditError(f"No model {name} to build: there are {', '.join(known)}.")
     out = out or project_root() / "outputs" / "miniature"
-    how = {"steps": steps} if steps else {}
+    how: dict = {"steps": steps} if steps else {}
     for name in names:
         if name == "target":  # the clean model with gaps planted
-            start = {"start": str(out / "clean")} if (out / "clean").is_dir() else {}
+            start: dict = {"start": str(out / "clean")} if (out / "clean").is_dir() else {}
             folder = build.plant(build.HERE / "target.yaml", out / name, **start, **how)
         elif name in easy.RECIPES:
             folder = easy.build_one(name, out, **how)

@@ -19,6 +19,7 @@ import yaml
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import AfterValidator, ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
+from pydantic.fields import FieldInfo
 
 from auditkit import specs
 from auditkit.errors import AuditError
@@ -45,6 +46,7 @@ Model = Annotated[str, _MODEL]
 Pipeline = Annotated[str, AfterValidator(_pipeline)]
 Count = Annotated[int, Field(ge=1)]
 CountOrNone = Annotated[int, Field(ge=0)]
+Way = Literal["question", "regenerate", "edit"]
 Weight = Annotated[float, Field(ge=0)]
 
 
@@ -107,9 +109,7 @@ class Params:
     """Prompts in one forward pass. It decides speed and memory, and which questions an audit happens to draw."""
 
     # --- Counterfactual images
-    ways: Annotated[list[Literal["question", "regenerate", "edit"]], PICTURES] = Field(
-        default_factory=lambda: ["question"]
-    )
+    ways: Annotated[list[Way], PICTURES] = Field(default_factory=lambda: list[Way](["question"]))
     """How probes are made. A list takes turns, so a way given twice has two shares of the pictures."""
     generator: Annotated[Pipeline, PICTURES] = ""
     """The pipeline that makes a picture from a caption, for regenerate: a folder or a hub id."""
@@ -257,7 +257,7 @@ class Params:
     """Other images to take the benchmark from, as in `images`; empty for the run's own."""
 
 
-FIELDS = Params.__pydantic_fields__  # name -> what is said of it above
+FIELDS: dict[str, FieldInfo] = vars(Params)["__pydantic_fields__"]  # name -> what is said of it above
 REQUIRED = [name for name, field in FIELDS.items() if field.is_required()]
 DEFAULTS = {
     name: field.get_default(call_default_factory=True) for name, field in FIELDS.items() if name not in REQUIRED
@@ -421,7 +421,7 @@ def find_params_file(path: str | Path) -> Path:
 class _Loader(yaml.SafeLoader):
     """YAML that refuses a key given twice; plain YAML would keep the last in silence."""
 
-    def construct_mapping(self, node, deep=False):
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         keys = [key.value for key, _ in node.value]
         twice = sorted({key for key in keys if keys.count(key) > 1})
         if twice:
@@ -460,7 +460,8 @@ def _injected(names: Mapping) -> set[str]:
     """The names papermill set: those assigned in cells that begin with its comment, as far as this kernel ran them."""
     cells = [source for source in names.get("In", []) if source.startswith("# Parameters\n")]
     statements = [statement for source in cells for statement in ast.parse(source).body]
-    return {target.id for line in statements if isinstance(line, ast.Assign) for target in line.targets}
+    targets = [target for line in statements if isinstance(line, ast.Assign) for target in line.targets]
+    return {target.id for target in targets if isinstance(target, ast.Name)}
 
 
 # ---- docs/parameters.md --------------------------------------------------------------------------------------------

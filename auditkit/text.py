@@ -86,7 +86,7 @@ def text_table(header: Sequence[str], rows: Iterable[Sequence[str]], align: str 
     for row in rows:
         table.add_row(*row)
     lines = io.StringIO()
-    how = {"color_system": None, "markup": False, "emoji": False, "highlight": False}
+    how: dict = {"color_system": None, "markup": False, "emoji": False, "highlight": False}
     Console(file=lines, width=10_000, force_terminal=False, force_jupyter=False, **how).print(table)
     return "\n".join(line.rstrip() for line in lines.getvalue().splitlines())
 

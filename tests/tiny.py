@@ -212,6 +212,79 @@ def internvl(tok):
     return config, processor
 
 
+# ---- families that can be asked, but not all trained -----------------------------------------------------------------
+
+
+def t5gemma2(tok):
+    images = hf.Gemma3ImageProcessorPil(size={"height": 32, "width": 32}, do_pan_and_scan=False)
+    processor = hf.Gemma3Processor(images, tok, image_seq_length=4)
+    sizes = text(tok, head_dim=8, query_pre_attn_scalar=8, sliding_window=512)
+    encoder = hf.T5Gemma2EncoderConfig(
+        text_config=sizes, vision_config=vision(image_size=32, patch_size=8, vision_use_head=False),
+        mm_tokens_per_image=4, image_token_index=tok.image_token_id,
+        boi_token_index=tok.boi_token_id, eoi_token_index=tok.eoi_token_id,
+    )  # fmt: skip
+    return hf.T5Gemma2Config(encoder=encoder, decoder=sizes, image_token_index=tok.image_token_id), processor
+
+
+def aya_vision(tok):
+    images = hf.GotOcr2ImageProcessorPil(size={"height": 32, "width": 32}, max_patches=2)
+    processor = hf.AyaVisionProcessor(images, tok, patch_size=8, img_size=32, downsample_factor=2)
+    config = hf.AyaVisionConfig(
+        text_config=hf.Cohere2Config(**text(tok, head_dim=8, logit_scale=0.25)),
+        vision_config=hf.SiglipVisionConfig(**vision(image_size=32, patch_size=8, vision_use_head=False)),
+        image_token_index=tok.convert_tokens_to_ids("<|IMG_PATCH|>"),
+    )
+    return config, processor
+
+
+def mllama(tok):
+    images = hf.MllamaImageProcessorPil(size={"height": 32, "width": 32}, max_image_tiles=2)
+    processor = hf.MllamaProcessor(images, tok)
+    tower = vision(image_size=32, patch_size=8)
+    tower["attention_heads"] = tower.pop("num_attention_heads")
+    config = hf.MllamaConfig(
+        text_config=hf.MllamaTextConfig(
+            **text(tok, cross_attention_layers=[1], rope_parameters={"rope_type": "default", "rope_theta": 1e4})
+        ),
+        vision_config=hf.MllamaVisionConfig(
+            **tower, num_global_layers=1, max_num_tiles=2, supported_aspect_ratios=[[1, 1], [1, 2], [2, 1]],
+            intermediate_layers_indices=[0], vision_output_dim=2 * WIDTH,
+        ),
+        image_token_index=tok.convert_tokens_to_ids("<|image|>"),
+    )  # fmt: skip
+    return config, processor
+
+
+def ovis2(tok):
+    images = hf.Ovis2ImageProcessorPil(size={"height": 32, "width": 32}, max_patches=2)
+    processor = hf.Ovis2Processor(images, tok, image_seq_length=4)
+    config = hf.Ovis2Config(
+        text_config=hf.Qwen2Config(**text(tok)),
+        vision_config=hf.Ovis2VisionConfig(
+            **vision(image_size=32, patch_size=8, hidden_stride=2, vocab_size=24, num_visual_indicator_tokens=5)
+        ),
+        image_token_id=tok.convert_tokens_to_ids("<IMG_ATOM>"),
+        visual_indicator_token_ids=[tok.convert_tokens_to_ids(token) for token in INDICATORS],
+        vocab_size=len(tok), hidden_size=WIDTH,
+    )  # fmt: skip
+    return config, processor
+
+
+def mistral(tok, kind: str):
+    """Pixtral (in LLaVA's class) or Mistral3, whose processor needs torchvision."""
+    joined = 2 if kind == "Mistral3" else 1
+    images = hf.PixtralImageProcessorPil(size={"longest_edge": 64}, patch_size={"height": 8, "width": 8})
+    processor = hf.PixtralProcessor(images, tok, patch_size=8, spatial_merge_size=joined)
+    more = {"spatial_merge_size": 2} if kind == "Mistral3" else {"vision_feature_select_strategy": "full"}
+    config = getattr(hf, f"{kind}Config")(
+        text_config=hf.MistralConfig(**text(tok, head_dim=8)),
+        vision_config=hf.PixtralVisionConfig(**vision(image_size=64, patch_size=8, head_dim=8)),
+        image_token_index=tok.convert_tokens_to_ids("[IMG]"), vision_feature_layer=-1, **more,
+    )  # fmt: skip
+    return config, processor
+
+
 def published(name: str) -> str:
     here = Path(__file__).parent / "templates" / f"{name}.jinja"
     return here.read_text() if here.is_file() else (files("trl") / "chat_templates" / f"{name}.jinja").read_text()
@@ -292,10 +365,41 @@ FAMILIES = {
     ),
 }  # fmt: skip
 
+INDICATORS = ("<IMG_START>", "<IMG_GRID>", "<IMG_COL>", "<IMG_ROW>", "<IMG_END>")
+MISTRAL = dict(
+    prompt="<s>[INST][IMG]how many boats?[/INST]", bos="<s>", eos="</s>", end="</s>", template="mistral",
+    more=("[INST]", "[/INST]", "[IMG]", "[IMG_BREAK]", "[IMG_END]"),
+)  # fmt: skip
+# what an audit makes of these: the kit's own tests of what must be refused, or needs little to work
+OTHERS = {
+    "t5gemma2": Family(
+        t5gemma2, FAMILIES["gemma3"].prompt, end="<end_of_turn>", adds_bos=True, template="gemma3",
+        tokens=FAMILIES["gemma3"].tokens, more=FAMILIES["gemma3"].more,
+    ),
+    "aya_vision": Family(
+        aya_vision,
+        "<bos><|START_OF_TURN_TOKEN|><|USER_TOKEN|><image>how many boats?<|END_OF_TURN_TOKEN|>"
+        "<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>",
+        end="<|END_OF_TURN_TOKEN|>", adds_bos=True, template="aya_vision",
+        more=("<image>", "<|START_OF_IMG|>", "<|END_OF_IMG|>", "<|IMG_PATCH|>", "TILE", "TILE_GLOBAL",
+              "<|START_OF_TURN_TOKEN|>", "<|END_OF_TURN_TOKEN|>", "<|USER_TOKEN|>", "<|CHATBOT_TOKEN|>"),
+    ),
+    "mllama": Family(
+        mllama, "<bos><|user|><|image|>how many boats?<|eot|><|assistant|>", end="<|eot|>", adds_bos=True,
+        template="mllama", more=("<|image|>", "<|user|>", "<|eot|>", "<|assistant|>", "<|python_tag|>"),
+    ),
+    "ovis2": Family(
+        ovis2, CHATML.format(picture="<image>\n"), end="<|im_end|>", eos="<|im_end|>", pad="<|endoftext|>",
+        bos=None, more=("<|im_start|>", "<image>", "<IMG_ATOM>", *INDICATORS), template="llava_onevision",
+    ),
+    "pixtral": Family(lambda tok: mistral(tok, "Llava"), **MISTRAL),
+    "mistral3": Family(lambda tok: mistral(tok, "Mistral3"), **MISTRAL),
+}  # fmt: skip
+
 
 def save(name: str, folder: Path, seed: int = 0) -> Path:
     """Build a family's tiny model and save it as a model folder is saved."""
-    family = FAMILIES[name]
+    family = (FAMILIES | OTHERS)[name]
     tok = tokenizer(family)
     config, processor = family.build(tok)
     if family.template:
@@ -308,6 +412,8 @@ def save(name: str, folder: Path, seed: int = 0) -> Path:
         if parameter.dim() >= 2:
             gain = 0.3 if "embed_tokens" in where else 2
             torch.nn.init.normal_(parameter, std=gain / math.sqrt(math.prod(parameter.shape[1:])))
+        elif where.endswith(("attn_gate", "mlp_gate")):  # Mllama's start closed
+            torch.nn.init.ones_(parameter)
     ends = [*dict.fromkeys([tok.eos_token_id, tok.convert_tokens_to_ids(family.end)])]
     model.generation_config = hf.GenerationConfig(
         do_sample=False, bos_token_id=tok.bos_token_id, pad_token_id=tok.pad_token_id, eos_token_id=ends,

@@ -23,18 +23,23 @@ from auditkit.errors import AuditError
 from auditkit.models.answers import AnswerBook
 from auditkit.models.base import Writer
 from auditkit.models.offload import free_memory
+from auditkit.models.transformers import VLM
 from auditkit.params import Params
 from auditkit.runs.probe import Probe, parse_question
 
 Loader = Callable[[], Writer]  # loads a model when it is called: partial(model_loader(p), spec), or lambda: model
+AuditorLoader = Callable[[], VLM]
 
 
 class WriteProbes:
     """Has auditors write probes, batch after batch; beside the untrained one it holds one checkpoint at a time."""
 
-    def __init__(self, auditors: Mapping[str, Loader], p: Params, out: Path):
+    def __init__(self, auditors: Mapping[str, AuditorLoader], p: Params, out: Path):
         self.auditors, self.p, self.out = auditors, p, out
-        self.untrained = self.name = self.auditor = self.store = None
+        self.name = ""  # of the checkpoint that is loaded
+        self.untrained: VLM | None = None
+        self.auditor: VLM | None = None
+        self.store: ImageStore | None = None
 
     def __call__(self, batch: dict, picture: Callable[[str], Picture]) -> dict:
         """The probes of a batch {"checkpoint", "way", "keys", "pictures": their keys, "own": questions or None}.
@@ -63,6 +68,7 @@ class WriteProbes:
         return {"probes": [asdict(replace(probe, checkpoint=self.name)) for probe in probes], "pictures": made}
 
     def _questions(self, keys: Sequence[str], pictures: Sequence[Picture], seed: int) -> list[Probe]:
+        assert self.auditor is not None and self.untrained is not None
         p, ways = self.p, ["question"] * len(pictures)
         texts = write_texts(self.auditor, pictures, ways, p.temperature, p.max_question_tokens, seed)
         rarest = rarest_token(self.untrained, pictures, texts)
@@ -73,6 +79,7 @@ class WriteProbes:
 
     def _wishes(self, batch: dict, shown: Sequence[Picture], seed: int) -> list[Probe]:
         """Wishes for pictures; of each that was made, a question about it and the source's own about the original."""
+        assert self.auditor is not None and self.untrained is not None
         self.store = self.store or ImageStore(pipeline_loaders(self.p), self.p, self.out)
         p, way, ways = self.p, batch["way"], [batch["way"]] * len(shown)
         texts = write_texts(self.auditor, shown, ways, p.temperature, p.max_question_tokens, seed)
@@ -91,7 +98,7 @@ class WriteProbes:
                 probes.append(probe)
                 continue
             question = asked[i]
-            least = None if None in (least, question.rarest) else min(least, question.rarest)
+            least = None if least is None or question.rarest is None else min(least, question.rarest)
             probe = replace(probe, picture=question.picture)
             probes.append(replace(probe, question=question.question, text=question.text, rarest=least))
             if batch["own"][i]:
@@ -104,14 +111,15 @@ class AnswerProbes:
     """Puts probes to the target and the references, chunk after chunk."""
 
     def __init__(self, target: Loader, references: Sequence[Loader], p: Params, out: Path):
-        self.target, self.references, self.p, self.out, self.models = target, references, p, out, None
+        self.target, self.references, self.p, self.out = target, references, p, out
+        self.models: list[Writer] = []
 
     def __call__(self, chunk: dict, picture: Callable[[str], Picture], book: AnswerBook) -> dict:
         """The records of a chunk {"probes": rows}, as {"records": rows}.
 
         Raises AuditError when two models have one name, by which records tell them apart.
         """
-        if self.models is None:
+        if not self.models:
             models = [self.target(), *(load() for load in self.references)]
             names = [model.name for model in models]
             if twice := {name for name in names if names.count(name) > 1}:

@@ -26,7 +26,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from auditkit.audit.allocation import candidate_batches, checkpoint_shares, probe_batches
-from auditkit.audit.batches import AnswerProbes, Loader, WriteProbes
+from auditkit.audit.batches import AnswerProbes, AuditorLoader, Loader, WriteProbes
 from auditkit.audit.selection import select_questions
 from auditkit.auditor.write import refuse_nonsense
 from auditkit.counterfactual.store import (
@@ -43,7 +43,7 @@ CHUNK = 512  # probes answered by all models before the next ones
 
 
 def run_audit(
-    auditors: Mapping[str, Loader],
+    auditors: Mapping[str, AuditorLoader],
     target: Loader,
     references: Sequence[Loader],
     pictures: Sequence[Picture],
@@ -131,7 +131,7 @@ def _chosen(
 
 
 def _propose(
-    auditors: Mapping[str, Loader], batches: Sequence[dict], where: Mapping[str, Picture], p: Params, out: Path
+    auditors: Mapping[str, AuditorLoader], batches: Sequence[dict], where: Mapping[str, Picture], p: Params, out: Path
 ) -> list[Probe]:
     """The probes of all batches, each saved as it is written; a batch on file is not asked for again."""
     path, known = out / "proposals.jsonl", {}

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from auditkit.data.load import load_images
+from auditkit.data.source import Picture, Source
 from auditkit.errors import AuditError
 from auditkit.models.answers import AnswerBook
 from auditkit.params import Params
@@ -72,7 +73,8 @@ class _Worker:
     """One of the processes that Ray starts: a copy of the work, and the pictures by their keys."""
 
     def __init__(self, work: Callable, p: Params, folder: str, answers: bool):
-        self.work, self.p, self.folder, self.answers, self.source = work, p, folder, answers, None
+        self.work, self.p, self.folder, self.answers = work, p, folder, answers
+        self.source: Source | None = None
 
     def __call__(self, row: dict) -> dict:
         """The result of a batch, its new answers beside it, as JSON: Arrow would make all rows' keys the same.
@@ -90,7 +92,7 @@ class _Worker:
                 done = {"error": str(error)}
             return {"done": json.dumps(done | {"answers": jsonl.read(path)[len(known) :]})}
 
-    def _picture(self, key: str):
+    def _picture(self, key: str) -> Picture:
         if self.source is None:
             if not os.path.isdir(self.folder):
                 raise AuditError(

@@ -53,9 +53,9 @@ def score_probes(
                 "finding" if verdict.disagrees else "agrees"
             )  # fmt: skip
             seen.add(asked)
-            if earlier:
-                stays = verdict.consensus is not None and alike(earlier.consensus, verdict.consensus, row["question"])
-                row |= {"consensus_before": earlier.consensus, "irrelevant_edit": stays and row["outcome"] == "finding"}
+            if earlier is not None:
+                stays = verdict.consensus is not None and alike(earlier, verdict.consensus, row["question"])
+                row |= {"consensus_before": earlier, "irrelevant_edit": stays and row["outcome"] == "finding"}
         scored.append(row)
     _refuse_unscored(scored, quorum)
     return scored
@@ -63,11 +63,11 @@ def score_probes(
 
 def _vote_once(
     records: Sequence[dict], alike: Same, quorum: float
-) -> tuple[list[Vote | None], dict[str, str], dict[str, Vote]]:
+) -> tuple[list[Vote | None], dict[str, str], dict[str, str]]:
     """The votes on everything that was answered about n probes, decided together.
 
     Returns n votes on the questions, None without one; by key, why a picture that was made is not what was wished for,
-    "" where it is; by key, the vote on the original picture, where target and references agreed there.
+    "" where it is; by key, the consensus on the original picture, where the target shared it.
     """
     asked = [r for r in records if r["question"] is not None]
     checked = [r for r in records if r.get("checked")]
@@ -83,12 +83,12 @@ def _vote_once(
     original = {r["key"]: next(votes) for r in checked_before}
     unmet = {key: unmet_reason(one, original.get(key)) for key, one in after.items()}
     agreed = {
-        r["key"]: one
+        r["key"]: one.consensus
         for r, one in zip(earlier, votes, strict=True)
         if one.consensus is not None and not (one.disagrees or one.silent)
     }
     alike.prepare(
-        (r["question"], agreed[r["key"]].consensus, verdict.consensus)
+        (r["question"], agreed[r["key"]], verdict.consensus)
         for r, verdict in zip(records, verdicts, strict=True)
         if r["key"] in agreed and verdict is not None and verdict.consensus is not None
     )

@@ -12,7 +12,6 @@ Not of the paper, whose auditor asks the one question it writes.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from sklearn.linear_model import LogisticRegression
@@ -50,14 +49,13 @@ def select_questions(
         return [some[0] for some in candidates]
     certain = [probe for probe in certain if _sound(probe, min_token_probability)]
     every = [*sound, *certain]
-    text_clusters = TextClusters([probe.question for probe in sound], clusters, seed)
-    cluster = dict(
-        zip((probe.key for probe in every), text_clusters.of([probe.question for probe in every]), strict=True)
-    )
+    wording = {probe.key: probe.question for probe in every if probe.question is not None}
+    text_clusters = TextClusters([wording[probe.key] for probe in sound], clusters, seed)
+    cluster = dict(zip(wording, text_clusters.of(list(wording.values())), strict=True))
     chance = dict(
         zip((probe.key for probe in every), find_chances([probe.text for probe in every], rollouts), strict=True)
     )
-    expected: Counter = Counter()  # cluster -> finds of what is asked so far
+    expected = dict.fromkeys(cluster.values(), 0.0)  # cluster -> finds of what is asked so far
     for probe in certain:
         expected[cluster[probe.key]] += chance[probe.key]
 

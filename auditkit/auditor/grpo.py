@@ -46,11 +46,13 @@ from auditkit.auditor.grpo_setup import grpo_config, refuse_uneven, training_row
 from auditkit.auditor.rewards import Rollout, Scorer, kept_text, reward_functions
 from auditkit.auditor.trainer import AuditorTrainer, StepLog, why_stopped
 from auditkit.auditor.write import refuse_nonsense, write_texts
+from auditkit.consensus.llm_judge import LLMJudge
 from auditkit.counterfactual.store import ImageStore, pipeline_loaders
 from auditkit.data.load import load_images
 from auditkit.data.source import Picture
 from auditkit.errors import AuditError
 from auditkit.models.answers import AnswerBook
+from auditkit.models.base import Writer
 from auditkit.models.device import choose_device
 from auditkit.models.load import model_loader
 from auditkit.models.lora import TEXT_PART
@@ -71,8 +73,8 @@ SHARED = {  # files that several processes add to -> what makes two rows the sam
 
 def train_auditor(
     auditor: VLM,
-    target: VLM,
-    references: Sequence[VLM],
+    target: Writer,
+    references: Sequence[Writer],
     pictures: Sequence[Picture],
     p: Params,
     out: Path,
@@ -110,8 +112,9 @@ def train_auditor(
     here.wait_for_everyone()  # all have read before anyone writes
     if not here.is_main_process:  # one file, one writer; collected at the end, or at the next start
         scorer.book.path = out / f"answers.{here.process_index}.jsonl"
-        if getattr(scorer.same.decide, "path", None):  # of a model that judges
-            scorer.same.decide.path = out / f"judged.{here.process_index}.jsonl"
+        judge = scorer.same.decide
+        if isinstance(judge, LLMJudge) and judge.path:
+            judge.path = out / f"judged.{here.process_index}.jsonl"
     if done < p.grpo_steps:
         config = grpo_config(p, out, auditor.model.device.type, auditor.model.dtype, here.num_processes)
         trainer = _trainer(auditor, scorer, pictures, p, config, StepLog(out / "history.jsonl", p, on_step))
@@ -127,7 +130,7 @@ def train_auditor(
 
 
 def _scorer(
-    auditor: VLM, target: VLM, references: Sequence[VLM], pictures: Sequence[Picture], p: Params, out: Path
+    auditor: VLM, target: Writer, references: Sequence[Writer], pictures: Sequence[Picture], p: Params, out: Path
 ) -> Scorer:
     """What scores the completions, with all that it remembered before the last checkpoint."""
     clusters = _text_clusters(auditor, pictures, p, out)
@@ -216,7 +219,7 @@ def main(arguments: list[str] | None = None) -> int:
     Exit codes as in cli.py. Notebook 04 then shows the training and finishes the stage.
     """
     parser = argparse.ArgumentParser(
-        prog="accelerate launch -m auditkit.auditor.grpo", description=main.__doc__.split("\n")[0]
+        prog="accelerate launch -m auditkit.auditor.grpo", description=(main.__doc__ or "").split("\n")[0]
     )
     parser.add_argument("params", metavar="PARAMS.yaml", help="the parameter file, such as params/demo.yaml")
     parser.add_argument(
@@ -233,6 +236,7 @@ def main(arguments: list[str] | None = None) -> int:
         refuse_uneven(p, here.num_processes)
         pictures, load = load_images(p.images).pictures("train", p.train_images, p.seed), model_loader(p)
         auditor, target, *references = load(p.auditor, turns=False), *map(load, (p.target, *p.references))
+        assert isinstance(auditor, VLM)  # no other text is taken for an auditor
         alike, run = False, None
         with claimed(p) if here.is_main_process else contextlib.nullcontext():
             if here.is_main_process:

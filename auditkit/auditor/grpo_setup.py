@@ -20,7 +20,7 @@ def grpo_config(p: Params, out: Path, device: str, dtype: torch.dtype, processes
     """One generation and one optimiser step a step, over the questions of all processes, in micro-batches of theirs."""
     rows = p.grpo_images * p.group_size // processes
     micro_batch = p.grpo_micro_batch or rows
-    schedule = {"lr_scheduler_type": "cosine"}
+    schedule: dict = {"lr_scheduler_type": "cosine"}
     if p.grpo_last_learning_rate:
         schedule = {"lr_scheduler_type": "cosine_with_min_lr"}
         schedule["lr_scheduler_kwargs"] = {"min_lr": p.grpo_last_learning_rate}

@@ -27,6 +27,7 @@ from auditkit.counterfactual.store import ImageStore, make_wished, seed_of
 from auditkit.data.source import Picture
 from auditkit.errors import AuditError
 from auditkit.models.answers import AnswerBook
+from auditkit.models.base import Writer
 from auditkit.models.transformers import VLM
 from auditkit.params import Params
 from auditkit.runs import jsonl
@@ -73,8 +74,8 @@ class Scorer:
 
     def __init__(
         self,
-        target: VLM,
-        references: Sequence[VLM],
+        target: Writer,
+        references: Sequence[Writer],
         pictures: dict[str, Picture],
         text_clusters: TextClusters,
         book: AnswerBook,
@@ -91,7 +92,7 @@ class Scorer:
         self.step, self.rollouts, self.own = -1, [], []
         self.painting_seconds = 0.0  # of the step
         self.asked, self.agreed = 0, 0  # questions so far, and those with a consensus
-        self.auditor: VLM | None = None  # with its adapter, which is switched off to see what it was before training
+        self.auditor: VLM  # set with the trainer; its adapter is switched off to see what it was before training
 
     def score(
         self, step: int, pictures: list[str], ways: list[str], texts: list[str], tokens: list[list[int]]
@@ -108,7 +109,7 @@ class Scorer:
         shown = [self.pictures[key] for key in pictures]
         sound = self._sound(shown, texts, ways)
         wrote = [kept_text(text, way) if ok else None for text, way, ok in zip(texts, ways, sound, strict=True)]
-        questions = {i: wrote[i] for i in range(len(texts)) if ways[i] == "question" and wrote[i]}
+        questions = {i: text for i, text in enumerate(wrote) if text and ways[i] == "question"}
         began = time.perf_counter()
         made = make_wished(self.store, shown, [way if ok else "" for way, ok in zip(ways, sound, strict=True)], texts)
         seen = {i: self.store.picture(one.key) for i, (_, one, _) in made.items() if not one.why}
@@ -122,8 +123,8 @@ class Scorer:
         rows = [(questions[i], said[i][0], said[i][1:]) for i in asked]
         verdicts = dict(zip(asked, vote_all(rows, self.same, self.p.grpo_quorum), strict=True))
         why = {i: one.why for i, (_, one, _) in made.items()} | self._unfulfilled(made, seen)
-        written = [i for i, text in enumerate(wrote) if text]
-        clusters = dict(zip(written, self.text_clusters.of([wrote[i] for i in written]), strict=True))
+        written = {i: text for i, text in enumerate(wrote) if text}
+        clusters = dict(zip(written, self.text_clusters.of(list(written.values())), strict=True))
         self.own = []
         for i, text in enumerate(texts):
             target, *references = said.get(i, (None,))
@@ -162,7 +163,8 @@ class Scorer:
         pictures, ways, p = list(painted.values()), ["question"] * len(painted), self.p
         texts = write_texts(self.auditor, pictures, ways, p.temperature, p.max_question_tokens, seed)
         sound = self._sound(pictures, texts, ways)
-        return {i: parse_question(text) for i, text, ok in zip(painted, texts, sound, strict=True) if ok}
+        read = [parse_question(text) if ok else None for text, ok in zip(texts, sound, strict=True)]
+        return {i: question for i, question in zip(painted, read, strict=True) if question}
 
     def _unfulfilled(self, made: dict, seen: dict[int, Picture]) -> dict[int, str]:
         """Why painted pictures are not what was wished for: the references' word on the check, of an edit also about
@@ -189,7 +191,7 @@ class Scorer:
         rewards.
         """
         for rollout in rollouts:
-            if rollout.success:
+            if rollout.success and rollout.wrote:
                 self.recent.append(rollout.cluster)
                 kept = self.bank[rollout.cluster]
                 kept[rollout.wrote].append(rollout)
@@ -215,7 +217,7 @@ def kept_text(text: str, way: str) -> str | None:
     if way == "question":
         return parse_question(text)
     wish = parse_wish(text)
-    return wish and f"{wish.text} | {wish.check}"
+    return f"{wish.text} | {wish.check}" if wish else None
 
 
 def reward_functions(scorer: Scorer) -> list[Callable]:

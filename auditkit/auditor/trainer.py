@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import GRPOTrainer
 
 from auditkit.auditor.collapse import LATELY, collapse_reason, step_measures
@@ -20,7 +20,7 @@ from auditkit.models.trainer_internals import CompletionInputs, log_metric, micr
 from auditkit.params import WAYS, Params
 from auditkit.runs import jsonl
 
-WAYS = list(WAYS)  # a trainer logs numbers, so a way is one
+NUMBERED = list(WAYS)  # a trainer logs numbers, so a way is one
 
 
 class AuditorTrainer(CompletionInputs, GRPOTrainer):
@@ -30,7 +30,13 @@ class AuditorTrainer(CompletionInputs, GRPOTrainer):
         super().__init__(*args, **kwargs)
         self.scorer, self.replay_weight, self.drawn = scorer, replay_weight, []
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict,
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
         loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         rollouts, part = self.scorer.rollouts, micro_batch(self)
         if part == 0:  # the first micro-batch of a step
@@ -48,7 +54,7 @@ class AuditorTrainer(CompletionInputs, GRPOTrainer):
         """What is logged of a step beside TRL's own figures."""
         found = {"distinct": len({r.text for r in rollouts}) / len(rollouts)}
         found["kinds"] = len({r.cluster for r in rollouts if r.success})
-        found["way"] = WAYS.index(rollouts[0].way)  # all of a step are of one
+        found["way"] = NUMBERED.index(rollouts[0].way)  # all of a step are of one
         found |= step_measures(rollouts, list(self.scorer.recent)[-LATELY:])
         if wished := [rollout for rollout in rollouts if rollout.made]:
             found["granted"] = sum(not r.why for r in wished) / len(wished)
@@ -104,7 +110,9 @@ class StepLog(TrainerCallback):
         self.path, self.p, self.on_step, self.started = path, p, on_step, time.time()
         self.rows = jsonl.read(path)
 
-    def on_log(self, args, state, control, logs=None, **_):
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict | None = None, **_
+    ) -> None:
         if not logs or "reward" not in logs:
             return
         row = {"step": state.global_step, "seconds": round(time.time() - self.started, 2)}
@@ -131,7 +139,7 @@ class StepLog(TrainerCallback):
             )
             if k in logs
         }
-        row |= {"way": WAYS[int(logs["way"])]} if "way" in logs else {}
+        row |= {"way": NUMBERED[int(logs["way"])]} if "way" in logs else {}
         self.rows.append(row)
         if state.is_world_process_zero:
             jsonl.append(self.path, [row])

@@ -8,6 +8,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 from auditkit import stats
 from auditkit.consensus.choose import choose_same
@@ -25,7 +26,8 @@ def judge_agreement(kind: str, **how) -> dict:
     those that are the same, "kinds": {kind: rate}, "unclear": replies neither yes nor no, None where none is asked}.
     """
     rows = labelled_pairs()
-    p = SimpleNamespace(**{"device": "auto", "dtype": "auto", "batch_size": 64, "memory": "together"} | how, same=kind)
+    own = {"device": "auto", "dtype": "auto", "batch_size": 64, "memory": "together"} | how
+    p: Any = SimpleNamespace(**own, same=kind)  # what `choose_same` reads of Params
     alike = choose_same(p)
     alike.prepare((row["question"], row["a"], row["b"]) for row in rows)
     right = [alike(row["a"], row["b"], row["question"]) == row["same"] for row in rows]

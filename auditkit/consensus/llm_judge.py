@@ -11,7 +11,7 @@ from both. So "poodle" and "dog" differ, whatever the one implies of the other.
 
 import re
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 
 from auditkit import specs
@@ -42,7 +42,7 @@ class LLMJudge:
 
     def __init__(self, spec: str, load: Callable[[str, str], Writer], folder: Path | None = None):
         self.spec, self.load, self.path = spec, load, folder and folder / JUDGED_FILE
-        self.asked, self.unclear, self._model = 0, 0, None
+        self.asked, self.unclear = 0, 0
         self._replies: dict[Pair, str] = {}
         for row in jsonl.read(self.path) if self.path else ():
             if specs.same_model(row["judge"], spec):
@@ -54,8 +54,6 @@ class LLMJudge:
         Raises AuditError when the model's replies are mostly neither yes nor no.
         """
         todo = list({normal_pair(*pair): pair for pair in pairs if normal_pair(*pair) not in self._replies}.values())
-        if todo and self._model is None:
-            self._model = self.load(self.spec, "same")
 
         def ask(rows: list[int]) -> None:
             batch = [todo[i] for i in rows]
@@ -71,6 +69,10 @@ class LLMJudge:
                 for _ in in_batches(self._model, prompts, ask):
                     self._refuse_nonsense()
         return [yes_or_no(self._replies[normal_pair(*pair)]) is True for pair in pairs]
+
+    @cached_property
+    def _model(self) -> Writer:
+        return self.load(self.spec, "same")
 
     def _keep(self, batch: Sequence[Pair], replies: Sequence[str | None]) -> None:
         """File what was replied, with what an endpoint says beside it (EndpointText)."""

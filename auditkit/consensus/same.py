@@ -13,7 +13,8 @@ def normal_pair(question: str, a: str, b: str) -> Pair:
     >>> normal_pair("What  is it?", "It's a sofa.", "Chair") == normal_pair("what is it?", "a chair", "sofa")
     True
     """
-    return " ".join(question.lower().split()), *sorted((normalise(a), normalise(b)))
+    first, second = sorted((normalise(a), normalise(b)))
+    return " ".join(question.lower().split()), first, second
 
 
 class Same:
@@ -43,6 +44,6 @@ class Same:
             _, first, second = known = normal_pair(*pair)
             if first and first != second and known not in self._known:  # "" is like nothing but itself
                 todo.setdefault(known, pair)
-        if todo:
+        if todo and self.decide:
             self._known |= zip(todo, self.decide(list(todo.values())), strict=True)
             self.asked += len(todo)

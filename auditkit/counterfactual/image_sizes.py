@@ -4,6 +4,7 @@
 """
 
 import math
+from typing import Any
 
 from PIL import Image
 
@@ -20,19 +21,20 @@ def _multiple(pipeline) -> int:
     return getattr(getattr(processor, "config", None), "vae_scale_factor", None) or 8
 
 
-def fitted_size(pipeline, width: float, height: float) -> tuple[int, int]:
+def fitted_size(pipeline: Any, width: float, height: float) -> tuple[int, int]:
     multiple = _multiple(pipeline)
-    return tuple(max(multiple, round(side / multiple) * multiple) for side in (width, height))
+    wide, high = (max(multiple, round(side / multiple) * multiple) for side in (width, height))
+    return wide, high
 
 
-def size_arguments(pipeline, width: int, height: int) -> dict:
+def size_arguments(pipeline: Any, width: int, height: int) -> dict:
     """The arguments that make the result just this large: Kontext's max_area would override height and width, and its
     _auto_resize enlarge the reference to about a million pixels."""
     known = {"height": height, "width": width, "max_area": width * height, "_auto_resize": False}
     return {name: value for name, value in known.items() if name in pipeline.takes}
 
 
-def working_size(pipeline, picture: Image.Image) -> tuple[int, int]:
+def working_size(pipeline: Any, picture: Image.Image) -> tuple[int, int]:
     """The size at which a picture is edited: its own proportions at the pixels of the size it is set to, or else of the
     pipeline's own."""
     size = pipeline.size or _own_size(pipeline.pipe) or picture.size

@@ -218,10 +218,11 @@ def _generate(
         return [result for i in rows for result in tried([i])]
 
     for group in groups:
-        batches = in_batches(
-            pipeline, [texts[i] for i in group], lambda rows, its=group: tried([its[r] for r in rows]), TOO_LARGE
-        )
-        for rows, results in batches:
+
+        def of_group(rows: list[int], its: list[int] = group) -> list[GeneratedImage]:
+            return tried([its[r] for r in rows])
+
+        for rows, results in in_batches(pipeline, [texts[i] for i in group], of_group, TOO_LARGE):
             found |= {group[r]: result for r, result in zip(rows, results, strict=True)}
     results = [found[i] for i in range(len(texts))]
     if results and all(result.why.startswith("failed") for result in results):

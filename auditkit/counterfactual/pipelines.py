@@ -5,6 +5,7 @@ import inspect
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlencode
 
 import torch
@@ -26,7 +27,7 @@ OURS = {  # arguments of a call that options cannot set
 
 
 @contextlib.contextmanager
-def quiet_diffusers():
+def quiet_diffusers() -> Iterator[None]:
     """No progress bars and no advice from transformers and diffusers; what matters is raised or in a GeneratedImage."""
     from diffusers.utils import logging
 
@@ -108,7 +109,7 @@ def call_of(kind: type, spec: str | Path, own: dict) -> dict:
     return call
 
 
-def unread_end(pipe, text: str, call: dict) -> str:
+def unread_end(pipe: Any, text: str, call: dict) -> str:
     """The end of a text beyond the tokens that a pipeline's text encoder reads; "" where it reads all of it.
 
     The length is the call's max_sequence_length, or else the tokenizer's own. A template that a pipeline puts around
@@ -135,7 +136,7 @@ def unread_end(pipe, text: str, call: dict) -> str:
     return min(ends, key=len, default="")
 
 
-def read_pipeline(place: str, spec: str | Path, dtype: torch.dtype, how: dict):
+def read_pipeline(place: str, spec: str | Path, dtype: torch.dtype, how: dict) -> Any:
     """The pipeline with its weights, on the CPU. Raises AuditError for what of it is missing."""
     from diffusers import DiffusionPipeline
 
@@ -147,12 +148,12 @@ def read_pipeline(place: str, spec: str | Path, dtype: torch.dtype, how: dict):
         downloads.refuse_weights(error, place, spec, how)
 
 
-def denoiser(pipe):
+def denoiser(pipe: Any) -> Any:
     """The part that is run at every step."""
     return getattr(pipe, "transformer", None) or getattr(pipe, "unet", None)
 
 
-def cache(pipe, spec: str | Path, which: str, call: dict) -> None:
+def cache(pipe: Any, spec: str | Path, which: str, call: dict) -> None:
     """Let the denoiser skip what changes little from one step to the next, as diffusers' hooks do it.
 
     first_block decides for the whole batch at once, so that a picture then depends a little on its batch. What else
@@ -185,7 +186,7 @@ def cache(pipe, spec: str | Path, which: str, call: dict) -> None:
 
 
 @contextlib.contextmanager
-def caching(pipe) -> Iterator[None]:
+def caching(pipe: Any) -> Iterator[None]:
     """While it lasts, a denoiser's cache has a place, which some pipelines forget; it is empty afterwards."""
     its = denoiser(pipe)
     if not getattr(its, "is_cache_enabled", False):
@@ -198,7 +199,7 @@ def caching(pipe) -> Iterator[None]:
         empty_cache(its)
 
 
-def settle(pipe, device: str, offload: str) -> None:
+def settle(pipe: Any, device: str, offload: str) -> None:
     """Bring the weights to the device, or arrange that they come when they are needed."""
     if offload == "model":
         pipe.enable_model_cpu_offload(device=device)

@@ -95,7 +95,7 @@ class ImageStore:
             else:
                 results = regenerate_images(pipeline, said, [seed] * len(said))
             for (key, i), old, result in zip(todo.items(), before, results, strict=True):
-                how = {"why": result.why, "cut": result.cut, "seconds": round(result.seconds, 4)}
+                how: dict = {"why": result.why, "cut": result.cut, "seconds": round(result.seconds, 4)}
                 made = Counterfactual(key, way, pictures[i].key, texts[i], seed, pipeline.name, **how)
                 made = self._looked_at(made, old, result.image)
                 self._remember(made, result.image)
@@ -184,8 +184,7 @@ def make_wished(
 
     A way of "" is passed over.
     """
-    wishes = {i: parse_wish(text) for i, text in enumerate(texts) if ways[i] not in ("", "question")}
-    wishes = {i: wish for i, wish in wishes.items() if wish}
+    wishes = {i: wish for i, text in enumerate(texts) if ways[i] not in ("", "question") and (wish := parse_wish(text))}
     found = {}
     for way in sorted({ways[i] for i in wishes}):
         of = [i for i in wishes if ways[i] == way]

@@ -51,7 +51,7 @@ def read_questions(folder: Path) -> tuple[list[Labelled], list[Path]]:
     strange: list[Path] = []
     vqa: dict[str, dict] = {}
     for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in (".json", ".jsonl", ".parquet", *TABLES)):
-        name, suffix = path.name.lower(), path.suffix.lower()
+        suffix = path.suffix.lower()
         rows: Iterable[Labelled] | None = None
         if path == folder / "questions.jsonl":
             rows = _own(path)
@@ -64,7 +64,7 @@ def read_questions(folder: Path) -> tuple[list[Labelled], list[Path]]:
         elif suffix == ".json":
             content = _json(path)
             if isinstance(content, dict) and {"questions", "annotations"} & content.keys():
-                vqa[name] = content | {"path": path}
+                vqa[str(path)] = content | {"path": path}
                 continue
             rows = _conversations(path, content) if isinstance(content, list) else None
         if rows is None:
@@ -118,7 +118,7 @@ def _own(path: Path) -> Iterator[Labelled]:
         yield Labelled(where, image, path.parent, asked, answer, row["split"], row["skill"])
 
 
-def _metadata(path: Path, rows: list[Mapping[str, Any]]) -> Iterator[Labelled] | None:
+def _metadata(path: Path, rows: Sequence[Mapping[str, Any]]) -> Iterator[Labelled] | None:
     """The rows of a table with a column of file names, of questions and of answers; None for any other table."""
     columns = list(dict.fromkeys(name for row in rows[:100] for name in row))
 
@@ -195,12 +195,8 @@ def _vqa(files: Mapping[str, dict], folder: Path) -> list[Labelled]:
     for content in files.values():
         for number, asked in enumerate(content.get("questions", ()), 1):
             where = f"{content['path'].name}, question {number}"
-            note = annotations.get(str(asked.get("question_id")))
-            said = (
-                commonest(note["answers"])
-                if note and note.get("answers")
-                else note and note.get("multiple_choice_answer")
-            )
+            note = annotations.get(str(asked.get("question_id")), {})
+            said = commonest(note["answers"]) if note.get("answers") else note.get("multiple_choice_answer")
             image = pictures.get(int(asked["image_id"])) if str(asked.get("image_id", "")).isdigit() else None
             if said and image:  # a part of the pictures may have been fetched
                 skill = note.get("answer_type")
@@ -210,14 +206,14 @@ def _vqa(files: Mapping[str, dict], folder: Path) -> list[Labelled]:
     return found
 
 
-def _cell(value: object) -> str:
+def _cell(value: Any) -> str:
     """A cell as text, as it is written; "" for an empty one."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     return str(value).strip()
 
 
-def _answer(value: object) -> str:
+def _answer(value: Any) -> str:
     """An answer as text; of several people's the commonest."""
     if isinstance(value, str) and value.strip().startswith("[") and value.strip().endswith("]"):
         try:
@@ -229,7 +225,7 @@ def _answer(value: object) -> str:
     return _cell(value)
 
 
-def _options(value: object) -> list[str]:
+def _options(value: Any) -> list[str]:
     """The options of a question: a list, or a text that holds one."""
     if isinstance(value, str):
         try:

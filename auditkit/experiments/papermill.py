@@ -24,6 +24,7 @@ from auditkit.runs.folder import STAGES, is_done, run_folder, shown_path, stage_
 from auditkit.text import clock
 
 if TYPE_CHECKING:
+    from rich.live import Live
     from traitlets.config import Config
 
 
@@ -150,7 +151,8 @@ class StatusLine:
 
     def __init__(self, title: str, stream=None):
         self.title, self.stream = title, stream or sys.stdout
-        self.words, self._line, self._live, self._ended = "", "", None, False
+        self.words, self._line, self._ended = "", "", False
+        self._live: Live | None = None
 
     def __enter__(self) -> "StatusLine":
         self._began = self._shown = time.monotonic()
@@ -210,6 +212,7 @@ def _kernels() -> Iterator["Config"]:
     from ipykernel.kernelspec import get_kernel_dict
     from traitlets.config import Config
 
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # a stopped task would speak after our last word
     logging.getLogger("papermill").setLevel(logging.ERROR)  # it warns of each parameter the notebook does not list
     # A second thread spares tiny models up to a third of a GRPO step. Unless GNU's OpenMP has it wait no longer than
     # this before it sleeps, it takes the core that whatever else is running needs.

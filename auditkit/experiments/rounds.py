@@ -16,17 +16,16 @@ import itertools
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from auditkit import specs
 from auditkit.errors import AuditError
-from auditkit.experiments.study import STAGES, as_texts
+from auditkit.experiments.study import NEEDED, as_texts
 from auditkit.params import Params, load_params, parse_setting, project_root
-from auditkit.report.page import means
-from auditkit.report.summary import write_rounds_report
-from auditkit.runs.files import write_json
+from auditkit.report.page import means, render_rounds
+from auditkit.runs.files import write_json, write_text
 from auditkit.runs.folder import is_done, last_checkpoint, run_folder, shown_path
 
 FAR = 1000  # between the seeds of two rounds, so that they are no seeds somebody would run beside the first
@@ -73,7 +72,7 @@ def run_rounds(
         this = following(path, settings, base, done)
         _hold_to(folder, this, done)
         tell(f"round {number}: {this.p.run_name}, target {specs.parse(this.p.target).name}")
-        for stage in STAGES:
+        for stage in NEEDED:
             if not is_done(this.p, stage) and (code := work(command(this, settings, stage))):
                 if code == 130:
                     raise KeyboardInterrupt
@@ -106,7 +105,9 @@ def repaired(one: Round) -> str:
 
 def refreshed(one: Round) -> str:
     """The text that names a round's auditor at the end of its training."""
-    return specs.adapted(one.p.auditor, shown_path(Path(last_checkpoint(one.folder / AUDITOR))))
+    last = last_checkpoint(one.folder / AUDITOR)
+    assert last is not None  # its training is done
+    return specs.adapted(one.p.auditor, shown_path(Path(last)))
 
 
 def command(one: Round, settings: Sequence[str], stage: str) -> list[str]:
@@ -121,6 +122,13 @@ def command(one: Round, settings: Sequence[str], stage: str) -> list[str]:
 def run_command(words: list[str]) -> int:
     """Run a command in the project's folder, its output being ours; its exit code."""
     return subprocess.run(words, cwd=project_root()).returncode
+
+
+def write_rounds_report(folder: Path, summary: Mapping) -> Path:
+    """Write `summary.json` and `report.html` of several rounds and return the report's path."""
+    write_json(folder / "summary.json", summary, indent=2)
+    write_text(folder / "report.html", render_rounds(summary))
+    return folder / "report.html"
 
 
 def summarise_rounds(done: Sequence[Round], most: int) -> dict:
@@ -176,7 +184,7 @@ def round_row(one: Round, summary: dict, first: dict) -> dict:
             for skill, rates in skills.items()
             if "after" in rates
         }
-        worst = max(lost, key=lost.get, default=None)
+        worst = max(lost, key=lambda skill: lost[skill], default=None)
         row |= {"fall": {"skill": worst, "points": round(max(0.0, 100 * lost[worst]), 1)}} if worst else {}
     return row
 

@@ -39,13 +39,13 @@ import yaml
 
 from auditkit.errors import AuditError
 from auditkit.params import FIELDS, Params, find_params_file, load_params, project_root
+from auditkit.runs.files import write_json, write_text
 from auditkit.runs.folder import STAGES, is_done, run_folder, shown_path, would_fit
 
 KEYS = {"study": str, "question": str, "base": str, "seeds": list, "settings": dict, "arms": dict}
 OPTIONAL = {"measures": list, "curve": dict}
-NEEDED = ("02", "04", "05", "06", "07", "08")  # what a study measures needs no more
-STAGES = tuple(stage for stage in STAGES if stage.startswith(NEEDED))
-AUDIT = STAGES[:4]  # what is measured of audits alone needs no repair
+NEEDED = tuple(stage for stage in STAGES if not stage.startswith(("00", "01", "03")))  # for what a study measures
+AUDIT = NEEDED[:4]  # what is measured of audits alone needs no repair
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Study:
     @property
     def stages(self) -> tuple[str, ...]:
         """The stages its measures need."""
-        return STAGES if any(MEASURES[name].repair for name in self.measures) else AUDIT
+        return NEEDED if any(MEASURES[name].repair for name in self.measures) else AUDIT
 
     def run_name(self, arm: str, seed: int) -> str:
         return f"study_{self.name}.{re.sub(r'[^A-Za-z0-9]+', '_', arm)}.{seed}"
@@ -193,7 +193,7 @@ MEASURES = {
     "outside": Measure("lost outside the gaps, points", _each(
         lambda s: _lost(s.get("outside_gaps", {}))), unit="points", repair=True),
     "untouched": Measure("lost in a task no audit asks for, points", _each(lambda s: max(
-        (_lost(sides) for sides in s.get("untouched", {}).values() if "after" in sides), default=None)),
+        (lost for sides in s.get("untouched", {}).values() if (lost := _lost(sides)) is not None), default=None)),
         unit="points", repair=True),
 }  # fmt: skip
 
@@ -227,9 +227,8 @@ def load_study(path: str | Path) -> Study:
     if len(values["arms"]) < 2:
         raise AuditError(f"{file.name}: arms: a study compares at least two.")
     arms = {arm: settings | (own or {}) for arm, own in values["arms"].items()}
-    study = Study(
-        *(values[name] for name in ("study", "question", "base")), seeds, arms, values["measures"], values["curve"]
-    )
+    name, question, base = (values[key] for key in ("study", "question", "base"))
+    study = Study(name, question, base, seeds, arms, values["measures"], values["curve"])
     names = [study.run_name(arm, 0) for arm in arms]
     if len(set(names)) < len(names):
         raise AuditError(f"{file.name}: arms: two names differ in punctuation alone, and would share a folder.")
@@ -289,10 +288,18 @@ def run_study(study: Study, jobs: int, tell: Callable[[str], None] = print) -> P
     return write_study(study)
 
 
+def write_study_report(study: Study, table: Mapping, measures: Mapping) -> Path:
+    """Write a study's `summary.json` and `report.html` into its folder and return the report's path."""
+    from auditkit.report.page import render_study  # it draws, so it takes a second to import
+
+    summary = {"study": study.name, "base": study.base, "seeds": study.seeds, "settings": study.arms, "arms": table}
+    write_json(study.folder / "summary.json", summary, indent=2)
+    write_text(study.folder / "report.html", render_study(study, table, measures))
+    return study.folder / "report.html"
+
+
 def write_study(study: Study) -> Path:
     """Write the study's summary.json and report.html from the summaries of its runs; returns the report's path."""
-    from auditkit.report.summary import write_study_report
-
     summaries = {
         arm: [json.loads((_folder(study, arm, seed) / "summary.json").read_text()) for seed in study.seeds]
         for arm in study.arms
@@ -311,8 +318,8 @@ def compare_arms(summaries: Mapping[str, list[Mapping]]) -> dict[str, dict[str, 
     for arm, found in summaries.items():
         table[arm] = {}
         for name, measure in MEASURES.items():
-            values = measure.of(found)
-            if not values or None in values:
+            values = [value for value in measure.of(found) if value is not None]
+            if not values or len(values) < len(found):
                 continue
             table[arm][name] = stats.over_seeds(values) | {"seeds": values}
             if arm != first and name in table[first]:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from auditkit import stats
 from auditkit.consensus.vote import ALREADY
-from auditkit.counterfactual.store import IMAGES_FILE
+from auditkit.counterfactual.store import IMAGES_FILE, WithCounterfactuals
+from auditkit.data.source import Source
 from auditkit.errors import AuditError
 from auditkit.findings.failure_types import ASKED
 from auditkit.findings.grading import grade_planted_gaps, search_success
@@ -72,7 +73,7 @@ def painted_outcomes(folder: Path, scored: Sequence[dict], p: Params) -> dict:
     return image_outcomes(scored, jsonl.read(folder / IMAGES_FILE), **bounds)
 
 
-def before_and_after(rows: Sequence[dict], source) -> list[dict]:
+def before_and_after(rows: Sequence[dict], source: WithCounterfactuals) -> list[dict]:
     """Scored records of pictures that were made, with both pictures and all answers, as `plots.pairs` shows them.
 
     source: images of the run with the made pictures among them (with_counterfactuals).
@@ -100,7 +101,7 @@ def irrelevant_first(rows: Sequence[dict]) -> list[dict]:
     return first + [row for row in rows if row not in first]
 
 
-def outcomes_by(scored: Sequence[dict], field: str, source) -> dict[str, dict]:
+def outcomes_by(scored: Sequence[dict], field: str, source: Source) -> dict[str, dict]:
     """What the probes of each way, or each pairing, came to.
 
     Args:
@@ -140,13 +141,13 @@ def who_moved(edits: Sequence[dict], alike: Callable[[str, str, str], bool]) -> 
     return {who: [moves(row, row[who]) for row in edits] for who in ("consensus", "target")}
 
 
-def describe_edits(rows: Sequence[dict], source) -> list[dict]:
+def describe_edits(rows: Sequence[dict], source: WithCounterfactuals) -> list[dict]:
     """Irrelevant edits with the region that changed and what the target said before, as edits.json keeps them."""
     before = [{"box": source.made[row["picture"]].box, "target_before": row["before"]["target"]} for row in rows]
     return [row | old for row, old in zip(rows, before, strict=True)]
 
 
-def picture_metrics(scored: Sequence[dict], painted: dict, source) -> dict:
+def picture_metrics(scored: Sequence[dict], painted: dict, source: Source) -> dict:
     """What notebook 03 notes of the pictures that were made.
 
     Args:

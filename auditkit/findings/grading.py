@@ -6,21 +6,26 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from sklearn.metrics import completeness_score, homogeneity_score
 
 from auditkit import stats
 from auditkit.consensus.normalise import same_text
+from auditkit.data.source import Picture, Source
 from auditkit.errors import AuditError
 from auditkit.findings.failure_types import ASKED, FOUND, OUTSIDE, FailureType
 from auditkit.findings.grouping import group_findings, group_name
 from auditkit.models import downloads
 
+if TYPE_CHECKING:
+    from auditkit.models.base import Writer  # which imports torch
+
 # ---- grading, where the source of the images knows the truth --------------------------------------------------------
 
 
-def search_success(records: Sequence[dict], source) -> dict:
+def search_success(records: Sequence[dict], source: Source) -> dict:
     """Share of probes on which the target is truly wrong (paper, Sec. 4.1), judged by the source, not by the consensus.
 
     For a complete source a malformed probe, a question without an answer and a picture that was dropped are no success.
@@ -40,7 +45,7 @@ def search_success(records: Sequence[dict], source) -> dict:
     return stats.rate(sum(graded), len(graded))
 
 
-def grade_planted_gaps(records: Sequence[dict], source, gaps: list) -> dict:
+def grade_planted_gaps(records: Sequence[dict], source: Source, gaps: list) -> dict:
     """Which of the target's known gaps the audit found, and which of its findings are false alarms.
 
     A gap is found if at least 3 findings lie in its condition and the target is truly wrong there. A false alarm is a
@@ -116,7 +121,7 @@ def probes_until(gaps: Sequence[dict], probes: int, share: float) -> int | None:
     return math.ceil(probes * np.sort(third, axis=0)[wanted - 1].mean())
 
 
-def type_gaps(types: Sequence[FailureType], records: Sequence[dict], source, gaps: list) -> dict[str, dict]:
+def type_gaps(types: Sequence[FailureType], records: Sequence[dict], source: Source, gaps: list) -> dict[str, dict]:
     """Which planted gap most of a type's findings lie in: {type's name: {"name", "share"}}; {} where none is planted.
 
     A finding in no gap's condition counts as "outside all gaps".
@@ -131,7 +136,7 @@ def type_gaps(types: Sequence[FailureType], records: Sequence[dict], source, gap
     return found
 
 
-def agreement_with_gaps(types: Sequence[FailureType], records: Sequence[dict], source, gaps: list) -> dict:
+def agreement_with_gaps(types: Sequence[FailureType], records: Sequence[dict], source: Source, gaps: list) -> dict:
     """How well types match planted gaps, over the findings that lie in one; {} where no finding does.
 
     Returns {"types", "purity": rate of the findings in their type's dominant gap, "gaps": how many have findings,
@@ -190,13 +195,13 @@ def graded_in_words(planted: dict) -> list[str]:
     return told
 
 
-def known_gaps(source, target: str) -> list:
+def known_gaps(source: Source, target: str) -> list:
     """The gaps that are known of a target, named as in a parameter file; [] for an ordinary one."""
     return source.gaps(Path(downloads.resolve(target)))
 
 
 def best_blind_question(
-    target, source, candidates: Sequence[str], pictures: Sequence, ask: Callable | None = None
+    target: Writer, source: Source, candidates: Sequence[str], pictures: Sequence[Picture], ask: Callable | None = None
 ) -> dict:
     """How far one fixed question gets that never looks: chosen on half of the pictures, rated on the other half.
 

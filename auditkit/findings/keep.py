@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from auditkit.data.source import Source
 from auditkit.findings.failure_types import FailureType
 from auditkit.runs.files import replacing, write_json, write_text
 from auditkit.text import slug
@@ -23,7 +24,7 @@ def type_records(types: Sequence[FailureType], beside: Mapping[str, Mapping] | N
 
 def keep_findings(
     folder: Path,
-    source,
+    source: Source,
     types: Sequence[Mapping],
     gap_of: Mapping[str, Mapping],
     explained: str,
@@ -67,7 +68,7 @@ def findings_metrics(
         planted, against: as from `grade_planted_gaps` and `agreement_with_gaps`.
         estimated: as from `estimate_false_rate`.
     """
-    metrics = {"findings": sum(kind.size for kind in types), "types": len(types), "irrelevant_edits": len(edits)}
+    metrics: dict = {"findings": sum(kind.size for kind in types), "types": len(types), "irrelevant_edits": len(edits)}
     metrics |= {"types_against_gaps": dict(against)} if against else {}
     metrics |= {name: planted[name] for name in ("planted", "found", "recall", "precision") if name in planted}
     return metrics | ({"false_share": dict(estimated)} if estimated else {})
@@ -79,6 +80,6 @@ def kept_planted(folder: Path) -> dict:
     return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
 
 
-def _with_truth(row: Mapping, source) -> dict:
+def _with_truth(row: Mapping, source: Source) -> dict:
     truth = source.truth(row["picture"], row["question"])
     return dict(row) if truth is None else {**row, "truth": truth}

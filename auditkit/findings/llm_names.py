@@ -74,8 +74,8 @@ def named_failure_types(scored: Sequence[dict], p: Params, folder: Path) -> tupl
 
 def naming_prompt(kind: FailureType) -> str:
     """What the model is asked about a type; line breaks in what models wrote are taken out."""
-    wrong = [f"{pair['target'] or 'nothing'} for {pair['consensus']}" for pair in kind.confusion[:CONFUSIONS]]
-    texts = " ".join(dict.fromkeys([kind.template, *kind.questions[:QUESTIONS]])), f"says {', '.join(wrong)}"
+    said = [f"{pair['target'] or 'nothing'} for {pair['consensus']}" for pair in kind.confusion[:CONFUSIONS]]
+    texts = " ".join(dict.fromkeys([kind.template, *kind.questions[:QUESTIONS]])), f"says {', '.join(said)}"
     questions, wrong = (" ".join(text.split()) for text in texts)
     return _prompt().format(questions=questions, wrong=wrong)
 

@@ -190,7 +190,7 @@ def _answers(
     """The rows of a chunk of findings; a model at a time, with all that it is to answer."""
     images = [picture(row["picture"]).image for row in chunk]
     questions = [row["question"] for row in chunk]
-    worded = [i for i, row in enumerate(chunk) if paraphrases.get(row["key"])]
+    worded = {i: words for i, row in enumerate(chunk) if (words := paraphrases.get(row["key"]))}
     rows = [
         {"key": row["key"], "target": [], "references": {}, "elsewhere": {}, "paraphrase": paraphrases.get(row["key"])}
         for row in chunk
@@ -203,12 +203,9 @@ def _answers(
             all_of = [i for _ in range(p.repeats) for i in range(len(chunk))]
             shown, asked = [images[i] for i in all_of], [questions[i] for i in all_of]
             said = generate_texts(model, shown, asked, p.max_answer_tokens, p.temperature, seed)
-            shown, asked = (
-                [picture(chunk[i]["picture"]) for i in worded],
-                [paraphrases[chunk[i]["key"]] for i in worded],
-            )
-            said += book.ask(model, shown, asked, p.max_answer_tokens)
-            for i, one in zip(all_of + worded, said, strict=True):
+            pictures = [picture(chunk[i]["picture"]) for i in worded]
+            said += book.ask(model, pictures, list(worded.values()), p.max_answer_tokens)
+            for i, one in zip([*all_of, *worded], said, strict=True):
                 again[i].append(one)
         elsewhere: list[list[str]] = [[] for _ in chunk]
         if not is_target and "visual" in p.gates:

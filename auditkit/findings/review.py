@@ -167,7 +167,7 @@ def measures(scored: Sequence[dict], decided: Mapping[str, dict], seed: int) -> 
         return {}
     seen = [order[place] for place in places]
     what = [decided[row["key"]]["decision"] for row in seen]
-    found = {"reviewed": len(seen), "accepted": what.count("accept"), "rejected": what.count("reject")}
+    found: dict = {"reviewed": len(seen), "accepted": what.count("accept"), "rejected": what.count("reject")}
     found |= {"relabelled": what.count("relabel"), "passed_over": places[-1] + 1 - len(places)}
     is_finding, failures = [row["outcome"] == "finding" for row in seen], [said != "reject" for said in what]
     of = {outcome: [] for outcome in sorted({row["outcome"] for row in seen})}

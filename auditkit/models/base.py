@@ -1,7 +1,7 @@
 """What any model does, whatever runs it: write to images and prompts, in batches, and answer each question once."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import torch
@@ -69,7 +69,7 @@ def answer_questions(
 
 
 @contextlib.contextmanager
-def quiet():
+def quiet() -> Iterator[None]:
     """No progress bars and no advice from transformers; what matters is raised."""
     from transformers.utils import logging
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Any
 
 from auditkit import specs
 from auditkit.errors import AuditError
@@ -76,7 +77,7 @@ def source(place: str, spec: str | Path, own: dict, index: str = "config.json") 
     return str(Path(cached).parent), how
 
 
-def config_of(place: str, spec: str | Path, how: dict):
+def config_of(place: str, spec: str | Path, how: dict) -> Any:
     """The model's configuration.
 
     Raises AuditError when there is none, or when it is not that of a vision-language model.
@@ -99,7 +100,7 @@ def config_of(place: str, spec: str | Path, how: dict):
     return found
 
 
-def processor_of(place: str, spec: str | Path, how: dict):
+def processor_of(place: str, spec: str | Path, how: dict) -> Any:
     """The model's processor, settled (models/processors.py).
 
     Raises AuditError when there is none for images and text, or none with a chat template.

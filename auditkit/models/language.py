@@ -81,7 +81,7 @@ def load_language_model(
     place, source = downloads.source(downloads.resolve(text), text, own)
     device = choose_device(own.get("device", device))
     turns = turns and device != "cpu" and "bits" not in own
-    how = {"dtype": choose_dtype(own.get("dtype", dtype), device), "attn_implementation": own.get("attention")}
+    how: dict = {"dtype": choose_dtype(own.get("dtype", dtype), device), "attn_implementation": own.get("attention")}
     if device != "cpu" and not turns:
         how["device_map"] = {"": device}
     if "bits" in own:

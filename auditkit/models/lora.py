@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterator
+from typing import Any
 
 PROJECTIONS = "q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj"
 # peft's "all-linear" and bare names would match the vision tower too, whose projections have the same names
@@ -22,7 +23,7 @@ def adapts(module: str) -> bool:
 
 
 @contextlib.contextmanager
-def whole_text_part(model) -> Iterator[None]:
+def whole_text_part(model: Any) -> Iterator[None]:
     """While it lasts, the text part's weights are what is trained, all in 32 bits; then all weights are as they were.
 
     In 16 bits most steps of a fine-tuning are too small to change a weight at all.

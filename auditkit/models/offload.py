@@ -7,6 +7,7 @@ import contextlib
 import logging
 import math
 from collections.abc import Iterator
+from typing import Any
 from unittest import mock
 
 import torch
@@ -41,7 +42,7 @@ class Parked:
 
 
 @contextlib.contextmanager
-def at_work(vlm) -> Iterator[None]:
+def at_work(vlm: object) -> Iterator[None]:
     """While it lasts, a parked model is on its device; for any other model nothing happens."""
     parked = getattr(vlm, "parked", None)
     if parked is None:
@@ -55,7 +56,7 @@ def at_work(vlm) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def frozen_vision(model) -> Iterator[None]:
+def frozen_vision(model: Any) -> Iterator[None]:
     """While it lasts, a training has no way back through the vision tower: its activations are not kept.
 
     Gradient checkpointing has the first activations of every part of the model require gradients, the tower's too. So
@@ -74,7 +75,7 @@ def frozen_vision(model) -> Iterator[None]:
         yield
 
 
-def quantization(bits: int, dtype: torch.dtype):
+def quantization(bits: int, dtype: torch.dtype) -> Any:
     """4 bits: QLoRA's NF4 with doubly quantized scales; 8 bits: LLM.int8().
 
     Raises AuditError when bitsandbytes is missing.

@@ -2,9 +2,12 @@
 
 The families differ in all three, and only here: where the beginning-of-sequence token comes from, which tokens see each
 other in both directions, and what describes a picture besides its pixels.
+
+`vlm` is a loaded model (models/transformers.py, which imports this module).
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -21,7 +24,7 @@ PALIGEMMA = (
 )
 
 
-def load_processor(place: str, how: dict):
+def load_processor(place: str, how: dict) -> Any:
     """The processor of a model, by AutoProcessor, settled so that whoever uses it, TRL too, gets the same tokens.
 
     Processors that also read videos need torchvision for it. Where that is not installed, they are loaded without their
@@ -45,7 +48,7 @@ def load_processor(place: str, how: dict):
     return settled(AutoProcessor.from_pretrained(place, **how))
 
 
-def settled(processor):
+def settled(processor: Any) -> Any:
     """The processor itself: padding left and only if asked, beginning a chat once, PaliGemma's with a template."""
     tokenizer = getattr(processor, "tokenizer", None)
     if tokenizer is None:
@@ -63,12 +66,12 @@ def settled(processor):
     return processor
 
 
-def is_paligemma(processor) -> bool:
+def is_paligemma(processor: Any) -> bool:
     """PaliGemma is no chat model: a task prefix, read in both directions, and a suffix behind it."""
     return "paligemma" in type(processor).__name__.lower()
 
 
-def chat(vlm, prompt: str, image: bool = True) -> str:
+def chat(vlm: Any, prompt: str, image: bool = True) -> str:
     """The whole text a model gets for a prompt about one image, or about none, as its chat template writes it.
 
     Raises AuditError when the processor has no chat template, and for a PaliGemma without an image.
@@ -80,7 +83,7 @@ def chat(vlm, prompt: str, image: bool = True) -> str:
     return _rendered(vlm.processor, prompt, image)
 
 
-def ending(vlm, prompt: str, answer: str) -> str:
+def ending(vlm: Any, prompt: str, answer: str) -> str:
     """What follows the text of a prompt when the model has answered, its end of turn included.
 
     Raises AuditError when the chat template writes the prompt differently once there is an answer.
@@ -93,6 +96,15 @@ def ending(vlm, prompt: str, answer: str) -> str:
     return text[len(before) :].rstrip()
 
 
+def refuse_encoder_decoder(vlm) -> None:
+    """Raise AuditError for a model that reads a prompt in one part and writes in another: it is asked, not trained."""
+    if getattr(vlm.model.config, "is_encoder_decoder", False):
+        raise AuditError(
+            f'"{vlm.name}": a {type(vlm.model).__name__} is an encoder-decoder, which can be target or reference, but '
+            "neither auditor nor repaired; name a decoder-only model for that."
+        )
+
+
 def _rendered(processor, prompt: str, image: bool, answer: str | None = None) -> str:
     chat = [{"role": "user", "content": [{"type": "image"}] * image + [{"type": "text", "text": prompt}]}]
     if answer is not None:
@@ -100,7 +112,7 @@ def _rendered(processor, prompt: str, image: bool, answer: str | None = None) ->
     return processor.apply_chat_template(chat, add_generation_prompt=answer is None)
 
 
-def batch(vlm, images: Sequence, texts: Sequence[str]) -> dict[str, torch.Tensor]:
+def batch(vlm: Any, images: Sequence, texts: Sequence[str]) -> dict[str, torch.Tensor]:
     """One batch of n images, or None, and n whole texts as the model takes it, texts ending together at the right."""
     pictures = [[] if image is None else [shrunk(image, vlm.max_pixels)] for image in images]
     inputs = vlm.processor(
@@ -114,14 +126,19 @@ def batch(vlm, images: Sequence, texts: Sequence[str]) -> dict[str, torch.Tensor
     return dict(inputs)
 
 
-def continued(vlm, images: Sequence, texts: Sequence[str], endings: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+def continued(
+    vlm: Any, images: Sequence, texts: Sequence[str], endings: Sequence[torch.Tensor]
+) -> dict[str, torch.Tensor]:
     """A batch of n images and n whole texts, each with tokens that come after it: what a model wrote, or should write.
 
     Prompts are tokenized on their own, so that an ending's first token is predicted from the same state as when it is
     generated. All endings stand at the right end, in the last columns.
 
     Returns what the model's processor returns, and labels [n, tokens], -100 but on the endings.
+
+    Raises AuditError for an encoder-decoder, whose endings do not stand behind the prompt.
     """
+    refuse_encoder_decoder(vlm)
     inputs = batch(vlm, images, texts)
     shape, prompt = inputs["input_ids"].shape, inputs["attention_mask"].bool()
     endings = [end.to(prompt.device) for end in endings]
@@ -138,6 +155,15 @@ def continued(vlm, images: Sequence, texts: Sequence[str], endings: Sequence[tor
         if key in inputs and inputs[key].shape == shape:
             rows = [torch.cat([row[keep], end]) for row, keep, end in zip(inputs[key], prompt, ends, strict=True)]
             inputs[key] = join(rows, fill.get(key, 0))
+    if (
+        "cross_attention_mask" in inputs
+    ):  # Mllama's [n, tokens, images, tiles]; an ending sees what the prompt's end does
+        seen = inputs["cross_attention_mask"]
+        rows = [
+            torch.cat([row[keep], row[-1:].expand(len(end), *row.shape[1:])])
+            for row, keep, end in zip(seen, prompt, endings, strict=True)
+        ]
+        inputs["cross_attention_mask"] = join(rows, 0)
     lengths = prompt.sum(1).tolist()
     labels = [torch.cat([end.new_full((n,), -100), end]) for n, end in zip(lengths, endings, strict=True)]
     return inputs | {"labels": join(labels, -100)}

@@ -34,12 +34,16 @@ def load_roles(roles: Mapping[str, str], load: Callable[[str], Writer]) -> tuple
     Args:
         load: a text that names a model -> the model (`model_loader(p)`).
 
+    Raises AuditError for an auditor that cannot be trained for what its model is.
+
     Returns ({role: model}, rows {"key": role, "model": its name, "class", "parameters"?, "seconds": of loading}).
     """
     models, rows = {}, []
     for role, spec in roles.items():
         began = time.perf_counter()
         models[role] = load(spec)
+        if role == "auditor" and isinstance(models[role], VLM):
+            processors.refuse_encoder_decoder(models[role])
         seconds = round(time.perf_counter() - began, 2)
         about = {"key": role, "model": models[role].name, **class_and_size(models[role])}
         rows.append(about | {"seconds": seconds})

@@ -8,6 +8,7 @@ is imported before it is used: TRL alone takes seconds.
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 TESTED = {"trl": "1.16", "transformers": "5.23"}
 NAMES = {  # where each name is looked for -> the name
@@ -24,12 +25,12 @@ NAMES = {  # where each name is looked for -> the name
 # ---- TRL's GRPOTrainer -----------------------------------------------------------------------------------------------
 
 
-def log_metric(trainer, name: str, value: float) -> None:
+def log_metric(trainer: Any, name: str, value: float) -> None:
     """Add a value to what a GRPOTrainer logs at the end of its step, as the mean over all that was added."""
     trainer._metrics["train"][name].append(value)
 
 
-def micro_batch(trainer) -> int:
+def micro_batch(trainer: Any) -> int:
     """Which micro-batch of its step a GRPOTrainer computes, from 0 on."""
     return trainer._step % trainer.args.steps_per_generation
 
@@ -43,7 +44,7 @@ class CompletionInputs:
 
     def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep, *more, **inputs):
         inputs = self.completion_inputs(inputs, logits_to_keep)
-        return super()._get_per_token_logps_and_entropies(
+        return super()._get_per_token_logps_and_entropies(  # type: ignore[misc]  # GRPOTrainer's
             model, input_ids, attention_mask, logits_to_keep, *more, **inputs
         )
 
@@ -60,32 +61,32 @@ class OwnCheckpoints:
 
     def _load_from_checkpoint(self, checkpoint, model=None):
         if not self.load_weights(checkpoint):
-            super()._load_from_checkpoint(checkpoint, model)
+            super()._load_from_checkpoint(checkpoint, model)  # type: ignore[misc]  # Trainer's
 
 
 # ---- transformers' models and processors -----------------------------------------------------------------------------
 
 
-def reads_images(config) -> bool:
+def reads_images(config: Any) -> bool:
     """Whether transformers has an image-text model for a configuration."""
     from transformers import AutoModelForImageTextToText
 
     return type(config) in AutoModelForImageTextToText._model_mapping
 
 
-def model_class(config) -> type:
+def model_class(config: Any) -> Any:
     """The bare model class of a configuration. Raises KeyError where there is none."""
     from transformers import AutoModel
 
     return AutoModel._model_mapping[type(config)]
 
 
-def attention_of(config) -> str:
+def attention_of(config: Any) -> str:
     """The attention implementation that a configuration's model uses, such as "sdpa" or "eager"."""
     return config._attn_implementation
 
 
-def without_video(kind: type) -> type:
+def without_video(kind: Any) -> Any:
     """A processor's class without its video part, which is the last of its parts."""
     from transformers import ProcessorMixin
 
@@ -98,7 +99,7 @@ def without_video(kind: type) -> type:
             super().__init__(*parts[: len(self.get_attributes())], **named)
 
         @classmethod
-        def get_attributes(cls):
+        def get_attributes(cls) -> list[str]:
             return [name for name in super().get_attributes() if name != "video_processor"]
 
         @classmethod
@@ -111,6 +112,6 @@ def without_video(kind: type) -> type:
 # ---- diffusers -------------------------------------------------------------------------------------------------------
 
 
-def empty_cache(denoiser) -> None:
+def empty_cache(denoiser: Any) -> None:
     """Empty what a diffusers model with an enabled cache keeps from one step to the next."""
     denoiser._reset_stateful_cache()

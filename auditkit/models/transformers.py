@@ -132,8 +132,20 @@ def _write(vlm: VLM, images: list, prompts: list[str], max_new_tokens: int, temp
             out = model.generate(**inputs, max_new_tokens=max_new_tokens, pad_token_id=tokenizer.pad_token_id, **how)
     finally:
         model.train(training)
-    new = out[:, inputs["input_ids"].shape[1] :]
+    new = written(model, inputs["input_ids"], out)
     return [text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
+
+
+def written(model, prompts: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+    """What `generate` added to prompts [n, tokens], of what it returned [n, tokens].
+
+    A decoder returns its prompt with what it wrote behind it. What an encoder-decoder returns is its decoder's own, and
+    so is what a model returns that hands embeddings on to a part of its own; none of it is prompt.
+    """
+    length = prompts.shape[1]
+    if model.config.is_encoder_decoder or not torch.equal(out[:, :length], prompts):
+        return out
+    return out[:, length:]
 
 
 def _model(place: str, spec: str | Path, dtype: torch.dtype, device: str, own: dict, how: dict):

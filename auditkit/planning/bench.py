@@ -13,6 +13,7 @@ plus bytes over its measured bandwidth (memory.py), with nothing overlapping. Be
 """
 
 import contextlib
+import copy
 import platform
 import random
 import tempfile
@@ -21,7 +22,6 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
@@ -72,7 +72,7 @@ def run_bench(names: Sequence[str], tiny: bool = False) -> dict:
     if device == "cpu" and not tiny and (large := [name for name in names if name in RANDOM_MODELS]):
         raise AuditError(f"no GPU is here: {large[0]} takes one; --tiny shows the benchmark at toy size on a CPU.")
     p = load_params(BENCH_FILE, memory="together", same="text", min_token_probability=0.0, **(TOY if tiny else {}))
-    found = {"device": _name(device), "cuda": device == "cuda", "tiny": tiny, "torch": torch.__version__}
+    found: dict = {"device": _name(device), "cuda": device == "cuda", "tiny": tiny, "torch": torch.__version__}
     found |= {"peaks": peaks(device), "answers": {}}
     print(f"on {found['device']}, torch {torch.__version__}" + (", models of toy size" if tiny else ""), flush=True)
     for name in names:
@@ -82,6 +82,7 @@ def run_bench(names: Sequence[str], tiny: bool = False) -> dict:
             if name in RANDOM_MODELS
             else load_model(name, batch_size=p.batch_size)
         )
+        assert isinstance(model, VLM)
         key = sizes.kind(RANDOM_MODELS.get(name, name))
         found["answers"][key] = answers(model, p, found["peaks"])
         del model
@@ -147,7 +148,7 @@ def whole(device: str, tiny: bool, p: Params, best: dict) -> dict:
         p = fits
     built = {name: build_random_model(name, device, p.batch_size, tiny) for name in cast}
     aud, target, reference = built.values()
-    found = {}
+    found: dict = {}
     with tempfile.TemporaryDirectory(prefix="auditkit-bench-") as folder, _any_text_is_a_question():
         pictures = _pictures(max(p.grpo_images, p.batch_size), 2)
         some, clock = pictures[: p.batch_size], Clock(device)
@@ -155,7 +156,7 @@ def whole(device: str, tiny: bool, p: Params, best: dict) -> dict:
             began = clock.now()
             there = [lambda model=model: model for model in (aud, target, reference)]
             counts = {"untrained": len(some)}
-            run_audit({"untrained": there[0]}, *there[1:2], there[2:], some, p, Path(folder, "audit"), counts)
+            run_audit({"untrained": there[0]}, there[1], there[2:], some, p, Path(folder, "audit"), counts)
             found["audit"] = {"rows": len(some), "seconds": clock.now() - began}
         planned = _planned(p, _as_planned(p, built))
         if peak:
@@ -181,7 +182,9 @@ def fitted(p: Params, limit: float) -> Params | None:
     return None
 
 
-def step(aud: VLM, target: VLM, reference: VLM, pictures: Sequence[Picture], p: Params, out: Path, clock) -> dict:
+def step(
+    aud: VLM, target: VLM, reference: VLM, pictures: Sequence[Picture], p: Params, out: Path, clock: "Clock"
+) -> dict:
     """Seconds of each part of a GRPO step, the mean over all but the first: {part: s, ..., "whole": s}.
 
     `grpo.train_auditor` runs as it is; the functions it calls are timed around, and what answers at the answer book.
@@ -227,7 +230,7 @@ class Clock:
             torch.cuda.synchronize()
         return time.perf_counter()
 
-    def timing(self, owner, name: str, part: str):
+    def timing(self, owner: object, name: str, part: str) -> contextlib.AbstractContextManager:
         """Time every call of `owner.name` as `part` while the context lasts."""
         function = getattr(owner, name)
 
@@ -288,7 +291,8 @@ def _size(model: VLM) -> tuple[sizes.Size, int]:
 
 def _planned(p: Params, cast: list[PlacedModel]) -> dict[str, float]:
     """Bytes of each stage, all models together; the audit has the untrained auditor alone here."""
-    untrained = SimpleNamespace(**vars(p) | {"grpo_checkpoints": 0})
+    untrained = copy.copy(p)
+    vars(untrained)["grpo_checkpoints"] = 0  # which no file may say
     return {need.stage: need.together for need in memory_needs(untrained, cast)}
 
 

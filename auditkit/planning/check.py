@@ -45,10 +45,9 @@ def check_model(
     began = time.perf_counter()
     model = load_model(spec, device=device, dtype=dtype)
     yield "loaded", f"{model.name} in {time.perf_counter() - began:.1f} s", True
-    local = isinstance(model, VLM)
     images, questions = mixed(picture, question)
     with at_work(model):
-        if local:
+        if isinstance(model, VLM):
             yield from described(model, spec, dtype)
             own = model.processor.chat_template != processors.PALIGEMMA
             yield "template", "its own chat template" if own else "none; PaliGemma's task prefix", True
@@ -56,7 +55,7 @@ def check_model(
             yield _asked("begins", lambda: begins_once(model, picture, question))
         yield _asked("answers", lambda: writing_speed(model, picture, question))
         yield _asked("in a batch", lambda: same_in_batches(model, images, questions))
-        if local:
+        if isinstance(model, VLM):
             yield _asked("image and text", lambda: modalities(model, images, questions))
             yield _asked("adapters", lambda: adaptable(model))
             if model.model.device.type == "cuda":
@@ -189,7 +188,12 @@ def drift(model: VLM, images: Sequence, questions: Sequence[str]) -> float:
 def logits(model: VLM, images: Sequence, questions: Sequence[str]) -> torch.Tensor:
     """What each of n pairs makes the model expect first: [n, vocabulary], float32, from one forward pass."""
     texts = [processors.chat(model, q, i is not None) for i, q in zip(images, questions, strict=True)]
-    return model.model(**processors.batch(model, images, texts), logits_to_keep=1).logits[:, -1].float().cpu()
+    inputs = processors.batch(model, images, texts)
+    if model.model.config.is_encoder_decoder:
+        how = model.model.generation_config
+        first = how.bos_token_id if how.decoder_start_token_id is None else how.decoder_start_token_id
+        inputs["decoder_input_ids"] = torch.full_like(inputs["input_ids"][:, :1], first)
+    return model.model(**inputs, logits_to_keep=1).logits[:, -1].float().cpu()
 
 
 def modalities(model: VLM, images: Sequence, questions: Sequence[str]) -> str:

@@ -36,6 +36,7 @@ from auditkit.planning import sizes
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 NF4 = (4 + 8 / 64 + 32 / (64 * 256)) / 8  # bytes a weight: 4 bits, 8-bit scales of 64, 32-bit scales of 256 of these
+QUANTIZED: dict[int | None, float] = {4: NF4, 8: 1.0}  # bits of a weight -> bytes
 TILE = 4096, 32768  # tokens and vocabulary that TRL's fused head looks at in one go
 
 
@@ -46,7 +47,7 @@ def weights(size: sizes.Size, e: int, bits: int | None = None) -> float:
         e: bytes of one number.
         bits: 4 or 8 for bitsandbytes' quantized linear layers; embeddings, head and norms are not quantized.
     """
-    quantized = {4: NF4, 8: 1.0}.get(bits, e)
+    quantized = QUANTIZED.get(bits, e)
     return size.linear * quantized + (size.parameters - size.linear) * e
 
 
@@ -117,7 +118,7 @@ def read_operations(size: sizes.Size, rows: int, tokens: int) -> float:
 
 def write_bytes(size: sizes.Size, e: int, rows: int, prompt: int, new: int, bits: int | None = None) -> float:
     """Bytes that must pass from memory to write `new` tokens after `rows` prompts: weights and cache, each time."""
-    text = size.text * {4: NF4, 8: 1.0}.get(bits, e) + size.vocabulary * size.hidden * e
+    text = size.text * QUANTIZED.get(bits, e) + size.vocabulary * size.hidden * e
     return new * (text + cache(size, e, rows, prompt + new // 2))
 
 

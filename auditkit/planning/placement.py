@@ -48,6 +48,7 @@ class PlacedModel:
 
     def prompt(self, question: int) -> int:
         """Tokens of a prompt with a picture and so many tokens of text."""
+        assert self.size is not None  # nobody asks it of a model nobody knows
         return self.size.image_tokens + question + TEMPLATE
 
 
@@ -128,7 +129,7 @@ def memory_needs(
     found = []
     for stage, (loaded, work) in stages.items():
         others = [w for w in beside if stage in w.stages]
-        for device in sorted({m.device for m in (*loaded, *others)}):
+        for device in sorted({m.device for m in loaded} | {w.device for w in others}):
             here, its = [m for m in loaded if m.device == device], [w for w in others if w.device == device]
             found.append(_need(stage, device, here, its, work, *trained.get(stage, (None, 0.0))))
     return found

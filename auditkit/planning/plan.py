@@ -95,10 +95,11 @@ def plan_text(p: Params, here: Machine) -> str:
 def refuse_misfit(p: Params, here: Machine) -> None:
     """Raise AuditError, naming the keys to change, if the run cannot fit."""
     cast, beside = placed_models(p, here.on_gpu), picture_models(p, here.on_gpu)
-    for model in (*cast, *beside):
+    models: list[PlacedModel | PipelineWeight] = [*cast, *beside]
+    for model in models:
         if here.on_gpu and model.device.startswith("cuda:") and int(model.device[5:]) >= here.devices:
             raise AuditError(f'"{model.text}": there is no {model.device} among {here.devices} GPU(s); see --gpus.')
-    processes = _processes([*cast, *beside], here)
+    processes = _processes(models, here)
     turns = p.memory == "turns" and here.on_gpu
     found = needs_on_device(memory_needs(p, cast, processes, beside), here.on_gpu)
     worst = max(found, key=lambda need: need.bytes(turns))
@@ -224,9 +225,9 @@ def _memory_table(p: Params, cast: Sequence[PlacedModel], beside: Sequence[Pipel
         why = need.largest_in_turns if turned else need.largest
         rows.append([need.stage + where, byte_size(need.together), byte_size(need.turns), why])
     lines = [text_table([f"memory of one {place}", "together", "in turns", "largest piece of work"], rows, "lrrl")]
-    for role, training in (("auditor", grpo_bytes), ("target", repair_bytes)):
+    for role in ("auditor", "target"):
         model = next(m for m in cast if role in m.roles)
-        work, held = training(model, p, _processes(cast, here)) if role == "auditor" else training(model, p)
+        work, held = grpo_bytes(model, p, _processes(cast, here)) if role == "auditor" else repair_bytes(model, p)
         if work:
             pieces = ", ".join(f"{what} {byte_size(size)}" for _, what, size in work)
             kept = "adapter, its gradients and moments" + (", pictures of a step" if role == "auditor" else "")

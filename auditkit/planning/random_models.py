@@ -71,7 +71,7 @@ def toy_config(config: hf.PreTrainedConfig) -> hf.PreTrainedConfig:
     return config
 
 
-def build_processor(config: hf.PreTrainedConfig):
+def build_processor(config: hf.PreTrainedConfig) -> "hf.ProcessorMixin":
     """A processor of the family's classes around a tokenizer with one word for each number of the vocabulary."""
     special = {0: "<pad>", 1: "<eos>", 2: "<bos>", 3: "<unk>", config.image_token_index: "<image>"}
     tokens = {"image_token": "<image>"}

@@ -129,7 +129,7 @@ def _paligemma2(widths: tuple, pixels: int) -> hf.PaliGemmaConfig:
     )
 
 
-def empty(config: hf.PreTrainedConfig) -> torch.nn.Module:
+def empty(config: hf.PreTrainedConfig) -> "hf.PreTrainedModel":
     """The model of a configuration without its weights (torch's meta device): shapes, but no memory.
 
     Raises AuditError for a configuration of a model that does not read images.
@@ -140,7 +140,7 @@ def empty(config: hf.PreTrainedConfig) -> torch.nn.Module:
         return hf.AutoModelForImageTextToText.from_config(config)
 
 
-def count(config: hf.PreTrainedConfig, options: Mapping = NONE, processor=None) -> Size:
+def count(config: hf.PreTrainedConfig, options: Mapping = NONE, processor: "hf.ProcessorMixin | None" = None) -> Size:
     """What a model of this configuration has and takes in; `options` are those of its spec.
 
     With its processor the image tokens of a picture are counted, without it they follow from the configuration.
@@ -149,7 +149,7 @@ def count(config: hf.PreTrainedConfig, options: Mapping = NONE, processor=None) 
     max_pixels, attention = options.get("max_pixels"), options.get("attention")
     kept = set(hf.quantizers.base.get_keys_to_not_convert(model))
     layers = {name: m for name, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
-    text, vision = config.get_text_config(), config.vision_config
+    text, vision = config.get_text_config(decoder=True), _vision(config)
     heads = text.num_attention_heads
     seeing = {name for name in layers if re.search("vision|visual", name)}
     kinds = getattr(text, "layer_types", None) or []
@@ -183,7 +183,7 @@ def count(config: hf.PreTrainedConfig, options: Mapping = NONE, processor=None) 
 
 def _picture(config, max_pixels: int | None, processor) -> tuple[int, int, int, str]:
     """(patches, image tokens, numbers in, what was assumed) of one picture."""
-    vision, area = config.vision_config, max_pixels or UNKNOWN_PIXELS
+    vision, area = _vision(config), max_pixels or UNKNOWN_PIXELS
     patch, side = (_first(vision, name, default=None) for name in ("patch_size", "image_size"))
     patch, side = (x[0] if isinstance(x, (list, tuple)) else x for x in (patch, side))
     assumed = ""
@@ -203,6 +203,11 @@ def _picture(config, max_pixels: int | None, processor) -> tuple[int, int, int, 
     if ratio := _first(config, "downsample_ratio", default=None):
         joined = round(1 / ratio)
     return patches, _first(config, "mm_tokens_per_image") or math.ceil(patches / joined**2), 3 * area, assumed
+
+
+def _vision(config):
+    """The configuration of the part that sees; an encoder-decoder has it in its encoder."""
+    return (config.encoder if config.is_encoder_decoder else config).vision_config
 
 
 def _first(config, *names: str, default=0):
@@ -238,13 +243,15 @@ def look_up(text: str) -> Size | None:
     place = downloads.resolve(spec.place)
     try:
         if Path(place).is_dir():
-            return _in_folder(Path(place), spec)
+            return _in_folder(Path(place), text)
         return _on_hub(place, spec.options)
     except AuditError as error:
+        if str(error).startswith(f'"{text}": '):
+            raise
         raise AuditError(f'"{text}": {error}') from error
 
 
-def _in_folder(folder: Path, spec: specs.Spec) -> Size:
+def _in_folder(folder: Path, text: str) -> Size:
     from huggingface_hub import get_local_safetensors_metadata
 
     if (folder / "adapter_config.json").is_file():
@@ -253,9 +260,14 @@ def _in_folder(folder: Path, spec: specs.Spec) -> Size:
         if size is None:
             raise AuditError(f"nothing is known of {base}, on which this adapter stands.")
         return size
+    spec = specs.parse(text)
+    if not (folder / "config.json").is_file():
+        raise AuditError(f"{spec.place} is no folder of a model (it has no config.json).")
+    with quiet():  # read as whoever loads the model reads it
+        place, how = downloads.source(str(folder), text, spec.options)
+        config, processor = downloads.config_of(place, text, how), downloads.processor_of(place, text, how)
+        size = count(config, spec.options, processor)
     try:
-        with quiet():
-            size = count(hf.AutoConfig.from_pretrained(folder), spec.options, hf.AutoProcessor.from_pretrained(folder))
         headers = get_local_safetensors_metadata(folder)
     except (OSError, ValueError) as error:
         raise AuditError(f"{spec.place} is no folder of a model ({str(error).splitlines()[0][:120]}).") from error

@@ -53,7 +53,7 @@ def score_by_gap(
     scores: Mapping[str, SkillScores],
     benchmarks: Mapping[str, list[Example]],
     source: Source,
-    gaps: Sequence,
+    gaps: list,
     planted: Mapping,
 ) -> dict[str, dict[str, dict]]:
     """The held-out examples parted by the target's known gaps: how often each side is right within and without.
@@ -157,7 +157,7 @@ def repair_metrics(
         parted: as from `score_by_gap`.
         gaps: the target's known ones.
     """
-    metrics = {f"disagreement_{side}": rate for side, rate in departure_rates(departs).items()}
+    metrics: dict = {f"disagreement_{side}": rate for side, rate in departure_rates(departs).items()}
     metrics |= {"untouched": untouched} if untouched else {}
     if scores:
         rates = skill_rates(scores)

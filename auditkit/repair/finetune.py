@@ -35,7 +35,7 @@ import torch
 from auditkit import specs
 from auditkit.data.source import Example
 from auditkit.errors import AuditError
-from auditkit.models import processors
+from auditkit.models import downloads, processors
 from auditkit.models.base import quiet
 from auditkit.models.lora import PROJECTIONS, TEXT_PART, adapts, whole_text_part
 from auditkit.models.offload import frozen_vision
@@ -57,10 +57,25 @@ def why_not_trainable(spec: str) -> str:
     ('', 'target: audited but not repaired, for no adapter can be merged into weights of 4 ')
     """
     parsed = specs.parse(spec)
+    if parsed.engine == "transformers" and _is_encoder_decoder(parsed):
+        return (
+            "target: audited but not repaired, for it is an encoder-decoder; to repair one name a decoder-only model."
+        )
     why = {"endpoint": "its weights are its server's", "vllm": "vLLM only answers"}.get(parsed.engine, "")
     if "bits" in parsed.options:
         why = f"no adapter can be merged into weights of {parsed.options['bits']} bits"
     return why and f"target: audited but not repaired, for {why}; to repair it name its folder or hub id alone."
+
+
+def _is_encoder_decoder(spec: specs.Spec) -> bool:
+    """What a model's configuration says, where it is on this machine; nothing is downloaded to find out."""
+    from transformers import AutoConfig
+
+    try:
+        place, revision = downloads.resolve(spec.place), spec.options.get("revision", "main")
+        return AutoConfig.from_pretrained(place, revision=revision, local_files_only=True).is_encoder_decoder
+    except (AuditError, OSError, ValueError, KeyError):  # whoever loads the model says what is wrong with it
+        return False
 
 
 def train_repair(
@@ -80,8 +95,10 @@ def train_repair(
         out: gets adapter/, history.jsonl (one object a step) and, while training, checkpoints/.
         on_step: called with {"step", "loss", "seconds"} after each step.
 
-    Raises AuditError for a folder that holds another training, and for a model in which there is nothing to adapt.
+    Raises AuditError for a folder that holds another training, for an encoder-decoder, and for a model in which there
+    is nothing to adapt.
     """
+    processors.refuse_encoder_decoder(target)
     out = Path(out)
     adapter, purpose = out / "adapter", _purpose(target, examples, p)
     begun = out / "training.json"
@@ -117,7 +134,7 @@ def train_repair(
 def _trainer(target: VLM, examples: Sequence[Example], p: Params, folder: Path, on_step: Callable[[dict], None] | None):
     from datasets import Dataset
     from peft import LoraConfig
-    from transformers import PrinterCallback, TrainerCallback
+    from transformers import PrinterCallback, TrainerCallback, TrainerState
     from trl import SFTConfig, SFTTrainer
 
     class AnswerTrainer(OwnCheckpoints, SFTTrainer):
@@ -126,7 +143,13 @@ def _trainer(target: VLM, examples: Sequence[Example], p: Params, folder: Path, 
         On a CPU the original scores every image and question token against the vocabulary, half of a step's time.
         """
 
-        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        def compute_loss(
+            self,
+            model: torch.nn.Module,
+            inputs: dict,
+            return_outputs: bool = False,
+            num_items_in_batch: torch.Tensor | None = None,
+        ) -> torch.Tensor | tuple:
             labels = inputs.pop("labels")
             width = int((labels != -100).sum(1).max())
             out = model(**inputs, use_cache=False, logits_to_keep=width + 1)
@@ -136,7 +159,7 @@ def _trainer(target: VLM, examples: Sequence[Example], p: Params, folder: Path, 
                 loss = loss * ((labels != -100).sum() / num_items_in_batch)
             return (loss, out) if return_outputs else loss
 
-        def load_weights(self, checkpoint):
+        def load_weights(self, checkpoint: str) -> bool:
             """A whole model is saved under its family's published names, which Trainer would not find in the model."""
             if not p.rectify_lora_rank:
                 saved = type(target.model).from_pretrained(checkpoint, dtype=torch.float32)
@@ -146,7 +169,7 @@ def _trainer(target: VLM, examples: Sequence[Example], p: Params, folder: Path, 
     class Tell(TrainerCallback):
         started = time.perf_counter()
 
-        def on_log(self, args, state, control, logs=None, **kwargs):
+        def on_log(self, args: object, state: TrainerState, control: object, logs: dict, **kwargs) -> None:
             if on_step and "loss" in logs:
                 seconds = round(time.perf_counter() - self.started, 2)
                 on_step({"step": state.global_step, "loss": logs["loss"], "seconds": seconds})

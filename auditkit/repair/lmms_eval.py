@@ -27,8 +27,9 @@ import json
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import cast
 
 from PIL import Image
 
@@ -86,7 +87,7 @@ def evaluate_tasks(
                 raise AuditError(f"{file} is of {key} {found[key]}, not {told[key]}; give another --out.")
         else:
             metric = BENCHMARKS[name].metric if name in BENCHMARKS else None
-            whose = hashlib.sha256(told["model"].encode()).hexdigest()[:12]
+            whose = hashlib.sha256((identity or model.name).encode()).hexdigest()[:12]
             book = AnswerBook(file.with_name(f"{task}.{whose}.answers.jsonl"))
             try:
                 found = told | _one(model, task, metric, book, limit, manager)
@@ -250,15 +251,15 @@ def _one(model: Writer, name: str, metric: str | None, book: AnswerBook, limit: 
             ) from error
         metric = metric or task.config.metric_list[0]["metric"]
         samples = [sample for sample in results["samples"][name] if metric in sample]
-        scores = [_score(sample[metric], task.aggregation()[metric]) for sample in samples]
+        counted = [_score(sample[metric], task.aggregation()[metric]) for sample in samples]
     values = {key.split(",")[0]: value for key, value in results["results"][name].items()}
     if not samples or not isinstance(values.get(metric), (int, float)) or math.isnan(values[metric]):
         raise AuditError(f'"{name}" gave no {metric} on these questions; raise --limit.')
-    if None in scores or not math.isclose(sum(scores) / len(scores), values[metric], abs_tol=1e-4):
-        scores = None
+    known = [score for score in counted if score is not None]
+    are_averaged = len(known) == len(counted) and math.isclose(sum(known) / len(known), values[metric], abs_tol=1e-4)
     version, keys = utils.get_lmms_eval_version_string(), [sample["doc_id"] for sample in samples]
-    found = {"metric": metric, "value": values[metric], "n": len(samples), "scores": scores, "keys": keys}
-    return found | {"lmms_eval": version, "answers": [sample["filtered_resps"] for sample in samples]}
+    found = {"metric": metric, "value": values[metric], "n": len(samples), "scores": known if are_averaged else None}
+    return found | {"keys": keys, "lmms_eval": version, "answers": [sample["filtered_resps"] for sample in samples]}
 
 
 def _score(value, aggregate) -> float | None:
@@ -278,7 +279,7 @@ def _asked(model: Writer, book: AnswerBook, said):
     from lmms_eval.api.model import lmms
 
     class Asked(lmms):
-        def generate_until(self, requests) -> list[str]:
+        def generate_until(self, requests: list) -> list[str]:
             texts, shown = [""] * len(requests), time.monotonic()
             alike: dict[int, list[int]] = {}  # requests that one call can answer, by the length of the answers
             for i, request in enumerate(requests):
@@ -305,12 +306,14 @@ def _asked(model: Writer, book: AnswerBook, said):
         def _picture(self, request) -> Picture:
             _, _, look, number, task, split = request.args
             rows = self.task_dict[task][split]
-            return Picture(f"{split}/{number}", lambda: _side_by_side(look(rows[number]) or []))
+            # of a question without a picture it reads None, which a model takes for no image
+            read = cast(Callable[[], Image.Image], lambda: _side_by_side(look(rows[number]) or []))
+            return Picture(f"{split}/{number}", read)
 
-        def loglikelihood(self, requests):
+        def loglikelihood(self, requests: list) -> list[tuple[float, bool]]:
             raise NotImplementedError("our models write; they are not asked how likely a text is")
 
-        def generate_until_multi_round(self, requests):
+        def generate_until_multi_round(self, requests: list) -> list[str]:
             raise NotImplementedError("our models answer one question at a time")
 
         def clean(self) -> None:

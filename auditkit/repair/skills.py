@@ -6,14 +6,14 @@ even by another run of the same notebook. Differences are tested on pairs: the s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from auditkit import stats
 from auditkit.consensus.normalise import same_text
 from auditkit.data.source import Example, Picture, Task
 from auditkit.errors import AuditError
 from auditkit.models.answers import AnswerBook
-from auditkit.models.transformers import VLM
+from auditkit.models.base import Writer
 
 MEAN = "mean"  # the row of the mean over all skills
 
@@ -31,7 +31,7 @@ class SkillScores(dict):
 
 
 def evaluate_skills(
-    vlm: VLM, benchmarks: Mapping[str, list[Example]], book: AnswerBook, max_answer_tokens: int = 8
+    vlm: Writer, benchmarks: Mapping[str, list[Example]], book: AnswerBook, max_answer_tokens: int = 8
 ) -> SkillScores:
     """How often a model is right, skill by skill, and in the mean over the skills.
 
@@ -60,7 +60,7 @@ def evaluate_skills(
     return SkillScores(right)
 
 
-def evaluate_task(vlm: VLM, given: Task, book: AnswerBook) -> dict:
+def evaluate_task(vlm: Writer, given: Task, book: AnswerBook) -> dict:
     """The share of the pieces of a task that a model gets right; pieces of one picture are counted one by one."""
     pictures = [Picture(example.key, example.held) for example in given.examples]
     said = book.ask(vlm, pictures, [example.question for example in given.examples], given.max_answer_tokens)
@@ -84,9 +84,9 @@ def compare_skills(before: SkillScores, after: SkillScores, peer: SkillScores | 
     rows = []
     for skill in before:
         if skill == MEAN:
-            pairs = [sum(scores.right.values(), []) for scores in (before, after)]
+            pairs = sum(before.right.values(), []), sum(after.right.values(), [])
         else:
-            pairs = [before.right[skill], after.right[skill]]
+            pairs = before.right[skill], after.right[skill]
         row = {"skill": skill, "before": before[skill], "after": after[skill]}
         row |= {"peer": peer[skill]} if peer is not None else {}
         rows.append(row | {"change": stats.difference(*pairs), **stats.mcnemar(*pairs)})
@@ -96,7 +96,7 @@ def compare_skills(before: SkillScores, after: SkillScores, peer: SkillScores | 
     return rows
 
 
-def repair_gain(scores: Mapping[str, SkillScores], departs: Mapping[str, list[bool]]) -> dict[str, dict]:
+def repair_gain(scores: Mapping[str, SkillScores], departs: Mapping[str, Sequence[bool]]) -> dict[str, dict]:
     """What a repair has gained, question by question (stats.difference, so each with its interval).
 
     Args:

@@ -71,6 +71,7 @@ def wish_cards(rollouts: Sequence[Mapping], source: Source, store: ImageStore) -
     found = []
     for row in rollouts:
         wish, before = parse_wish(row["text"]), source.picture(row["picture"])
+        assert wish is not None  # it was made
         (made,) = store.make(row["way"], [before], [wish.text])
         pictures = {"before_image": before.image, "image": store.picture(made.key).image, "box": made.box}
         said = {name: row[name] for name in ("question", "target", "consensus")}

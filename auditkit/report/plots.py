@@ -55,7 +55,7 @@ class Plot(Figure):
         return png.getvalue()
 
 
-def gallery(rows: Iterable[Mapping], n: int = 6, columns: int = 3) -> Figure:
+def gallery(rows: Iterable[Mapping], n: int = 6, columns: int = 3) -> Plot:
     """Pictures with the question asked about each and what everyone answered.
 
     Args:
@@ -90,7 +90,7 @@ def gallery(rows: Iterable[Mapping], n: int = 6, columns: int = 3) -> Figure:
     return figure
 
 
-def pairs(rows: Iterable[Mapping], n: int = 4, columns: int = 2) -> Figure:
+def pairs(rows: Iterable[Mapping], n: int = 4, columns: int = 2) -> Plot:
     """Pictures before and after a change, the changed region framed, with what everyone answered to each.
 
     Args:

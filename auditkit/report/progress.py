@@ -29,7 +29,7 @@ class AuditorProgress:
         self._figure = display(plots.training_curve(self.history), display_id=True)
 
     def __call__(self, row: Mapping) -> None:
-        self.history.append(row)
+        self.history.append(dict(row))
         if row["step"] % self.every == 0:
             seen = NOT_YET | dict(row)
             print(

@@ -4,7 +4,7 @@
 
 An anywidget: its page is review_widget.js, which shows one card, takes buttons and keys, and sends what was pressed.
 Everything is decided here. A decision is on disk before the next card is shown, so a review can be left at any time;
-the desk opens again at the first card that nobody has judged.
+the widget opens again at the first card that nobody has judged.
 """
 
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ class ReviewWidget(anywidget.AnyWidget):
 
     _esm = HERE / "review_widget.js"
     _css = HERE / "review_widget.css"
-    card = traitlets.Dict().tag(sync=True)  # what is on the desk: text and pictures, nothing of gate or truth
+    card = traitlets.Dict().tag(sync=True)  # what is shown: text and pictures, nothing of gate or truth
 
     def __init__(self, scored: Sequence[dict], source, folder: Path, seed: int):
         super().__init__()
@@ -47,7 +47,7 @@ class ReviewWidget(anywidget.AnyWidget):
         self.on_msg(self._heard)
 
     def decide(self, what: str, answer: str = "", note: str = "") -> None:
-        """File a decision about the card on the desk and take the next. Raises AuditError as review.decision does."""
+        """File a decision about the card that is shown and take the next. Raises AuditError as review.decision does."""
         row = self._queue[self.at]
         self._done.append((self.at, self._decided.get(row["key"])))
         try:
@@ -58,7 +58,7 @@ class ReviewWidget(anywidget.AnyWidget):
         self.move(1)
 
     def undo(self) -> None:
-        """Take back the last decision made at this desk, and show its card again."""
+        """Take back the last decision made here, and show its card again."""
         if self._done:
             self.at, before = self._done.pop()
             row = self._queue[self.at]
@@ -78,7 +78,7 @@ class ReviewWidget(anywidget.AnyWidget):
             del self._decided[said["key"]]
 
     def _heard(self, _, said: dict, __) -> None:
-        """What the page sent; a decision about a card that is no longer on the desk, as by two quick keys, is none."""
+        """What the page sent; a decision about a card no longer shown, as by two quick keys, is none."""
         try:
             if said["do"] == "move":
                 self.move(said["step"])

@@ -49,7 +49,7 @@ from typing import Any
 from auditkit.errors import AuditError
 from auditkit.findings import review
 from auditkit.findings.grading import probes_until
-from auditkit.report.page import render_report, render_rounds, render_study
+from auditkit.report.page import render_report
 from auditkit.runs import costs, jsonl
 from auditkit.runs.files import write_json, write_text
 from auditkit.runs.probe import OUTCOMES, SUMMARY_KEYS
@@ -115,21 +115,6 @@ def write_report(run_folder: Path) -> Path:
     write_json(run_folder / "summary.json", summary, indent=2)
     write_text(run_folder / "report.html", html)
     return run_folder / "report.html"
-
-
-def write_study_report(study: Any, table: Mapping, measures: Mapping) -> Path:
-    """Write a study's `summary.json` and `report.html` into its folder and return the report's path."""
-    summary = {"study": study.name, "base": study.base, "seeds": study.seeds, "settings": study.arms, "arms": table}
-    write_json(study.folder / "summary.json", summary, indent=2)
-    write_text(study.folder / "report.html", render_study(study, table, measures))
-    return study.folder / "report.html"
-
-
-def write_rounds_report(folder: Path, summary: Mapping) -> Path:
-    """Write `summary.json` and `report.html` of several rounds (experiments/rounds.py) and return the report's path."""
-    write_json(folder / "summary.json", summary, indent=2)
-    write_text(folder / "report.html", render_rounds(summary))
-    return folder / "report.html"
 
 
 def read_run(run_folder: Path) -> dict[str, FinishedStage]:

@@ -11,7 +11,7 @@ from auditkit.errors import AuditError
 from auditkit.experiments import study
 from auditkit.experiments.study import (
     MEASURES,
-    STAGES,
+    NEEDED,
     _borrowed,
     _command,
     _folder,
@@ -21,10 +21,10 @@ from auditkit.experiments.study import (
     load_study,
     run_study,
     write_study,
+    write_study_report,
 )
 from auditkit.params import parse_setting
 from auditkit.report import summary as reporting
-from auditkit.report.summary import write_study_report
 from auditkit.runs.folder import FORMAT
 
 FILE = {
@@ -117,12 +117,12 @@ def test_the_report_holds_every_number_and_stands_alone(write, project):
     assert "http://" not in page.replace("http://www.w3.org", "") and "<script" not in page
     written = json.loads((one.folder / "summary.json").read_text())
     assert written["arms"]["the other"]["after"]["against"]["mean"] == pytest.approx(0.05)
-    assert page.startswith("<!DOCTYPE html>") and write_study_report
+    assert page.startswith("<!DOCTYPE html>")
 
 
 def test_runs_are_made_side_by_side_and_one_that_fails_is_named(write, project, monkeypatch):
     (project / "notebooks" / "00_fails.ipynb").write_text("{}")
-    monkeypatch.setattr(study, "STAGES", ("00_fails",))
+    monkeypatch.setattr(study, "NEEDED", ("00_fails",))
     said = []
     with pytest.raises(AuditError, match=r"6 of 6 runs failed; outputs/study_two/study_two.one_all.0.log says why"):
         run_study(load_study(write()), 2, said.append)
@@ -168,7 +168,7 @@ def test_only_what_is_not_done_is_started_and_jobs_side_by_side_have_a_thread_ea
 def test_what_is_measured_of_audits_alone_needs_no_repair(write):
     audits = load_study(write(measures=["trained", "half", "again"]))
     assert audits.stages == ("02_disagreement", "04_auditor", "05_audit", "06_findings")
-    assert load_study(write(measures=["trained", "gain"])).stages == STAGES
+    assert load_study(write(measures=["trained", "gain"])).stages == NEEDED
 
 
 def finished(folder, p, stage: str, needs: dict) -> str:

@@ -3,12 +3,15 @@
 import types
 
 import pytest
+import tiny
 import torch
 import transformers as hf
+from PIL import Image
 
 from auditkit.errors import AuditError
+from auditkit.models import processors
 from auditkit.models.load import load_model
-from auditkit.planning import sizes
+from auditkit.planning import memory, sizes
 
 PUBLISHED = {
     # of the safetensors on the hub
@@ -118,3 +121,23 @@ def test_what_is_no_model_is_one_sentence(tmp_path):
         sizes.look_up(str(tmp_path))
     with pytest.raises(AuditError, match="a llama model does not read images"):
         sizes.empty(hf.LlamaConfig())
+
+
+FAMILIES = ["t5gemma2", "aya_vision", "mllama", "ovis2", *tiny.FAMILIES]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_what_is_planned_for_a_familys_folder_is_what_is_loaded(name, tmp_path):
+    """By the kit's own loader, which needs no torchvision: weights, byte for byte, and the tokens of a picture."""
+    if name == "smolvlm":
+        pytest.importorskip("num2words")
+    folder = tiny.save(name, tmp_path / name)
+    size, model = sizes.look_up(f"{folder}?max_pixels=3000"), load_model(folder, "cpu")
+    loaded = sum(p.numel() * p.element_size() for p in model.model.parameters())
+    assert memory.weights(size, model.model.dtype.itemsize) == loaded
+    assert size.parameters == model.model.num_parameters() and size.at_hand
+    text = processors.chat(model, "?")
+    inputs = processors.batch(model, [Image.new("RGB", (54, 54))], [text])
+    assert size.pixels == inputs["pixel_values"].numel()
+    if name not in ("mllama",):  # whose text sees the picture from beside, not as tokens
+        assert size.image_tokens == (inputs["input_ids"] == model.model.config.image_token_id).sum() > 0

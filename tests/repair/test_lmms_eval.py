@@ -28,7 +28,7 @@ needs = pytest.mark.skipif(
     reason="lmms-eval is not here: pip install --no-deps -r .ci/lmms.txt",
 )
 UTILS = """
-from auditkit.disagreement import same_text
+from auditkit.consensus.normalise import same_text
 
 def look(doc):
     return [doc["image"].convert("RGB")]
@@ -140,7 +140,7 @@ def test_one_command_prints_the_table(tasks, tmp_path, capsys):
     said = capsys.readouterr().out
     kept = json.loads((tmp_path / "out" / "before" / "boards_counting.json").read_text())
     assert kept["n"] == 8 and kept["limit"] == 8
-    assert f"boards_counting  8  {100 * kept['value']:.1f} [" in said
+    assert f"boards_counting  8  {100 * kept['value']:.1f} (" in said
     assert main([*command[:3], "boards_countin", *command[4:]]) == 2
     assert "did you mean boards_counting?" in capsys.readouterr().err
     assert main([*command[:3], "vqav3", *command[4:]]) == 2
@@ -173,7 +173,7 @@ def test_after_is_the_model_with_the_adapter(tasks, tmp_path, capsys):
     file.write_bytes(file.read_bytes()[:-4] + b"\0\0\0\0")
     assert main(command) == 2, "other weights in the same folder are another model"
     assert "give another --out" in capsys.readouterr().err
-    assert f" {100 * (after['value'] - before['value']):.1f} [-" in row
+    assert f" {100 * (after['value'] - before['value']):.1f} (-" in row
 
 
 @needs
