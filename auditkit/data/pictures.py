@@ -5,6 +5,7 @@ What a file holds is never guessed at in silence: an unknown format, or a depth 
 
 import contextlib
 import mimetypes
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -69,7 +70,7 @@ def _is_deep(image: Image.Image) -> bool:
     return bool(grey.size) and (grey.max() > 255 or grey.min() < 0 or (image.mode == "F" and 0 < grey.max() <= 1))
 
 
-def read_picture(file: Path | BinaryIO, which: str, say=lambda note: None) -> Image.Image:
+def read_picture(file: Path | BinaryIO, which: str, say: Callable[[str], None] = lambda note: None) -> Image.Image:
     """The picture in a file.
 
     Args:

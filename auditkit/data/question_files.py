@@ -63,7 +63,7 @@ def read_questions(folder: Path) -> tuple[list[Labelled], list[Path]]:
             rows = _metadata(path, _parquet(path))
         elif suffix == ".json":
             content = _json(path)
-            if isinstance(content, dict) and {"questions", "annotations"} & content.keys():
+            if isinstance(content, dict) and any(_are_objects(content.get(of)) for of in ("questions", "annotations")):
                 vqa[str(path)] = content | {"path": path}
                 continue
             rows = _conversations(path, content) if isinstance(content, list) else None
@@ -204,6 +204,10 @@ def _vqa(files: Mapping[str, dict], folder: Path) -> list[Labelled]:
                     Labelled(where, image, folder, without_placeholder(asked["question"], where), said, None, skill)
                 )
     return found
+
+
+def _are_objects(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(one, dict) for one in value)
 
 
 def _cell(value: Any) -> str:

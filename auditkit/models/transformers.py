@@ -146,7 +146,7 @@ def _cut(model, tokenizer, new: torch.Tensor, limit: int) -> list[bool]:
     return [len(row) == limit and ends.isdisjoint(row) for row in rows]
 
 
-def written(model, prompts: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+def written(model: Any, prompts: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
     """What `generate` added to prompts [n, tokens], of what it returned [n, tokens].
 
     A decoder returns its prompt with what it wrote behind it. What an encoder-decoder returns is its decoder's own, and

@@ -241,4 +241,7 @@ def _picture(image: str | Path | None) -> Image.Image:
         from auditkit.miniature.boards import Boards
 
         return Boards().pictures("train", 1, 0)[0].image.convert("RGB")
-    return read_picture(Path(image), f"--image {image}")
+    try:
+        return read_picture(Path(image), str(image))
+    except AuditError as error:
+        raise AuditError(f"--image {image}: not a picture that can be read ({error})") from error

@@ -98,7 +98,6 @@ def train_repair(
     Raises AuditError for a folder that holds another training, for an encoder-decoder, and for a model in which there
     is nothing to adapt.
     """
-    processors.refuse_encoder_decoder(target)
     out = Path(out)
     adapter, purpose = out / "adapter", _purpose(target, examples, p)
     begun = out / "training.json"
@@ -106,6 +105,7 @@ def train_repair(
         raise AuditError(_another(out, before, purpose))
     if adapter.is_dir():
         return adapter
+    processors.refuse_encoder_decoder(target)
     out.mkdir(parents=True, exist_ok=True)
     begun.write_text(json.dumps(purpose))
     if not any(adapts(name) for name, _ in target.model.named_modules()):

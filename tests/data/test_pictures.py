@@ -122,7 +122,7 @@ def test_the_picture_of_a_check_stands_upright_too(tmp_path):
     exif[0x0112] = 6
     path = picture(tmp_path, "turned.jpg", Image.new("RGB", (8, 6)), exif=exif)
     assert _picture(path).size == (6, 8)
-    with pytest.raises(AuditError, match="--image .*nothing.png cannot be read"):
+    with pytest.raises(AuditError, match="--image .*nothing.png: not a picture that can be read"):
         _picture(tmp_path / "nothing.png")
 
 
