@@ -133,16 +133,19 @@ class AnswerProbes:
         before = [probe for probe in asked if probe["way"] == "edit" and probe["pairing"] == "(Q, I*)"]
         put = [(probe["picture"], probe["question"]) for probe in asked]
         put_before = [(probe["base"], probe["question"]) for probe in before]
+        edits = [probe for probe in checks if probe["way"] == "edit"]
         put_checks = [(probe["picture"], probe["check"]) for probe in checks]
-        where = {key: self._picture(key, picture) for key, _ in (*put, *put_before)}
-        said, said_before, checked = {}, {}, {}
+        put_checks += [(probe["base"], probe["check"]) for probe in edits]  # was it so already?
+        where = {key: self._picture(key, picture) for key, _ in (*put, *put_before, *put_checks)}
+        said, said_before, checked, checked_before = {}, {}, {}, {}
         for vlm in self.models:  # once each, with all they are to answer
             mine = [*put, *put_before, *(put_checks if vlm is not target else [])]
             answers = book.ask(
                 vlm, [where[key] for key, _ in mine], [question for _, question in mine], self.p.max_answer_tokens
             )
             said[vlm.name], said_before[vlm.name] = answers[: len(put)], answers[len(put) : len(put) + len(before)]
-            checked[vlm.name] = answers[len(put) + len(before) :]
+            to_checks = answers[len(put) + len(before) :]
+            checked[vlm.name], checked_before[vlm.name] = to_checks[: len(checks)], to_checks[len(checks) :]
         names = [vlm.name for vlm in references]
         rows = {probe["key"]: {**probe, "target": None, "references": {}} for probe in chunk["probes"]}
         for i, probe in enumerate(asked):
@@ -150,6 +153,8 @@ class AnswerProbes:
             rows[probe["key"]]["references"] = {name: said[name][i] for name in names}
         for i, probe in enumerate(checks):
             rows[probe["key"]]["checked"] = {name: checked[name][i] for name in names}
+        for i, probe in enumerate(edits):
+            rows[probe["key"]]["checked_before"] = {name: checked_before[name][i] for name in names}
         for i, probe in enumerate(before):
             earlier = {"references": {name: said_before[name][i] for name in names}}
             rows[probe["key"]]["before"] = {"target": said_before[target.name][i]} | earlier

@@ -77,8 +77,9 @@ def run_audit(
 
     Returns records {"key", "picture", "question", "text", "way", "pairing", "checkpoint", "target": answer,
     "references": {name: answer}} and what else a Probe has; one without a question has target None and no references.
-    On a picture that was made, "checked" holds the references' answers to the wish's check, and after an edit "before"
-    those of all models to the source's own question about the original.
+    On a picture that was made, "checked" holds the references' answers to the wish's check; after an edit
+    "checked_before" holds those to the same check of the original, and "before" those of all models to the source's
+    own question about it.
 
     Raises AuditError for models of the same name, for no references, for more counts than pictures, for auditors of
     whom none writes a question, and under "ray" for a cluster that cannot do it.

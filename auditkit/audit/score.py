@@ -16,11 +16,11 @@ def score_probes(
 ) -> list[dict]:
     """The records with consensus, agreement, disagrees and outcome, in their order; those given are left as they are.
 
-    The outcome is the first reason why a probe is no finding: "malformed", "bad picture" (none was made, or it is not
-    what was wished for; `why` says more), "implausible" (a word of the question is less probable to the untrained
-    auditor than min_token_probability), "duplicate" (the same question on the same picture came before), "no
-    consensus", "no answer" (the target said nothing) or "agrees"; else it is "finding". A finding with
-    `irrelevant_edit` is one where only the target moved: see audit/loop.py.
+    The outcome is the first reason why a probe is no finding: "malformed", "bad picture" (none was made, it is not what
+    was wished for, or the original was so already; `why` says more), "implausible" (a word of the question is less
+    probable to the untrained auditor than min_token_probability), "duplicate" (the same question on the same picture
+    came before), "no consensus", "no answer" (the target said nothing) or "agrees"; else it is "finding". A finding
+    with `irrelevant_edit` is one where only the target moved: see audit/loop.py.
 
     Args:
         alike: when two answers mean the same (`choose_same`).
@@ -71,13 +71,17 @@ def _vote_once(
     """
     asked = [r for r in records if r["question"] is not None]
     checked = [r for r in records if r.get("checked")]
+    checked_before = [r for r in records if r.get("checked_before")]
     earlier = [r for r in records if r.get("before")]
     rows = [(r["question"], r["target"], list(r["references"].values())) for r in asked]
     rows += [(r["check"], r["expected"], list(r["checked"].values())) for r in checked]
+    rows += [(r["check"], r["expected"], list(r["checked_before"].values())) for r in checked_before]
     rows += [(r["question"], r["before"]["target"], list(r["before"]["references"].values())) for r in earlier]
     votes = iter(vote_all(rows, alike, quorum))
     verdicts = [None if r["question"] is None else next(votes) for r in records]
-    unmet = {r["key"]: unmet_reason(next(votes)) for r in checked}
+    after = {r["key"]: next(votes) for r in checked}
+    original = {r["key"]: next(votes) for r in checked_before}
+    unmet = {key: unmet_reason(one, original.get(key)) for key, one in after.items()}
     agreed = {
         r["key"]: one.consensus
         for r, one in zip(earlier, votes, strict=True)
@@ -129,6 +133,7 @@ def outcome_counts(scored: Sequence[dict]) -> dict[str, int]:
         target.add((row["picture"], row["question"]))
         references |= {(name, row["picture"], row["question"]) for name in row["references"]}
         references |= {(name, row["picture"], row["check"]) for name in row.get("checked") or ()}
+        references |= {(name, row["base"], row["check"]) for name in row.get("checked_before") or ()}
         if row.get("before"):
             target.add((row["base"], row["question"]))
             references |= {(name, row["base"], row["question"]) for name in row["references"]}

@@ -2,7 +2,8 @@
 
 A question is asked of the picture it was written about. A caption or an edit command is a wish for another picture: it
 is painted, the auditor, as it is at that step, writes a question about what came out, and that question is asked; the
-references also answer the wish's own check. A wish that did not come true earns nothing, whatever the target says.
+references also answer the wish's own check, of an edit also about the original. A wish that did not come true, or was
+so already, earns nothing, whatever the target says.
 """
 
 from __future__ import annotations
@@ -166,17 +167,18 @@ class Scorer:
         return {i: question for i, question in zip(painted, read, strict=True) if question}
 
     def _unfulfilled(self, made: dict, seen: dict[int, Picture]) -> dict[int, str]:
-        """Why painted pictures are not what was wished for: the references' word on the check, then the picture
-        check's.
+        """Why painted pictures are not what was wished for: the references' word on the check, of an edit also about
+        the original, then the picture check's.
         """
         rows = list(seen)
-        checks = [made[i][0].check for i in rows]
-        pictures = [seen[i] for i in rows]
+        edits = [i for i in rows if made[i][1].way == "edit"]
+        checks = [made[i][0].check for i in (*rows, *edits)]
+        pictures = [seen[i] for i in rows] + [self.pictures[made[i][1].base] for i in edits]
         said = [self.book.ask(model, pictures, checks, self.p.max_answer_tokens) for model in self.references]
-        expected = [
-            (made[i][0].check, made[i][0].expected, of) for i, of in zip(rows, zip(*said, strict=True), strict=True)
-        ]
-        found = zip(rows, unmet_wishes(expected, self.same, self.p.quorum), strict=True)
+        answers = list(zip(*said, strict=True))
+        expected = [(made[i][0].check, made[i][0].expected, of) for i, of in zip(rows, answers, strict=False)]
+        before = {rows.index(i): of for i, of in zip(edits, answers[len(rows) :], strict=True)}
+        found = zip(rows, unmet_wishes(expected, self.same, self.p.quorum, before), strict=True)
         return {i: why or unlike(made[i][2], self.p.picture_gain) for i, why in found}
 
     def count(self, rollouts: Sequence[Rollout]) -> None:

@@ -75,7 +75,7 @@ class LLMJudge:
         return self.load(self.spec, "same")
 
     def _keep(self, batch: Sequence[Pair], replies: Sequence[str | None]) -> None:
-        """File what was replied, with what an endpoint says beside it (EndpointText)."""
+        """File what was replied, with what is said beside it (WrittenText)."""
         new = [(pair, reply) for pair, reply in zip(batch, replies, strict=True) if reply is not None]
         if self.path:
             judge = {"judge": self.spec, "model": self._model.name}

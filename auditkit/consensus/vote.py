@@ -7,12 +7,14 @@ Departs from the paper in three ways:
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 
 from auditkit.consensus.normalise import has_content, same_text
 from auditkit.consensus.same import Same
+
+ALREADY = "already so"  # why an edited picture is not used: what was asked for was there before
 
 
 @dataclass(frozen=True)
@@ -83,23 +85,46 @@ def vote_all(rows: Sequence[tuple[str, str, Sequence[str]]], alike: Same, quorum
     return [vote(target, references, alike, quorum, question) for question, target, references in rows]
 
 
-def unmet_wishes(rows: Sequence[tuple[str, str, Sequence[str]]], alike: Same, quorum: float) -> list[str]:
+def unmet_wishes(
+    rows: Sequence[tuple[str, str, Sequence[str]]],
+    alike: Same,
+    quorum: float,
+    before: Mapping[int, Sequence[str]] | None = None,
+) -> list[str]:
     """Why painted pictures are not what was wished for: "" where they are.
 
     Args:
         rows: (the wish's check question, the answer it expects, the references' answers on the painted picture).
+        before: the place of a row -> the references' answers to its check on the picture that was edited.
 
-    Returns "implausible" where the references do not agree on what they see, "not applied" where it is not the wish.
+    Returns "implausible" where the references do not agree on what they see, "not applied" where it is not the wish,
+    "already so" where the original showed it too.
 
     >>> expected = "what colour is the bus?", "red"
-    >>> unmet_wishes([(*expected, said) for said in (["red", "red"], ["blue", "blue"], ["red", "blue"])], Same(), 1.0)
-    ['', 'not applied', 'implausible']
+    >>> rows = [(*expected, said) for said in (["red", "red"], ["blue", "blue"], ["red", "blue"], ["red", "red"])]
+    >>> unmet_wishes(rows, Same(), 1.0, before={3: ["red", "red"]})
+    ['', 'not applied', 'implausible', 'already so']
     """
-    return [unmet_reason(verdict) for verdict in vote_all(rows, alike, quorum)]
+    earlier = before or {}
+    asked_before = [(rows[i][0], rows[i][1], said) for i, said in earlier.items()]
+    votes = vote_all([*rows, *asked_before], alike, quorum)
+    original = dict(zip(earlier, votes[len(rows) :], strict=True))
+    return [unmet_reason(verdict, original.get(i)) for i, verdict in enumerate(votes[: len(rows)])]
 
 
-def unmet_reason(verdict: Vote) -> str:
-    """Why a picture is not what was wished for, by the vote on its check question; "" where it is."""
+def unmet_reason(verdict: Vote, before: Vote | None = None) -> str:
+    """Why a picture is not what was wished for, by the vote on its check question; "" where it is.
+
+    Args:
+        before: the vote on the same check of the picture that was edited. An edit whose check came true there already
+            is "already so": that it did anything is not to be seen. Where the references did not agree, it is not.
+
+    >>> so, other, unknown = Vote("red", 1.0, False), Vote("blue", 1.0, True), Vote(None, 0.5, False)
+    >>> [unmet_reason(so, before) for before in (so, other, unknown, None)], unmet_reason(other, so)
+    (['already so', '', '', ''], 'not applied')
+    """
     if verdict.consensus is None:
         return "implausible"
-    return "not applied" if verdict.disagrees else ""
+    if verdict.disagrees:
+        return "not applied"
+    return ALREADY if before and before.consensus is not None and not before.disagrees else ""

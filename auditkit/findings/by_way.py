@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from auditkit import stats
+from auditkit.consensus.vote import ALREADY
 from auditkit.counterfactual.store import IMAGES_FILE, WithCounterfactuals
 from auditkit.data.source import Source
 from auditkit.errors import AuditError
@@ -31,8 +32,9 @@ def image_outcomes(
 
     Returns {"images": {"asked", "made", "dropped": {reason: count}, "cut", "seconds_each"}, "editor":
     {"command_applied": rate, "rest_unchanged": rate}, "generator": {"objects_present": rate}}. `cut` counts texts whose
-    end was not read. By the references' word on each wish's check; with a picture check both also have
-    "towards_the_wish": rate, by its word alone. Keys without a single picture are absent.
+    end was not read. By the references' word on each wish's check, where they agree; an edit that was so already says
+    nothing of the editor and is left out. With a picture check both also have "towards_the_wish": rate, by its word
+    alone. Keys without a single picture are absent.
     """
     wishes = [row for row in scored if row["way"] != "question" and row["pairing"] == "(Q*, I*)" and row["made"]]
     if not wishes:
@@ -44,7 +46,9 @@ def image_outcomes(
     result["images"] |= {"seconds_each": round(sum(seconds) / len(seconds), 4)} if seconds else {}
     for way, model, name in (("edit", "editor", "command_applied"), ("regenerate", "generator", "objects_present")):
         checked = [
-            row for row in wishes if row["way"] == way and row.get("checked") and row.get("why") != "implausible"
+            row
+            for row in wishes
+            if row["way"] == way and row.get("checked") and row.get("why") not in ("implausible", ALREADY)
         ]
         if checked:
             right = sum(row.get("why") != "not applied" for row in checked)

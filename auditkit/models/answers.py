@@ -56,7 +56,7 @@ class AnswerBook:
         return [self._answers[key] for key in keys]
 
     def _keep(self, keys: list[tuple], answers: Sequence[str | None]) -> None:
-        """File what was answered, with what an endpoint says beside it (EndpointText)."""
+        """File what was answered, with what is said beside it (WrittenText)."""
         new = {key: said for key, said in zip(keys, answers, strict=True) if said is not None}
         rows = (
             {"model": m, "picture": p, "question": q, "answer": str(said)} | getattr(said, "beside", {})

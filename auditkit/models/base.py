@@ -11,6 +11,24 @@ from auditkit.models.batching import in_batches
 from auditkit.models.offload import at_work
 
 
+class WrittenText(str):
+    """What a model wrote, and what its row in answers.jsonl says beside it.
+
+    `beside`: {"cut"?: True, where it ended by its limit and not by itself}; behind a server also {"tokens": [read,
+    written], or None where the server does not count, "retries"?: n, "refused"?: True}
+    """
+
+    beside: dict
+
+    def __new__(cls, text: str, beside: dict):
+        written = super().__new__(cls, text)
+        written.beside = beside
+        return written
+
+    def __getnewargs__(self):  # what a copy in another process is made from
+        return str(self), self.beside
+
+
 class Writer(Protocol):
     """A model behind any engine: what `generate_texts`, `answer_questions` and `AnswerBook` need of it."""
 

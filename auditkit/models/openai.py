@@ -10,7 +10,7 @@ are large in it, and `?max_pixels=` makes them smaller.
 A key is read from the environment variable that `?key=` names, goes to that address alone and is written nowhere.
 Without `?key=`, OPENAI_API_KEY is used for api.openai.com and no key for any other server.
 
-What a server charges for rides on each answer (`EndpointText.beside`) into its row of answers.jsonl; runs/costs.py adds
+What a server charges for rides on each answer (`WrittenText.beside`) into its row of answers.jsonl; runs/costs.py adds
 it up.
 """
 
@@ -29,6 +29,7 @@ from PIL import Image
 
 from auditkit import specs
 from auditkit.errors import AuditError, Unfinished
+from auditkit.models.base import WrittenText
 from auditkit.models.offload import shrunk
 from auditkit.text import nearest
 
@@ -40,23 +41,6 @@ RETRIES = 5  # after pauses of 0.5, 1, 2, 4 and 8 s, or of what the server's Ret
 SECONDS = 300  # for one answer
 OPENAI = "api.openai.com"
 OWN_SETTINGS = ("OPENAI_ORG_ID", "OPENAI_PROJECT_ID", "OPENAI_ADMIN_KEY", "OPENAI_CUSTOM_HEADERS")  # meant for OPENAI
-
-
-class EndpointText(str):
-    """An answer, and what its row in answers.jsonl says beside it.
-
-    `beside`: {"tokens": [read, written], or None where the server does not count, "retries"?: n, "refused"?: True}
-    """
-
-    beside: dict
-
-    def __new__(cls, text: str, beside: dict):
-        written = super().__new__(cls, text)
-        written.beside = beside
-        return written
-
-    def __getnewargs__(self):  # what a copy in another process is made from
-        return str(self), self.beside
 
 
 @dataclass
@@ -126,7 +110,7 @@ class Endpoint:
             raise Unfinished(str(error), kept) from None  # what a server says may hold a key, so it is not shown whole
         return [request.result() for request in asked]
 
-    def _answer(self, image: Image.Image | None, prompt: str, max_new_tokens: int, temperature: float) -> EndpointText:
+    def _answer(self, image: Image.Image | None, prompt: str, max_new_tokens: int, temperature: float) -> WrittenText:
         """One request, sent again in other words where the model does not take these."""
         import openai
 
@@ -140,7 +124,7 @@ class Endpoint:
                 raw = self.client.chat.completions.with_raw_response.create(model=self.model, messages=messages, **how)
             except openai.BadRequestError as error:
                 if error.code == "content_filter":
-                    return EndpointText("", {"tokens": None, "refused": True})
+                    return WrittenText("", {"tokens": None, "refused": True})
                 if not self._yields(error, how):
                     raise AuditError(self._explained(error)) from None
             except openai.OpenAIError as error:
@@ -161,7 +145,7 @@ class Endpoint:
             return True
         return False
 
-    def _read(self, raw, max_new_tokens: int) -> EndpointText:
+    def _read(self, raw, max_new_tokens: int) -> WrittenText:
         """The answer in a server's reply."""
         try:
             reply = raw.http_response.json()
@@ -176,7 +160,7 @@ class Endpoint:
             ) from None
         beside = {"tokens": tokens} | ({"retries": raw.retries_taken} if raw.retries_taken else {})
         if message.get("refusal") or choice.get("finish_reason") == "content_filter":
-            return EndpointText("", beside | {"refused": True})
+            return WrittenText("", beside | {"refused": True})
         thought = thought or message.get("reasoning_content") or message.get("reasoning")
         if not content and thought and choice.get("finish_reason") == "length":
             raise AuditError(
@@ -187,7 +171,8 @@ class Endpoint:
             raise AuditError(
                 f'"{self.name}": {self.place} answers with no text but {_short(repr(content))}; name another model.'
             )
-        return EndpointText(content.strip(), beside)
+        cut = {"cut": True} if choice.get("finish_reason") == "length" else {}
+        return WrittenText(content.strip(), beside | cut)
 
     def _explained(self, error: openai.OpenAIError) -> str:
         """One sentence on what went wrong and what to do."""

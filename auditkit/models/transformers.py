@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 
 from auditkit.errors import AuditError
 from auditkit.models import downloads, processors
-from auditkit.models.base import quiet
+from auditkit.models.base import WrittenText, quiet
 from auditkit.models.batching import in_batches
 from auditkit.models.device import choose_device, choose_dtype
 from auditkit.models.offload import Parked, at_work, quantization
@@ -133,7 +133,17 @@ def _write(vlm: VLM, images: list, prompts: list[str], max_new_tokens: int, temp
     finally:
         model.train(training)
     new = written(model, inputs["input_ids"], out)
-    return [text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
+    texts = [text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
+    cut = _cut(model, tokenizer, new, max_new_tokens)
+    return [WrittenText(text, {"cut": True}) if short else text for text, short in zip(texts, cut, strict=True)]
+
+
+def _cut(model, tokenizer, new: torch.Tensor, limit: int) -> list[bool]:
+    """Whether each row of what was written [n, tokens] ended by the limit: as long as it may be, without an end."""
+    ends = model.generation_config.eos_token_id
+    ends = {*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id}
+    rows = new[:, -limit:].tolist()  # without the token that starts an encoder-decoder's, which may be an end's
+    return [len(row) == limit and ends.isdisjoint(row) for row in rows]
 
 
 def written(model: Any, prompts: torch.Tensor, out: torch.Tensor) -> torch.Tensor:

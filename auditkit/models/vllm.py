@@ -21,7 +21,7 @@ from PIL import Image
 from auditkit import specs
 from auditkit.errors import AuditError
 from auditkit.models import downloads, processors
-from auditkit.models.base import quiet
+from auditkit.models.base import WrittenText, quiet
 from auditkit.models.offload import shrunk
 
 if TYPE_CHECKING:
@@ -59,7 +59,11 @@ class VLLMModel:
             outputs = self.llm.chat([_messages(*pair) for pair in pairs], how, use_tqdm=False)
         else:
             outputs = self.llm.generate([_plain(*pair) for pair in pairs], how, use_tqdm=False)
-        return [output.outputs[0].text.strip() for output in outputs]
+        said = [output.outputs[0] for output in outputs]
+        return [
+            WrittenText(one.text.strip(), {"cut": True}) if one.finish_reason == "length" else one.text.strip()
+            for one in said
+        ]
 
 
 def load_vllm(spec: specs.Spec, batch_size: int) -> VLLMModel:

@@ -25,7 +25,7 @@ def model_calls(p: Params, skills: int | None) -> list[dict]:
     """How often each model is asked in each stage, at most.
 
     Of a picture that is made, a question is written and asked besides, the references answer its check, and all models
-    the source's own question, after an edit also about the original.
+    the source's own question; after an edit both also about the original.
 
     Returns rows {"stage", "images", "auditor", "target", "references": each of them, "peer", "trained": the questions
     or examples of a training, "painted": pictures made}. `skills` counts the benchmarks the images come with; None,
@@ -44,11 +44,12 @@ def model_calls(p: Params, skills: int | None) -> list[dict]:
     last = list(checkpoint_shares(["untrained", *map(str, range(p.grpo_checkpoints))], probes).values())[-1]
     beside = (p.candidates - 1) * (probes - last) * p.ways.count("question") // len(p.ways) * (p.asks == "auditor")
     rewarded = math.ceil(rollouts * sum(way != "question" for way in p.ways) / len(p.ways))
+    edits = math.ceil(rollouts * p.ways.count("edit") / len(p.ways))
     own = [bool(p.generator), bool(p.editor)]  # the ways of notebook 03 take turns
     tried = [math.ceil(WISHED * way / (sum(own) or 1)) for way in own]
     asked = {  # stage -> (questions to each model, checks to the references, pictures made)
-        "03_counterfactual": (2 * tried[0] + 3 * tried[1], sum(tried), sum(tried)),
-        "05_audit": (probes + anew + 2 * edited, anew + edited, anew + edited),
+        "03_counterfactual": (2 * tried[0] + 3 * tried[1], tried[0] + 2 * tried[1], sum(tried)),
+        "05_audit": (probes + anew + 2 * edited, anew + 2 * edited, anew + edited),
     }
     q3, c3, m3 = asked["03_counterfactual"]
     q5, c5, m5 = asked["05_audit"]
@@ -65,7 +66,7 @@ def model_calls(p: Params, skills: int | None) -> list[dict]:
             p.train_images,
             first + rollouts + rewarded,
             rollouts,
-            rollouts + rewarded,
+            rollouts + rewarded + edits,
             0,
             rollouts,
             rewarded,

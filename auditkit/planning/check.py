@@ -143,10 +143,15 @@ def writing_speed(model: Writer, image: Image.Image | None, question: str) -> st
     began = time.perf_counter()
     said = model.write([image], [question], WRITE)[0]
     seconds = time.perf_counter() - began
+    cut = (
+        f"; not at its end after {WRITE} tokens, so max_answer_tokens must be higher or the question ask for less"
+        if getattr(said, "beside", {}).get("cut")
+        else ""
+    )
     if not isinstance(model, VLM):
-        return f"{said!r} in {seconds:.2f} s"
+        return f"{said!r} in {seconds:.2f} s{cut}"
     n = min(WRITE, 1 + len(model.processor.tokenizer(said, add_special_tokens=False)["input_ids"]))  # and the end
-    return f"{said!r}: {n} tokens in {seconds:.2f} s, {n / seconds:.1f} a second, alone"
+    return f"{said!r}: {n} tokens in {seconds:.2f} s, {n / seconds:.1f} a second, alone{cut}"
 
 
 def same_in_batches(model: Writer, images: Sequence, questions: Sequence[str], max_new_tokens: int = 8) -> str:

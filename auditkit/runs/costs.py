@@ -1,9 +1,10 @@
-"""What models behind a server were asked, and what that costs: counted from the answers on disk.
+"""What is counted from the answers on disk: what models behind a server cost, and what the limit of an answer cut.
 
 Each answer of such a model has its tokens in its row of answers.jsonl (models/openai.py), so the counts hold however
 often a run was killed. Requests that failed, and answers that a kill overtook on their way, are not among them.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from auditkit.runs import jsonl
 
 # what models replied, in a stage's folder: to probes, whether two answers mean the same, what to call a failure type
 ANSWERS_FILE, JUDGED_FILE, NAMED_FILE = "answers.jsonl", "judged.jsonl", "named.jsonl"
+MANY_CUT = 0.1  # share of a model's answers
 PARTS = ("calls", "tokens_read", "tokens_written", "refused", "retries", "dollars")
 
 
@@ -44,6 +46,34 @@ def spent(answers: Path, models: Iterable[str]) -> dict[str, dict]:
         found[name] |= {"refused": refused} if (refused := sum("refused" in row for row in paid)) else {}
         found[name] |= {"retries": retries} if (retries := sum(row.get("retries", 0) for row in paid)) else {}
     return found
+
+
+def answers_cut(answers: Path) -> dict[str, tuple[int, int]]:
+    """Per model, how many of its answers ended by `max_answer_tokens`, and of how many; {} where none was asked."""
+    asked: Counter = Counter()
+    cut: Counter = Counter()
+    for row in jsonl.read(answers):
+        asked[row["model"]] += 1
+        cut[row["model"]] += bool(row.get("cut"))
+    return {name: (cut[name], n) for name, n in asked.items()}
+
+
+def cut_in_words(counted: Mapping[str, tuple[int, int]], limit: int) -> list[str]:
+    """A sentence for each model of whose answers more than a tenth were cut.
+
+    Args:
+        counted: as from `answers_cut`.
+        limit: max_answer_tokens.
+
+    >>> cut_in_words({"large": (30, 200), "small": (20, 200)}, 8)
+    ['"large": 30 of 200 answers end by the limit and are compared as they stand; raise max_answer_tokens (now 8).']
+    """
+    return [
+        f'"{name}": {cut:,} of {n:,} answers end by the limit and are compared as they stand; raise '
+        f"max_answer_tokens (now {limit})."
+        for name, (cut, n) in counted.items()
+        if cut > n * MANY_CUT
+    ]
 
 
 def judge_counts(folder: Path) -> dict[str, int]:

@@ -136,8 +136,9 @@ class Stage:
         """Set counts of the manifest. They are totals over all attempts, so take them from what is on disk.
 
         Names used everywhere: asked, parsed, images_made, target_called, references_called, scored, failed,
-        unreadable (pictures skipped because they could not be read). `finish` adds judge_called and judge_unclear where
-        a model said what means the same (consensus/llm_judge.py).
+        unreadable (pictures skipped because they could not be read). `finish` adds answers_cut where models answered
+        (by the limit, not by themselves), and judge_called and judge_unclear where a model said what means the same
+        (consensus/llm_judge.py).
         """
         self.manifest["counts"] |= {name: int(number) for name, number in counts.items()}
         self._save()
@@ -157,10 +158,14 @@ class Stage:
             )
         self.manifest["metrics"] = _measured(metrics or {}, f"{self.name}, metrics")
         self.manifest["counts"] |= costs.judge_counts(self.folder)
-        answered = costs.spent(self.folder / costs.ANSWERS_FILE, [self.p.target, self.p.peer, *self.p.references])
+        if answered := costs.answers_cut(self.folder / costs.ANSWERS_FILE):
+            self.manifest["counts"]["answers_cut"] = sum(cut for cut, _ in answered.values())
+            for sentence in costs.cut_in_words(answered, self.p.max_answer_tokens):
+                print(sentence)
+        paid = costs.spent(self.folder / costs.ANSWERS_FILE, [self.p.target, self.p.peer, *self.p.references])
         judged = costs.spent(self.folder / costs.JUDGED_FILE, [self.p.same])
         named = costs.spent(self.folder / costs.NAMED_FILE, [self.p.namer])
-        if hosted := costs.total([answered, judged, named]):
+        if hosted := costs.total([paid, judged, named]):
             self.manifest["hosted"] = hosted
             print("\n".join(costs.in_words(hosted)))
         self.manifest |= {"status": "done", "finished": _now()}

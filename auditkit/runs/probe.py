@@ -21,7 +21,7 @@ QUOTES = "\"'`*“”‘’ "
 # What becomes of a probe, in words, in the order in which it meets them: the first that holds, else "finding".
 OUTCOMES = {
     "malformed": "neither a question nor a wish, so nobody was asked",
-    "bad picture": "about a picture that could not be made, or is not what was wished for",
+    "bad picture": "about a picture that could not be made, is not what was wished for, or was so already",
     "implausible": "worded as the untrained auditor would hardly ever put it",
     "duplicate": "asked before, of the same picture",
     "no consensus": "the references did not agree",

@@ -13,9 +13,8 @@ from auditkit.consensus.choose import choose_same
 from auditkit.errors import AuditError, Unfinished
 from auditkit.miniature import shipped
 from auditkit.models import language
-from auditkit.models.base import generate_texts, quiet
+from auditkit.models.base import WrittenText, generate_texts, quiet
 from auditkit.models.language import load_language_model
-from auditkit.models.openai import EndpointText
 from auditkit.runs import costs, jsonl
 from auditkit.runs.costs import judge_counts
 
@@ -104,7 +103,7 @@ def test_what_a_server_replied_before_it_failed_is_kept_with_its_price(tmp_path,
 
         def write(self, images, prompts, *how):
             self.prompts += prompts
-            replies = [EndpointText("yes", {"tokens": [30, 1]}) for _ in prompts]
+            replies = [WrittenText("yes", {"tokens": [30, 1]}) for _ in prompts]
             if self.fails:
                 raise Unfinished("the server says 500", [*replies[:-1], None])
             return replies

@@ -438,6 +438,19 @@ def test_the_box_is_around_the_cell_that_a_command_changed():
     assert incoherence(change) == ""
 
 
+@pytest.mark.parametrize("noise", ["a wide faint patch", "a few bright pixels"])
+def test_the_box_is_around_a_small_change_and_not_around_noise_in_another_cell(noise):
+    before = np.full((64, 64, 3), 90, np.uint8)
+    after = before.copy()
+    after[34:40, 50:56] = 210  # what was asked for
+    if noise == "a wide faint patch":
+        after[1:15, 1:15] += 25
+    else:
+        after[2:14:6, 2:14:6] = 255
+    x0, y0, x1, y1 = measure_change(Image.fromarray(before), Image.fromarray(after)).box
+    assert 46 <= x0 <= 50 and 30 <= y0 <= 34 and 56 <= x1 <= 60 and 40 <= y1 <= 44
+
+
 def test_nothing_everything_and_elsewhere_changed():
     before, after = boards("remove what is at b3")
     noise = np.random.default_rng(0).normal(0, 4, (64, 64, 3))

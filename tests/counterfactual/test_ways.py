@@ -3,6 +3,7 @@
 from collections import Counter
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 from picture_checks import clip, save
@@ -11,10 +12,13 @@ from scoring import score
 from auditkit.audit.loop import run_audit
 from auditkit.audit.score import outcome_counts
 from auditkit.auditor import grpo
+from auditkit.auditor.rewards import Scorer
+from auditkit.consensus.same import Same
 from auditkit.counterfactual import store
 from auditkit.counterfactual.make import edit_images
 from auditkit.counterfactual.store import IMAGES_FILE, ImageStore, pipeline_loaders, with_counterfactuals
 from auditkit.data.load import load_images
+from auditkit.data.source import Picture
 from auditkit.errors import AuditError
 from auditkit.findings.by_way import image_outcomes, irrelevant_edits, outcomes_by
 from auditkit.miniature import edits, grammar
@@ -22,8 +26,15 @@ from auditkit.miniature.boards import Boards, scene_of
 from auditkit.models.load import model_loader
 from auditkit.params import load_params
 from auditkit.runs import jsonl
+from auditkit.runs.probe import Wish
 
-JUDGED = ("", "implausible", "not applied", "unlike the wish")  # what becomes of pictures that were looked at
+JUDGED = (
+    "",
+    "implausible",
+    "not applied",
+    "already so",
+    "unlike the wish",
+)  # what becomes of pictures that were looked at
 QUORUM = {"quorum": 0.6, "same": "text", "min_token_probability": 1e-3}
 
 
@@ -76,6 +87,7 @@ def test_each_way_has_its_share_and_each_pairing_its_own_records(records, p):
                 row["picture"].startswith("made-") and row["base"].startswith("audit-") and row["made"] in row["wish"]
             )
             assert set(row["checked"]) == set(row["references"]) and row["check"].endswith("?")
+            assert set(row.get("checked_before", [])) == (set(row["references"]) if row["way"] == "edit" else set())
         assert ("before" in row) == (row["way"] == "edit" and row["pairing"] == "(Q, I*)")
 
 
@@ -184,6 +196,15 @@ def record(key="a", pairing="(Q, I*)", **more):
         ),  # wrong before
         ({"checked": {"one": "blue", "two": "blue"}}, "bad picture", "not applied", False),
         ({"checked": {"one": "red", "two": "blue"}}, "bad picture", "implausible", False),
+        ({"checked_before": {"one": "Red.", "two": "red"}}, "bad picture", "already so", False),
+        ({"checked_before": {"one": "blue", "two": "blue"}}, "finding", "", True),
+        ({"checked_before": {"one": "red", "two": "blue"}}, "finding", "", True),  # nobody knows what was there before
+        (
+            {"checked": {"one": "blue", "two": "blue"}, "checked_before": {"one": "red", "two": "red"}},
+            "bad picture",
+            "not applied",
+            False,
+        ),
         ({"question": None, "why": "black"}, "bad picture", "black", None),
         ({"question": None}, "malformed", "", None),
     ],
@@ -196,6 +217,17 @@ def test_gates_of_a_picture(change, gate, why, irrelevant, p):
     assert (scored["outcome"], scored["why"], scored.get("irrelevant_edit")) == (gate, why, irrelevant)
     found = irrelevant_edits([scored])
     assert bool(found) == bool(irrelevant)
+
+
+def test_an_edit_that_was_so_already_is_counted_and_says_nothing_of_the_editor(p):
+    same, other = {"one": "red", "two": "red"}, {"one": "blue", "two": "blue"}
+    rows = [record("a", "(Q*, I*)", checked_before=same), record("b", "(Q*, I*)", checked_before=other)]
+    scored = score(rows, replace(p, **QUORUM))
+    account = image_outcomes(scored, [], edit_region=p.edit_region, edit_rest=p.edit_rest, picture_gain=-1.0)
+    assert account["images"] == {"asked": 2, "made": 1, "dropped": {"already so": 1}, "cut": 0}
+    assert account["editor"]["command_applied"]["n"] == 1
+    counted = outcome_counts(scored)
+    assert (counted["bad_pictures"], counted["references_called"]) == (1, 2 * (2 + 2 + 1 + 1))  # of one original
 
 
 # ---- an album --------------------------------------------------------------------------------------------------------
@@ -227,6 +259,28 @@ def test_an_album_paints_a_request_once_and_drops_what_is_no_targeted_change(p, 
 # ---- the reward ------------------------------------------------------------------------------------------------------
 
 
+def test_an_edit_of_what_was_so_already_earns_nothing(p):
+    """The original is asked about in the same batch, of edits alone."""
+    asked = []
+
+    def ask(model, pictures, checks, limit):
+        asked.append([picture.key for picture in pictures])
+        return [
+            {"new": "red", "so": "red", "other": "blue", "torn": f"red {model}"}[picture.key] for picture in pictures
+        ]
+
+    keys = {"edit": ["so", "other", "torn"], "regenerate": ["so"]}
+    made, seen = {}, {}
+    for way, base in ((way, base) for way, some in keys.items() for base in some):
+        one = store.Counterfactual("new", way, base, "paint it red", 0, "editor")
+        made[len(made)] = (Wish("paint it red", "what colour is it?", "red"), one, None)
+        seen[len(seen)] = Picture("new", None)
+    scorer = SimpleNamespace(book=SimpleNamespace(ask=ask), references=["a", "b"], same=Same(), p=p)
+    scorer.pictures = {key: Picture(key, None) for key in keys["edit"]}
+    assert Scorer._unfulfilled(scorer, made, seen) == {0: "already so", 1: "", 2: "", 3: ""}
+    assert asked == [["new"] * 4 + keys["edit"]] * 2
+
+
 def test_grpo_paints_inside_the_step(p, tmp_path):
     p = replace(p, grpo_steps=3, grpo_images=4, group_size=2, grpo_checkpoints=1, train_images=12, replay_clusters=4)
     load = model_loader(p)
@@ -244,4 +298,4 @@ def test_grpo_paints_inside_the_step(p, tmp_path):
         assert not (row["success"] and row["why"]), "a picture that is not what it should be earns nothing"
         if row["success"] and wished:
             assert row["question"] and row["question"] not in row["text"], "asked of what came out, not of what went in"
-    assert sum(bool(row["made"] and not row["why"]) for row in rows) >= 8
+    assert sum(bool(row["made"] and row["why"] in ("", "already so")) for row in rows) >= 8

@@ -187,6 +187,7 @@ def test_the_counts_tell_the_truth(smoke, manifests, p):
         assert again == p.repeats * len(crossed) and bool(crossed) == (stage == "05_audit")
         assert again < counts[stage]["target_called"] <= parsed + len(edits) + again
         checks = {(row["picture"], row["check"]) for row in records if row.get("checked")}
+        checks |= {(row["base"], row["check"]) for row in records if row.get("checked_before")}
         asked = counts[stage]["target_called"] + len(checks) + len(crossed) * (ELSEWHERE + 1)
         assert counts[stage]["references_called"] <= len(p.references) * asked
     made = jsonl.read(folder / "05_audit" / "pictures.jsonl")

@@ -31,9 +31,9 @@ from auditkit.errors import AuditError, Unfinished
 from auditkit.findings.recheck import passes_gate, recheck_findings
 from auditkit.models import downloads, openai
 from auditkit.models.answers import AnswerBook
-from auditkit.models.base import answer_questions, generate_texts
+from auditkit.models.base import WrittenText, answer_questions, generate_texts
 from auditkit.models.load import load_model
-from auditkit.models.openai import Endpoint, EndpointText
+from auditkit.models.openai import Endpoint
 from auditkit.params import load_params
 from auditkit.report.summary import write_report
 from auditkit.runs import costs, jsonl
@@ -204,6 +204,14 @@ def test_answers_come_in_the_order_of_the_questions_however_late_each_is(server)
     assert model.write([None] * 5, list("01234"), 8) == [f"answer {n}" for n in range(5)]
     assert {request["temperature"] for request in server.requests} == {0.0}
     assert {request["max_tokens"] for request in server.requests} == {8}
+
+
+def test_what_the_limit_ended_is_marked(server, tmp_path):
+    server.reply = lambda request: completion("a dog is", finish="length" if prompt_of(request) == "long" else "stop")
+    book = AnswerBook(tmp_path / "answers.jsonl")
+    book.ask(load(server), pictures(2), ["long", "short"], 3)
+    cut = {row["question"]: row.get("cut") for row in jsonl.read(tmp_path / "answers.jsonl")}
+    assert cut == {"long": True, "short": None}
 
 
 def test_a_picture_goes_as_it_is_or_shrunk_where_asked(server):
@@ -424,7 +432,7 @@ def test_a_server_that_does_not_count_tokens_has_no_price(server, tmp_path):
 
 
 def test_an_answer_keeps_what_it_cost_on_its_way_from_another_process():
-    answer = pickle.loads(pickle.dumps(EndpointText("yes", {"tokens": [3, 1]})))
+    answer = pickle.loads(pickle.dumps(WrittenText("yes", {"tokens": [3, 1]})))
     assert answer == "yes" and answer.beside == {"tokens": [3, 1]}
 
 

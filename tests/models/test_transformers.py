@@ -3,6 +3,7 @@
 import json
 import shutil
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from auditkit.models.base import answer_questions, generate_texts
 from auditkit.models.device import choose_dtype
 from auditkit.models.load import load_model
 from auditkit.models.offload import Parked
-from auditkit.models.transformers import VLM, _write, token_probabilities
+from auditkit.models.transformers import VLM, _cut, _write, token_probabilities
 from auditkit.runs import jsonl
 
 NAMES = ("target", "peer", "gemma3", "idefics3", "llava")
@@ -145,6 +146,30 @@ def test_the_book_asks_only_what_it_does_not_hold(target, tmp_path, asked):
     other = VLM("another", target.model, target.processor)
     again.ask(other, pictures[:2], questions[:2])
     assert (again.asked, again.known) == (12, 42)
+
+
+@needs_weights
+def test_an_answer_that_its_limit_ended_is_marked_and_a_whole_one_is_not(model, tmp_path, asked):
+    images, questions = asked[0][:24], asked[1][:24]
+    whole = model.write(images, questions, 32)
+    assert not any(hasattr(text, "beside") for text in whole)
+    assert not any(hasattr(text, "beside") for text in model.write(images, questions, 8)), "the miniature's end in time"
+    pictures = [Picture(f"picture-{i}", image) for i, image in enumerate(images)]
+    book = AnswerBook(tmp_path / "answers.jsonl")
+    book.ask(model, pictures, questions, 1)
+    rows = jsonl.read(tmp_path / "answers.jsonl")
+    assert all(row["cut"] is True for row in rows) and type(book.ask(model, pictures, questions, 1)[0]) is str
+
+
+@pytest.mark.parametrize("ends", [9, [8, 9], None])
+def test_only_what_is_as_long_as_it_may_be_and_has_no_end_was_cut_by_the_limit(ends):
+    model = SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=ends))
+    tokenizer = SimpleNamespace(eos_token_id=9)
+    rows = [[1, 2, 3], [1, 2, 9], [1, 9, 0], [9, 9, 9]]
+    assert _cut(model, tokenizer, torch.tensor(rows), 3) == [True, False, False, False]
+    assert _cut(model, tokenizer, torch.tensor(rows), 4) == [False] * 4
+    decoders = torch.tensor([[9, *row] for row in rows])  # as of an encoder-decoder that starts with its end token
+    assert _cut(model, tokenizer, decoders, 3) == [True, False, False, False]
 
 
 def test_a_torn_last_line_is_dropped_and_a_damaged_one_named(tmp_path):

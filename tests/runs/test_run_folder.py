@@ -13,7 +13,7 @@ import pytest
 
 from auditkit.errors import AuditError
 from auditkit.params import FIELDS, load_params
-from auditkit.runs import folder
+from auditkit.runs import folder, jsonl
 from auditkit.runs.folder import NEVER_MATTER, STAGES, is_done, last_checkpoint, open_stage, run_folder, start_over
 
 
@@ -57,6 +57,19 @@ def test_a_finished_stage_says_what_it_was(p, project):
     assert {"python", "torch", "transformers"} <= set(said["versions"])
     assert run.done and is_done(p, "05_audit")
     assert not list(run.folder.glob("*.new"))
+
+
+def test_answers_that_the_limit_cut_are_counted_and_above_a_tenth_said(p, capsys):
+    run = open_stage(p, "05_audit")
+    for name, cut in (("whole", 0), ("tenth", 2), ("stumps", 3)):
+        rows = [{"model": name, "picture": str(i), "question": "", "answer": ""} for i in range(20)]
+        jsonl.append(run.path("answers.jsonl"), [row | {"cut": True} if i < cut else row for i, row in enumerate(rows)])
+    run.count(target_called=1)
+    run.finish()
+    assert manifest(run.folder)["counts"]["answers_cut"] == 5
+    said = [line for line in capsys.readouterr().out.splitlines() if "max_answer_tokens" in line]
+    assert len(said) == 1 and said[0].startswith('"stumps": 3 of 20 answers end by the limit')
+    assert f"raise max_answer_tokens (now {p.max_answer_tokens})" in said[0]
 
 
 def test_records_are_appended_once(p):
