@@ -95,7 +95,7 @@ def ending(vlm, prompt: str, answer: str) -> str:
 
 def refuse_encoder_decoder(vlm) -> None:
     """Raise AuditError for a model that reads a prompt in one part and writes in another: it is asked, not trained."""
-    if getattr(vlm.model.config, "is_encoder_decoder", False):
+    if getattr(getattr(vlm.model, "config", None), "is_encoder_decoder", False):
         raise AuditError(
             f'"{vlm.name}": a {type(vlm.model).__name__} is an encoder-decoder, which can be target or reference, but '
             "neither auditor nor repaired; name a decoder-only model for that."

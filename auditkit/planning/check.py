@@ -20,7 +20,6 @@ from accelerate.utils.memory import should_reduce_batch_size
 from PIL import Image, ImageOps
 
 from auditkit import specs
-from auditkit.auditor.trial import trial_step
 from auditkit.auditor.write import auditor_prompt
 from auditkit.consensus.normalise import has_content
 from auditkit.data.pictures import read_picture
@@ -97,6 +96,8 @@ def trained(
     model: VLM, spec: str, device: str, dtype: str, images: Sequence, questions: Sequence[str], role: str
 ) -> Iterator[tuple[str, str, bool]]:
     """What a run does with a target, with an auditor, or with both: trained for a step, saved, and loaded again."""
+    from auditkit.auditor.trial import trial_step  # TRL, which takes seconds
+
     p = Params(run_name="check", images="miniature", auditor=spec, target=spec, references=[spec])
     pictures = [Picture(f"check-{i}", image) for i, image in enumerate(images)]
     again = partial(load_model, spec, device=device, dtype=dtype)
@@ -133,9 +134,7 @@ def repair_step(model: VLM, images: Sequence, questions: Sequence[str], p: Param
     examples = [Example(f"check-{i}", *pair, "yes") for i, pair in enumerate(zip(images, questions, strict=True))]
     small = replace(p, rectify_steps=1, rectify_batch=2, rectify_micro_batch=1)
     losses: list[float] = []
-    with warnings.catch_warnings(
-        action="ignore", category=FutureWarning
-    ):  # of the trainer's own, about its next version
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # of its next version
         train_repair(model, examples[:2], small, out, lambda step: losses.append(step["loss"]))
     if not all(map(math.isfinite, losses)):
         raise AuditError(f'"{model.name}": the loss of a repair is no number; train with ?dtype=float32 or bfloat16.')
@@ -360,4 +359,8 @@ def _picture(image: str | Path | None) -> Image.Image:
         from auditkit.miniature.boards import Boards
 
         return Boards().pictures("train", 1, 0)[0].image.convert("RGB")
-    return read_picture(Path(image), f"--image {image}")
+    try:
+        return read_picture(Path(image), "it")
+    except AuditError as error:
+        why = str(error).removeprefix("images: ").rstrip(".")
+        raise AuditError(f"--image {image}: not a picture that can be read ({why}).") from error
