@@ -59,7 +59,7 @@ class LearntRows:
 
     def _generate_and_score_completions(self, inputs):
         self._given = inputs
-        made = super()._generate_and_score_completions(inputs)
+        made = super()._generate_and_score_completions(inputs)  # type: ignore[misc]
         return made | {"given": torch.arange(len(inputs))}  # shuffled and cut like all the rest
 
     def learnt_rows(self, inputs: dict) -> list[dict]:
@@ -67,7 +67,7 @@ class LearntRows:
         return [self._given[i] for i in inputs["given"].tolist()]
 
     def _get_per_token_logps_and_entropies(self, *what, **inputs):
-        out = super()._get_per_token_logps_and_entropies(*what, **inputs)
+        out = super()._get_per_token_logps_and_entropies(*what, **inputs)  # type: ignore[misc]
         self.learnt_logps = out[0].detach()
         return out
 
