@@ -193,15 +193,22 @@ def check(
         str | None, option("--image", metavar="FILE", help="a picture; default: one of the miniature's")
     ] = None,
     question: Annotated[str | None, option("--question", metavar="TEXT", help="what to ask about it")] = None,
+    role: Annotated[
+        str | None,
+        option("--as", metavar="ROLE", help="target, reference or auditor: only what this role does; default: all"),
+    ] = None,
     debug: Debug = False,
 ) -> int:
     """Put one question on one image to a model and say what was found: its class, number format, device, memory and
-    speed, the text it was given, and whether batches, images and adapters work with it.
+    speed, the text it was given, whether batches and images work with it, and what a run does with it, in small: one
+    GRPO step, one repair step, saved, loaded, the same answers.
     """
-    from auditkit.planning.check import QUESTION, check_model
+    from auditkit.planning.check import QUESTION, ROLES, check_model
 
+    if role and role not in ROLES:
+        raise typer.BadParameter(f"{role} is none of {', '.join(ROLES)}", param_hint="--as")
     failed = 0
-    for what, found, right in check_model(model, device, dtype, image, question or QUESTION):
+    for what, found, right in check_model(model, device, dtype, image, question or QUESTION, role or ""):
         print(f"{what:<14} {'' if right else 'NO: '}{found}", flush=True)
         failed += not right
     return 1 if failed else 0

@@ -104,11 +104,12 @@ def refuse_impossible(p: Any, ways: Mapping[str, str]) -> None:
         (
             len(set(answering := [specs.parse(spec).name for spec in (p.target, *p.references)])) == len(answering),
             f"target and references: two of {', '.join(answering)} have one name, by which records tell them apart; "
-            "rename a folder.",
+            "rename a folder, or write ?name=NAME behind one.",
         ),
         (
             specs.parse(p.peer).name != specs.parse(p.target).name,
-            f"peer: {p.peer} has the target's name, by which records tell them apart; rename a folder.",
+            f"peer: {p.peer} has the target's name, by which records tell them apart; rename a folder, or "
+            "write ?name=NAME behind one.",
         ),
         (
             p.asks != "source" or p.ways == ["question"],

@@ -10,7 +10,9 @@
 An adapter's folder is what a training has left: LoRA weights, or all of a model's. Several stand with commas between
 them and go on one after another, as the rounds of a repair did (experiments/rounds.py).
 
-What follows the question mark holds for this model alone and is written like a web address's query.
+What follows the question mark holds for this model alone and is written like a web address's query. Records call a
+model by the last part of its name and by every option that changes what it answers (`gemma-3-27b-it+bits=4`), or as
+`name` says (google/gemma-3-27b-it?name=big).
 
 A pipeline that makes pictures (counterfactual/make.py) is named in the same way. Options that are not ours are then
 arguments of the pipeline's own call:
@@ -52,6 +54,15 @@ def _size(value: str) -> tuple[int, int]:
     return int(found[1]), int(found[2] or found[1])
 
 
+def _name(value: str) -> str:
+    if not re.fullmatch(r"[\w.+=-]+", value):
+        raise AuditError(f"name is made of letters, digits and . _ - + =, not {value!r}.")
+    return value
+
+
+Name = Annotated[str, AfterValidator(_name)]  # what records call the model
+
+
 class Loaded(TypedDict, total=False):
     """Options of whatever is loaded from a folder or the hub."""
 
@@ -63,6 +74,7 @@ class Loaded(TypedDict, total=False):
 class Local(Loaded, total=False):
     """Options of a model that answers here, by transformers."""
 
+    name: Name
     bits: Annotated[Literal["4", "8"], AfterValidator(int)]  # of the weights, by bitsandbytes
     max_pixels: Whole  # a larger picture is shrunk to this many before the processor sees it
     device: str
@@ -74,6 +86,7 @@ class Local(Loaded, total=False):
 class VLLM(Loaded, total=False):
     """Options of a model that answers by vLLM."""
 
+    name: Name
     max_pixels: Whole
     gpus: Whole  # over how many the model is split
     memory: Positive  # share of the GPU's memory vLLM may take
@@ -83,6 +96,7 @@ class VLLM(Loaded, total=False):
 class Endpoint(TypedDict, total=False):
     """Options of a model behind a server."""
 
+    name: Name
     key: Annotated[str, AfterValidator(_key)]  # name of the environment variable with the key
     price_in: Positive  # dollars per million tokens read
     price_out: Positive  # dollars per million tokens written
@@ -104,7 +118,9 @@ class PipelineOptions(Loaded, total=False):
 
 OPTIONS = {"transformers": Local, "vllm": VLLM, "endpoint": Endpoint}
 PIPELINE_OPTIONS = PipelineOptions.__optional_keys__
-HOW = {"batch_size", "device", "gpus", "memory", "key", "price_in", "price_out"}  # where, how fast and for how much
+# where, how fast and for how much; what else is written behind a model may change its answers
+HOW = {"batch_size", "device", "gpus", "memory", "offload", "key", "price_in", "price_out"}
+UNTOLD = {"adapter", "trust_remote_code"}  # not an option's part of a name: told in its own way, or only permits
 
 
 @dataclass(frozen=True)
@@ -118,8 +134,13 @@ class Spec:
 
     @property
     def name(self) -> str:
-        """The name that records use: the last part of the model's own, and of each adapter enough to tell it."""
+        """The name that records use: `name`, or the last part of the model's own and each option that changes answers;
+        and of each adapter enough to tell it. A pipeline that makes pictures has the last part alone.
+        """
         own = self.model.removeprefix("miniature:").rstrip("/").split("/")[-1]
+        if self.engine != "diffusers":
+            told = sorted(f"{key}={value}" for key, value in self.options.items() if key not in HOW | UNTOLD)
+            own = self.options.get("name") or "+".join([own, *told])
         return "+".join([own, *(".".join(Path(folder).parts[-3:]).lstrip("/.") for folder in self.adapters)])
 
     @property
@@ -142,6 +163,8 @@ def parse(text: str | Path) -> Spec:
     ('target', 'mine')
     >>> parse("miniature:target?adapter=outputs/demo/07_rectify/adapter").name
     'target+demo.07_rectify.adapter'
+    >>> parse("a/b?bits=4&device=cuda:1").name, parse("a/b?dtype=float16&revision=v2").name, parse("a/b?name=big").name
+    ('b+bits=4', 'b+dtype=float16+revision=v2', 'big')
     """  # noqa: E501
     text = str(text)
     if text.startswith(("http://", "https://")):

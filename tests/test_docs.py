@@ -112,6 +112,7 @@ def test_every_page_begins_by_what_it_is_for_and_is_linked():
 
 RUN = {  # as shown -> as run; {out} is a new folder
     "auditkit check MODEL": "auditkit check miniature:target",
+    "auditkit check MODEL --as target": "auditkit check miniature:target --as target",
     "auditkit judge text embedding MODEL": "auditkit judge text",  # embedding is an extra, a model a large one
     "auditkit params params/demo.yaml": None,
     "auditkit params FILE": "auditkit params params/smoke.yaml",

@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+from functools import partial
 
 import nbformat
 import pytest
@@ -286,3 +287,11 @@ def test_rays_workers_have_a_gpu_of_their_own(project):
     load_params("params/demo.yaml", engine="local", device="cuda:1")
     with pytest.raises(AuditError, match="device: under engine: ray .* so cuda:1 cannot be had; write auto"):
         load_params("params/demo.yaml", engine="ray", device="cuda:1")
+
+
+def test_one_model_asked_in_two_ways_stands_in_one_run(repository):
+    load = partial(load_params, repository / "params" / "smoke.yaml", target="miniature:target")
+    assert load(references=["miniature:clean", "miniature:clean?bits=4"]).references[1] == "miniature:clean?bits=4"
+    load(references=["a/clean", "b/clean?name=theirs"])
+    with pytest.raises(AuditError, match=r"have one name, .* or write \?name=NAME behind one"):
+        load(references=["a/clean", "b/clean"])

@@ -64,3 +64,22 @@ def test_two_answering_models_of_one_name_are_refused_however_they_are_reached(r
     monkeypatch.chdir(repository)
     with pytest.raises(AuditError, match="gemma"):
         load_params("params/demo.yaml", references=["vllm:google/gemma", "https://host/v1#other/gemma"])
+
+
+def test_a_name_says_every_option_that_changes_answers_and_no_other():
+    same = ["a/b", "a/b?device=cuda:1", "a/b?batch_size=4", "vllm:a/b?gpus=2&memory=0.5", "https://h/v1?key=K#a/b"]
+    assert {specs.parse(text).name for text in same} == {"b"}
+    options = ["bits=4", "bits=8", "revision=v2", "dtype=float16", "max_pixels=9", "attention=eager"]
+    assert len({specs.parse(text).name for text in [*(f"a/b?{option}" for option in options), "a/b"]}) == 7
+    assert specs.parse("a/b?max_pixels=9&bits=4").name == specs.parse("a/b?bits=4&max_pixels=9").name
+    # a run's records hold these already
+    assert [specs.parse(f"miniature:{name}").name for name in ("target", "clean")] == ["target", "clean"]
+    assert specs.parse_pipeline("miniature:editor?steps=4").name == "editor"
+
+
+def test_a_model_may_be_named():
+    assert specs.parse("google/x?name=big").name == specs.parse("http://h/v1?name=big#x").name == "big"
+    assert specs.parse("google/x?name=big&adapter=outputs/r/07/adapter").name == "big+r.07.adapter"
+    assert specs.adapted("google/x?name=big", "out").startswith("google/x?name=big&adapter=")
+    with pytest.raises(AuditError, match="name is made of letters, digits"):
+        specs.parse("google/x?name=a/b")

@@ -124,7 +124,8 @@ class AnswerProbes:
             names = [model.name for model in models]
             if twice := {name for name in names if names.count(name) > 1}:
                 raise AuditError(
-                    f"target and references: two are called {min(twice)}; rename a folder, or name it once."
+                    f"target and references: two are called {min(twice)}; rename a folder, write ?name=NAME behind "
+                    "one, or name it once."
                 )
             self.models = models
         target, *references = self.models

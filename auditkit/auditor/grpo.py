@@ -45,12 +45,14 @@ from auditkit.auditor.clusters import TextClusters
 from auditkit.auditor.grpo_setup import grpo_config, refuse_uneven, training_rows
 from auditkit.auditor.rewards import Rollout, Scorer, kept_text, reward_functions
 from auditkit.auditor.trainer import AuditorTrainer, StepLog, why_stopped
+from auditkit.auditor.trial import trial_step
 from auditkit.auditor.write import refuse_nonsense, write_texts
 from auditkit.consensus.llm_judge import LLMJudge
 from auditkit.counterfactual.store import ImageStore, pipeline_loaders
 from auditkit.data.load import load_images
 from auditkit.data.source import Picture
 from auditkit.errors import AuditError
+from auditkit.models import processors
 from auditkit.models.answers import AnswerBook
 from auditkit.models.base import Writer
 from auditkit.models.device import choose_device
@@ -88,7 +90,8 @@ def train_auditor(
     One that has collapsed (auditor/collapse.py) is stopped, with a last checkpoint, and not gone on with.
 
     Raises AuditError when there are too few pictures for one step, when a step cannot be dealt out evenly, when the
-    untrained auditor writes no questions, when the references never agree, or when the auditor has collapsed.
+    untrained auditor writes no questions, when the references never agree, or when the auditor has collapsed; and, by
+    one small step taken before the first (auditor/trial.py), when TRL would learn from what is not the model's own.
     """
     if p.grpo_rollouts != "transformers" and not importlib.util.find_spec("vllm"):
         raise AuditError(f"grpo_rollouts: {p.grpo_rollouts} {MISSING}, or write transformers.")
@@ -99,6 +102,7 @@ def train_auditor(
         )
     here = PartialState(cpu=auditor.model.device.type == "cpu")
     refuse_uneven(p, here.num_processes)
+    processors.refuse_encoder_decoder(auditor)
     out.mkdir(parents=True, exist_ok=True)
     if why := why_stopped(jsonl.read(out / "history.jsonl"), p):
         raise AuditError(why)
@@ -116,6 +120,8 @@ def train_auditor(
         if isinstance(judge, LLMJudge) and judge.path:
             judge.path = out / f"judged.{here.process_index}.jsonl"
     if done < p.grpo_steps:
+        if not done:
+            trial_step(auditor, pictures, p, here.num_processes)
         config = grpo_config(p, out, auditor.model.device.type, auditor.model.dtype, here.num_processes)
         trainer = _trainer(auditor, scorer, pictures, p, config, StepLog(out / "history.jsonl", p, on_step))
         with frozen_vision(auditor.model):

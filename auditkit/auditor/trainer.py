@@ -10,20 +10,20 @@ from pathlib import Path
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from trl import GRPOTrainer
 
 from auditkit.auditor.collapse import LATELY, collapse_reason, step_measures
 from auditkit.auditor.rewards import Rollout, Scorer
+from auditkit.auditor.trial import FamilyTrainer
 from auditkit.auditor.write import auditor_prompt
 from auditkit.models import processors
-from auditkit.models.trainer_internals import CompletionInputs, log_metric, micro_batch
+from auditkit.models.trainer_internals import log_metric, micro_batch
 from auditkit.params import WAYS, Params
 from auditkit.runs import jsonl
 
 NUMBERED = list(WAYS)  # a trainer logs numbers, so a way is one
 
 
-class AuditorTrainer(CompletionInputs, GRPOTrainer):
+class AuditorTrainer(FamilyTrainer):
     """TRL's GRPOTrainer, with the cross-entropy of past successes in its loss, evenly over clusters of them."""
 
     def __init__(self, *args, scorer: Scorer, replay_weight: float, **kwargs):
@@ -60,19 +60,6 @@ class AuditorTrainer(CompletionInputs, GRPOTrainer):
             found["granted"] = sum(not r.why for r in wished) / len(wished)
             found["painting_seconds"] = self.scorer.painting_seconds
         return found
-
-    def completion_inputs(self, inputs: dict, completion: int) -> dict:
-        """What two families' processors return, put right.
-
-        PaliGemma's completions may see only what came before: tokens of type 1, where TRL has 0, with which they see
-        what they are to predict. LLaVA-OneVision's count of images is not needed for one image a prompt.
-        """
-        if processors.is_paligemma(self.processing_class):
-            inputs["token_type_ids"] = inputs["token_type_ids"].clone()
-            inputs["token_type_ids"][:, -completion:] = 1
-        for name in ("labels", "batch_num_images"):
-            inputs.pop(name, None)
-        return inputs
 
     def _replay_share(self, model, part: int) -> torch.Tensor:
         """What this process and micro-batch have to add, that all of them together make the mean over all tokens drawn.

@@ -6,6 +6,8 @@ or a machine without network is told in seconds.
 
 from __future__ import annotations
 
+import importlib.util
+import re
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -111,10 +113,22 @@ def processor_of(place: str, spec: str | Path, how: dict) -> Any:
 
     try:
         found = processors.load_processor(place, how)
-    except ImportError as error:
-        raise AuditError(f'"{spec}": its processor needs a package that is missing: {short_error(error)}') from error
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (ImportError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        if package := _missing_package(error):
+            raise AuditError(
+                f'"{spec}": its processor needs the package {package}, which is not installed; pip install {package}'
+                + (", in the build that fits your torch." if package == "torchvision" else ".")
+            ) from error
+        if isinstance(error, ImportError):
+            raise AuditError(
+                f'"{spec}": its processor needs a package that is missing: {short_error(error)}'
+            ) from error
         _refuse_remote_code(error, spec)
+        if isinstance(error, AttributeError):
+            raise AuditError(
+                f'"{spec}": the tokenizer at {place} is not that of this family ({short_error(error)}); its own '
+                "tokenizer.json and tokenizer_config.json belong there."
+            ) from error
         raise AuditError(
             f'"{spec}": no processor could be loaded from {place}; its tokenizer and preprocessor_config.json belong '
             "beside the weights, as processor.save_pretrained writes them."
@@ -127,9 +141,26 @@ def processor_of(place: str, spec: str | Path, how: dict) -> Any:
         raise AuditError(f'"{spec}": {place} has no processor for images and text, only a {type(found).__name__}.')
     if not getattr(found, "chat_template", None):
         raise AuditError(
-            f'"{spec}": {place} has no chat template; add the chat_template.jinja of its instruct version.'
+            f'"{spec}": {place} has no chat template; add the chat_template.jinja of its instruct version, or name '
+            "that version (often -it, -Instruct or -chat); a family without one was not trained to answer in a chat "
+            "and cannot be asked here."
         )
     return found
+
+
+def _missing_package(error: BaseException) -> str:
+    """The package that an error of transformers' says is not installed, "" where it says nothing of the kind.
+
+    >>> _missing_package(ImportError("PixtralProcessor requires the Torchvision library but it was not found"))
+    'torchvision'
+    >>> _missing_package(ValueError("no tokenizer"))
+    ''
+    """
+    said = str(error)
+    if match := re.search(r"[Pp]ackage `(\w+)` is required|requires the (\w+) library|No module named '(\w+)'", said):
+        return next(filter(None, match.groups())).lower()
+    # of a family whose pictures only torchvision prepares
+    return "torchvision" if "torchvision" in said and importlib.util.find_spec("torchvision") is None else ""
 
 
 def refuse_weights(error: Exception, place: str, spec: str | Path, how: dict) -> None:

@@ -10,9 +10,12 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import torch
+
 TESTED = {"trl": "1.16", "transformers": "5.23"}
 NAMES = {  # where each name is looked for -> the name
     "trl.GRPOTrainer": "_get_per_token_logps_and_entropies",
+    "trl.trainer.grpo_trainer.GRPOTrainer": "_generate_and_score_completions",
     "transformers.Trainer": "_load_from_checkpoint",
     "transformers.ProcessorMixin": "_get_arguments_from_pretrained",
     "transformers.AutoModel": "_model_mapping",
@@ -47,6 +50,27 @@ class CompletionInputs:
         return super()._get_per_token_logps_and_entropies(  # type: ignore[misc]  # GRPOTrainer's
             model, input_ids, attention_mask, logits_to_keep, *more, **inputs
         )
+
+
+class LearntRows:
+    """Put before GRPOTrainer: says of each micro-batch which rows of the data set it is about, and what it learnt from.
+
+    `learnt_logps` [rows, C] are the log-probabilities that the last loss was made of.
+    """
+
+    def _generate_and_score_completions(self, inputs):
+        self._given = inputs
+        made = super()._generate_and_score_completions(inputs)  # type: ignore[misc]
+        return made | {"given": torch.arange(len(inputs))}  # shuffled and cut like all the rest
+
+    def learnt_rows(self, inputs: dict) -> list[dict]:
+        """The data set's rows of a micro-batch."""
+        return [self._given[i] for i in inputs["given"].tolist()]
+
+    def _get_per_token_logps_and_entropies(self, *what, **inputs):
+        out = super()._get_per_token_logps_and_entropies(*what, **inputs)  # type: ignore[misc]
+        self.learnt_logps = out[0].detach()
+        return out
 
 
 # ---- transformers' Trainer -------------------------------------------------------------------------------------------

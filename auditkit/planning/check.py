@@ -1,12 +1,18 @@
-"""Does a model do what an audit takes for granted? One function a question; `auditkit check MODEL` asks them all.
+"""Does a model do what an audit takes for granted? One function a question; `auditkit check MODEL` asks them all, or
+those of one role (`--as`), and does in small what a run does with it.
 
 Each function returns what it found, in words, or raises AuditError with one sentence. The tests ask the same functions
 of a tiny model of each family, so what is said of a family here is said of its real members when they are checked.
 """
 
 import itertools
+import math
+import tempfile
 import time
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,16 +20,23 @@ from accelerate.utils.memory import should_reduce_batch_size
 from PIL import Image, ImageOps
 
 from auditkit import specs
+from auditkit.auditor.write import auditor_prompt
+from auditkit.consensus.normalise import has_content
 from auditkit.data.pictures import read_picture
+from auditkit.data.source import Example, Picture
 from auditkit.errors import AuditError
 from auditkit.models import processors
 from auditkit.models.base import Writer
 from auditkit.models.load import load_model
 from auditkit.models.lora import adapts
-from auditkit.models.offload import at_work
+from auditkit.models.offload import at_work, free_memory
 from auditkit.models.trainer_internals import attention_of
-from auditkit.models.transformers import VLM
+from auditkit.models.transformers import VLM, token_probabilities
+from auditkit.params import Params
+from auditkit.repair.finetune import train_repair, why_not_trainable
+from auditkit.text import short_error
 
+ROLES = ("target", "reference", "auditor")
 QUESTION = "What is in this picture?"
 WRITE = 32  # tokens written to measure speed
 # largest difference of a first token's probability, in a batch and alone, that is rounding and no mistake
@@ -31,35 +44,133 @@ ROUNDING = {torch.float32: 1e-3, torch.bfloat16: 0.15, torch.float16: 0.03}
 
 
 def check_model(
-    spec: str, device: str = "auto", dtype: str = "auto", image: str | Path | None = None, question: str = QUESTION
+    spec: str,
+    device: str = "auto",
+    dtype: str = "auto",
+    image: str | Path | None = None,
+    question: str = QUESTION,
+    role: str = "",
 ) -> Iterator[tuple[str, str, bool]]:
     """Load a model, put one question on one image to it, and say what was found: (what, found, whether it is right).
 
     Args:
         spec: any model's (specs.py).
         image: a picture's file; None takes one of the miniature's.
+        role: of ROLES, what a model of this role does is done in small; without one, that of all roles.
+
+    Whatever goes wrong with the loaded model is told as found and not right, not raised.
 
     Raises AuditError when the model or the picture cannot be loaded.
     """
     picture = _picture(image)
     began = time.perf_counter()
-    model = load_model(spec, device=device, dtype=dtype)
+    try:
+        model = load_model(spec, device=device, dtype=dtype)
+    except AuditError:
+        raise
+    except Exception as error:
+        yield "loaded", _reason(error), False
+        return
     yield "loaded", f"{model.name} in {time.perf_counter() - began:.1f} s", True
     images, questions = mixed(picture, question)
     with at_work(model):
         if isinstance(model, VLM):
-            yield from described(model, spec, dtype)
+            yield from _told(described(model, spec, dtype))
             own = model.processor.chat_template != processors.PALIGEMMA
             yield "template", "its own chat template" if own else "none; PaliGemma's task prefix", True
             yield _asked("whole text", lambda: whole_text(model, picture, question))
             yield _asked("begins", lambda: begins_once(model, picture, question))
         yield _asked("answers", lambda: writing_speed(model, picture, question))
         yield _asked("in a batch", lambda: same_in_batches(model, images, questions))
+        yield _asked("content", lambda: says_something(model, images, questions))
         if isinstance(model, VLM):
             yield _asked("image and text", lambda: modalities(model, images, questions))
-            yield _asked("adapters", lambda: adaptable(model))
+            if role != "reference":
+                yield from trained(model, spec, device, dtype, images, questions, role)
             if model.model.device.type == "cuda":
                 yield "peak memory", f"{torch.cuda.max_memory_allocated(model.model.device) / 1e9:.2f} GB", True
+
+
+def trained(
+    model: VLM, spec: str, device: str, dtype: str, images: Sequence, questions: Sequence[str], role: str
+) -> Iterator[tuple[str, str, bool]]:
+    """What a run does with a target, with an auditor, or with both: trained for a step, saved, and loaded again."""
+    from auditkit.auditor.trial import trial_step  # TRL, which takes seconds
+
+    p = Params(run_name="check", images="miniature", auditor=spec, target=spec, references=[spec])
+    pictures = [Picture(f"check-{i}", image) for i, image in enumerate(images)]
+    again = partial(load_model, spec, device=device, dtype=dtype)
+    with tempfile.TemporaryDirectory(prefix="auditkit-check-") as folder:
+        adapters = []
+        why_not = why_not_trainable(spec) if role != "auditor" else ""
+        if why_not:
+            yield "repair", why_not, True  # which an audit can do without
+            if role == "target" or "bits" in specs.parse(spec).options:
+                return
+        yield _asked("adapters", lambda: adaptable(model))
+        if role != "target":
+            adapters.append(Path(folder, "auditor"))
+            yield _asked("scores", lambda: scored(model, images, questions))
+            yield _asked("GRPO step", lambda: trial_step(model, pictures, p, out=adapters[-1]))
+        if role != "auditor" and not why_not:
+            adapters.append(Path(folder, "repair", "adapter"))
+            yield _asked("repair step", lambda: repair_step(model, images, questions, p, adapters[-1].parent))
+        for adapter in adapters:
+            if adapter.is_dir():  # or it has been said why there is none
+                yield _asked("saved, loaded", lambda adapter=adapter: same_when_loaded(model, adapter, again, images))
+
+
+def scored(model: VLM, images: Sequence, questions: Sequence[str]) -> str:
+    """How probable n texts are to a model, which an auditor's own questions are held to."""
+    found = token_probabilities(model, images, [auditor_prompt()] * len(images), questions)
+    if not all(0 <= chance <= 1 for row in found for chance in row):
+        raise AuditError(f'"{model.name}": gives a word a probability that is no number; ask with ?dtype=float32.')
+    return f"the words of {len(found)} questions, the least likely at {min(map(min, found)):.1g}"
+
+
+def repair_step(model: VLM, images: Sequence, questions: Sequence[str], p: Params, out: Path) -> str:
+    """One step of a repair on n examples, which leaves an adapter in `out` and the model as it was."""
+    examples = [Example(f"check-{i}", *pair, "yes") for i, pair in enumerate(zip(images, questions, strict=True))]
+    small = replace(p, rectify_steps=1, rectify_batch=2, rectify_micro_batch=1)
+    losses: list[float] = []
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # of its next version
+        train_repair(model, examples[:2], small, out, lambda step: losses.append(step["loss"]))
+    if not all(map(math.isfinite, losses)):
+        raise AuditError(f'"{model.name}": the loss of a repair is no number; train with ?dtype=float32 or bfloat16.')
+    return f"learns an answer, loss {losses[0]:.2g}"
+
+
+def same_when_loaded(model: VLM, adapter: Path, again: Callable[..., Writer], images: Sequence) -> str:
+    """That a model expects the same with an adapter in place and with the same one loaded from its folder and merged.
+
+    The model given is put into CPU memory for it, where two do not fit.
+    """
+    from peft import PeftModel
+
+    questions = [QUESTION] * len(images)
+    adapted = PeftModel.from_pretrained(model.model, str(adapter))
+    wanted = logits(replace(model, model=adapted), images, questions).softmax(-1)
+    model.model = adapted.unload()
+    place = model.model.device
+    model.model.to("cpu")
+    free_memory()
+    found = again(adapter=adapter)
+    off = (logits(found, images, questions).softmax(-1) - wanted).abs().max().item()
+    del found
+    free_memory()
+    model.model.to(place)
+    if not off <= ROUNDING[model.model.dtype]:
+        raise AuditError(f'"{model.name}": loaded with its adapter, a token\'s probability is {off:.2g} off.')
+    return f"the same with its adapter, within {off:.1g}"
+
+
+def says_something(model: Writer, images: Sequence, questions: Sequence[str]) -> str:
+    """That not all of n answers are empty or without any content."""
+    said = model.write(list(images), list(questions), WRITE)
+    n = sum(map(has_content, said))
+    if not n:
+        raise AuditError(f'"{model.name}": says nothing to any of {len(said)} questions, but {said[0]!r}.')
+    return f"{n} of {len(said)} answers say something"
 
 
 def mixed(picture: Image.Image, question: str) -> tuple[list[Image.Image], list[str]]:
@@ -228,12 +339,23 @@ def adaptable(model: VLM) -> str:
 def _asked(what: str, ask) -> tuple[str, str, bool]:
     try:
         return what, ask(), True
-    except AuditError as error:
-        return what, str(error), False
-    except RuntimeError as error:
-        if not should_reduce_batch_size(error):
-            raise
-        return what, "out of memory; try ?bits=4, ?max_pixels=... or a smaller picture", False
+    except Exception as error:  # whatever it is, it is what was asked for: the reason why not
+        return what, _reason(error), False
+
+
+def _told(rows: Iterator[tuple[str, str, bool]]) -> Iterator[tuple[str, str, bool]]:
+    try:
+        yield from rows
+    except Exception as error:
+        yield "described", _reason(error), False
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, AuditError):
+        return str(error)
+    if isinstance(error, RuntimeError) and should_reduce_batch_size(error):
+        return "out of memory; try ?bits=4, ?max_pixels=... or a smaller picture"
+    return f"{type(error).__name__}: {short_error(error)}"
 
 
 def _picture(image: str | Path | None) -> Image.Image:
@@ -242,6 +364,7 @@ def _picture(image: str | Path | None) -> Image.Image:
 
         return Boards().pictures("train", 1, 0)[0].image.convert("RGB")
     try:
-        return read_picture(Path(image), str(image))
+        return read_picture(Path(image), "it")
     except AuditError as error:
-        raise AuditError(f"--image {image}: not a picture that can be read ({error})") from error
+        why = str(error).removeprefix("images: ").rstrip(".")
+        raise AuditError(f"--image {image}: not a picture that can be read ({why}).") from error

@@ -215,17 +215,19 @@ def _first(config, *names: str, default=0):
 
 
 def kind(text: str) -> str:
-    """The name under which a model's speed is filed: checkpoints of one configuration are equally fast.
+    """The name under which a model's speed is filed: checkpoints of one configuration are equally fast, and so is a
+    model under another `name`.
 
     >>> kind("google/paligemma2-3b-mix-448"), kind("google/gemma-3-4b-it?bits=4"), kind("miniature:target")
     ('paligemma2-3b-448', 'gemma3-4b?bits=4', 'miniature:target')
     """
-    place, mark, options = text.partition("?")
+    place, _, query = text.partition("?")
+    options = "&".join(option for option in query.split("&") if option and not option.startswith("name="))
     if match := re.fullmatch(r"google/gemma-3-(\d+b)-(?:it|pt)", place):
         place = f"gemma3-{match[1]}"
     elif match := re.fullmatch(r"google/paligemma2-(\d+b)-(?:pt|mix)-(\d+)", place):
         place = f"paligemma2-{match[1]}-{match[2]}"
-    return place + mark + options
+    return f"{place}?{options}" if options else place
 
 
 @functools.cache

@@ -1,17 +1,28 @@
 """Families that can be asked and repaired, or only asked: what they write is whole, and why not is one sentence."""
 
+import importlib.util
+import json
+import random
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import tiny
 import torch
 from PIL import Image
 
+from auditkit.auditor import grpo
+from auditkit.auditor.trial import trial_step
+from auditkit.cli import main
+from auditkit.data.source import Picture
 from auditkit.errors import AuditError
 from auditkit.models import processors
 from auditkit.models.base import answer_questions
 from auditkit.models.load import load_model
 from auditkit.models.roles import load_roles
-from auditkit.models.transformers import token_probabilities
+from auditkit.models.transformers import VLM, token_probabilities
+from auditkit.params import load_params
+from auditkit.planning import check
 from auditkit.planning.check import modalities, same_in_batches
 from auditkit.repair.finetune import train_repair, why_not_trainable
 
@@ -78,3 +89,123 @@ def test_what_is_scored_is_what_was_written(name, folder, images):
         del again["labels"]
         logits = model.model(**again, logits_to_keep=6).logits[:, :-1]
     assert torch.allclose(logits.log_softmax(-1).gather(-1, ids[..., None])[..., 0], stepwise, atol=1e-4)
+
+
+def settings_of(folder, config: dict, processor: str, template: str = "llava_onevision"):
+    """A folder with what transformers chooses a processor by, and no weights."""
+    folder.mkdir()
+    tiny.tokenizer(tiny.FAMILIES["llava_onevision"]).save_pretrained(folder)
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "preprocessor_config.json").write_text(json.dumps({"processor_class": processor}))
+    (folder / "chat_template.jinja").write_text(tiny.published(template))
+    return folder
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torchvision") is not None, reason="torchvision is here")
+@pytest.mark.parametrize(
+    ("kind", "processor"),
+    [
+        ("mistral3", "PixtralProcessor"),
+        ("llava", "PixtralProcessor"),
+        ("lfm2_vl", "Lfm2VlProcessor"),
+        ("cohere2_vision", "Cohere2VisionProcessor"),
+    ],
+)
+def test_a_family_that_needs_torchvision_is_told_so(kind, processor, tmp_path):
+    folder = settings_of(tmp_path / "mine", {"model_type": kind}, processor)
+    with pytest.raises(AuditError, match="needs the package torchvision, which is not installed; pip install"):
+        load_model(folder)
+
+
+def test_a_tokenizer_of_another_family_is_one_sentence(tmp_path):
+    folder = settings_of(tmp_path / "mine", {"model_type": "florence2"}, "Florence2Processor")
+    with pytest.raises(AuditError, match="is not that of this family .*no attribute image_token"):
+        load_model(folder)
+
+
+def test_a_family_without_a_chat_template_is_told_what_to_do(tmp_path):
+    folder = settings_of(tmp_path / "mine", {"model_type": "blip"}, "BlipProcessor")
+    (folder / "chat_template.jinja").unlink()
+    with pytest.raises(AuditError, match="or name that version .* a family without one .* cannot be asked here"):
+        load_model(folder)
+
+
+def checked(capsys, folder, *more) -> tuple[int, dict[str, str]]:
+    code = main(["check", str(folder), "--device", "cpu", *more])
+    return code, {row[:14].strip(): row[15:] for row in capsys.readouterr().out.splitlines()}
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("t5gemma2", "is an encoder-decoder, which can be target or reference"),
+        ("aya_vision", "off the model's own; name another auditor"),
+        ("mllama", "cannot take a step with it (ValueError: `aspect_ratio_ids` must be provided"),
+        ("ovis2", "cannot take a step with it (AttributeError"),
+    ],
+)
+def test_check_does_in_small_what_a_run_does(name, why, folder, capsys):
+    place = folder(name)
+    code, found = checked(capsys, place, "--as", "reference")
+    assert code == 0 and "repair step" not in found and "GRPO step" not in found and "content" in found
+    code, found = checked(capsys, place, "--as", "target")
+    assert code == 0
+    if name == "t5gemma2":
+        assert found["repair"].startswith("target: audited but not repaired, for it is an encoder-decoder")
+    else:
+        assert found["repair step"].startswith("learns an answer") and "the same with" in found["saved, loaded"]
+    code, found = checked(capsys, place, "--as", "auditor")
+    assert code == 1 and found["GRPO step"].startswith("NO: ") and why in found["GRPO step"]
+
+
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "internvl"])
+def test_check_of_a_supported_family_takes_both_steps(name, folder, capsys):
+    code, found = checked(capsys, folder(name))
+    assert code == 0 and not [text for text in found.values() if text.startswith("NO: ")]
+    assert "the model's own" in found["GRPO step"] and "learns an answer" in found["repair step"]
+    assert "within" in found["saved, loaded"] and "within 0" != found["saved, loaded"][-8:]
+
+
+def test_whatever_goes_wrong_in_check_is_a_line(folder, capsys, monkeypatch):
+    def fails(*_, **__):
+        raise KeyError("pixel_values")
+
+    monkeypatch.setattr(check, "logits", fails)
+    monkeypatch.setattr(check, "attention_of", fails)
+    monkeypatch.setattr(VLM, "write", lambda self, images, *_: ["..." for _ in images])
+    code, found = checked(capsys, folder("qwen2_5_vl"), "--as", "reference")
+    assert code == 1
+    assert found["described"] == found["image and text"] == "NO: KeyError: 'pixel_values'"
+    assert found["content"].startswith('NO: "qwen2_5_vl": says nothing to any of 4 questions')
+    monkeypatch.setattr(check, "load_model", fails)
+    code, found = checked(capsys, folder("qwen2_5_vl"))
+    assert code == 1 and found == {"loaded": "NO: KeyError: 'pixel_values'"}
+    assert main(["check", "miniature:target", "--as", "judge"]) == 2
+    assert "judge is none of target, reference, auditor" in capsys.readouterr().err
+
+
+def test_a_training_starts_only_where_the_log_probabilities_are_the_models_own(folder, images, repository, tmp_path):
+    p = replace(load_params(repository / "params" / "smoke.yaml"), ways=["question"], grpo_images=2, group_size=2)
+    pictures = [Picture(f"p{i}", image) for i, image in enumerate(images)]
+    (tmp_path / "untrained.json").write_text('["how many boats are there?", "where is it now?"]')
+    with pytest.raises(AuditError, match=r"log-probabilities that TRL .* would learn from are .* off the model's own"):
+        grpo.train_auditor(load_model(folder("aya_vision")), None, [], pictures, p, tmp_path)
+    assert not (tmp_path / "rollouts.jsonl").exists() and not list(tmp_path.glob("checkpoint-*"))
+    with pytest.raises(AuditError, match="is an encoder-decoder"):
+        grpo.train_auditor(load_model(folder("t5gemma2")), None, [], pictures, p, tmp_path)
+
+
+def test_a_trial_leaves_the_model_and_what_is_drawn_as_they_were(folder, images, repository):
+    p = load_params(repository / "params" / "smoke.yaml")
+    model, pictures = load_model(folder("qwen2_5_vl")), [Picture(f"p{i}", image) for i, image in enumerate(images)]
+    before = {name: weight.clone() for name, weight in model.model.state_dict().items()}
+    drawn = []
+    for trial in (False, True):
+        torch.manual_seed(3), np.random.seed(3), random.seed(3)
+        if trial:
+            trial_step(model, pictures, p)
+        drawn.append((torch.rand(1).item(), np.random.rand(), random.random()))
+    assert drawn[0] == drawn[1]
+    after = model.model.state_dict()
+    assert before.keys() == after.keys() and all(torch.equal(after[name], weight) for name, weight in before.items())
+    assert "forward" not in vars(model.model) and not model.model.training
