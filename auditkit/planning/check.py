@@ -155,6 +155,7 @@ def same_when_loaded(model: VLM, adapter: Path, again: Callable[..., Writer], im
     model.model.to("cpu")
     free_memory()
     found = again(adapter=adapter)
+    assert isinstance(found, VLM)
     off = (logits(found, images, questions).softmax(-1) - wanted).abs().max().item()
     del found
     free_memory()

@@ -65,7 +65,7 @@ def test_an_encoder_decoder_is_asked_but_neither_auditor_nor_repaired(folder, im
     assert why_not_trainable(place).startswith("target: audited but not repaired, for it is an encoder-decoder;")
     model, sentence = load_model(place), "is an encoder-decoder, which can be target or reference"
     with pytest.raises(AuditError, match=sentence):
-        train_repair(model, [], None, tmp_path)
+        train_repair(model, [], load_params("params/smoke.yaml"), tmp_path)
     with pytest.raises(AuditError, match=sentence):
         token_probabilities(model, images[:1], ["ask"], ["how many boats?"])
     load_roles({"target": place, "reference 1": place}, load_model)
