@@ -2,6 +2,7 @@
 
 import re
 import unicodedata
+from collections.abc import Iterable
 from functools import lru_cache
 
 TEENS = "eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen twenty"
@@ -118,3 +119,12 @@ def same_text(a: str, b: str) -> bool:
     (False, True)
     """
     return normalise(a) == normalise(b)
+
+
+def is_one_of(said: str, accepted: Iterable[str]) -> bool:
+    """Whether an answer is one of those that are accepted, by their normalised text.
+
+    >>> is_one_of("A mesh.", ("net", "mesh")), is_one_of("net", ())
+    (True, False)
+    """
+    return any(same_text(said, answer) for answer in accepted)

@@ -226,6 +226,10 @@ class WithCounterfactuals:
         known = self._known(key)
         return None if known is None else self._source.truth(known, question)
 
+    def accepted(self, key: str, question: str) -> tuple[str, ...]:
+        known = self._known(key)
+        return () if known is None else self._source.accepted(known, question)
+
     def gap(self, key: str, question: str, gaps: list) -> str | None:
         known = self._known(key)
         return None if known is None else self._source.gap(known, question, gaps)

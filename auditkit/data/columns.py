@@ -105,8 +105,8 @@ def stored_picture(cell: Any) -> io.BytesIO | Path:
 
 def labelled_rows(
     data: Any, options: Mapping[str, str], complain: Complain, extra: str | None = None
-) -> Iterator[tuple[int, str, str, str | None, object]]:
-    """(row, question, answer, skill, cell of the column `extra`) of every question with an answer.
+) -> Iterator[tuple[int, str, tuple[str, ...], str | None, object]]:
+    """(row, question, accepted answers, skill, cell of the column `extra`) of every question with an answer.
 
     Args:
         options: names of columns under "question", "answer" and "skill"; a question of "" means to use none.
@@ -134,27 +134,33 @@ def labelled_rows(
             turns = cell[chat] if chat else [{"user": cell[question], "assistant": cell[answer]}]
             for turn in turns or []:
                 asked = without_placeholder(turn["user"] or "", f"row {row}")
-                said = commonest(turn["assistant"])
+                said = accepted(turn["assistant"])
                 if asked and said:
                     yield row, asked, said, _text(cell[skill]) if skill else None, cell.get(extra)
 
 
-def commonest(answer: object) -> str | None:
-    """One answer out of what a data set holds: a text, a number, yes or no, or the answers of several people.
+def accepted(answer: object) -> tuple[str, ...]:
+    """The answers that are right, the commonest first, out of a text, a number, yes or no, or several people's answers.
 
-    >>> commonest([{"answer": "net", "answer_id": 1}, {"answer": "mesh"}, {"answer": "Net"}])
-    'net'
-    >>> commonest(True), commonest(3), commonest(["", None]), commonest([])
-    ('yes', '3', None, None)
+    Of ten people's or more, what three of them said is right, as in the VQA benchmark (Antol et al. 2015); fewer
+    answers are ways to say the same, as in DocVQA.
+
+    >>> accepted([{"answer": "net", "answer_id": 1}, {"answer": "mesh"}, {"answer": "Net"}])
+    ('net', 'mesh')
+    >>> accepted(["net"] * 6 + ["mesh"] * 3 + ["fence"])
+    ('net', 'mesh')
+    >>> accepted(True), accepted(3), accepted(["", None]), accepted([])
+    (('yes',), ('3',), (), ())
     """
-    if not isinstance(answer, list):
-        return _text(answer)
-    texts = [_text(one.get("answer") if isinstance(one, dict) else one) for one in answer]
-    given = [text for text in texts if text]
-    if not given:
-        return None
-    most = Counter(text.lower() for text in given).most_common(1)[0][0]
-    return next(text for text in given if text.lower() == most)
+    several = answer if isinstance(answer, list | tuple) else [answer]
+    texts = [_text(one.get("answer") if isinstance(one, dict) else one) for one in several]
+    written: dict[str, str] = {}  # each answer as it was first written
+    for text in texts:
+        if text:
+            written.setdefault(text.lower(), text)
+    often = Counter(text.lower() for text in texts if text).most_common()
+    enough = 3 if sum(count for _, count in often) >= 10 else 1
+    return tuple(written[text] for n, (text, count) in enumerate(often) if count >= enough or n == 0)
 
 
 def _text(value: object) -> str | None:

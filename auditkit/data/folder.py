@@ -74,7 +74,7 @@ class ImageFolder(Collection):
                 raise AuditError(f"{one.where}: {one.image} is in train and in test; choose one.")
             declared[key] = one.split or declared[key]
             rows.append(
-                Row(f"{key}/q{count[key]}", key, one.question, one.answer, one.skill or self.folder.resolve().name)
+                Row(f"{key}/q{count[key]}", key, one.question, one.answers, one.skill or self.folder.resolve().name)
             )
             count[key] += 1
         return rows

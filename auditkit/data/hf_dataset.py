@@ -54,7 +54,8 @@ class Place:
 class HubDataset(Collection):
     """A Hugging Face data set, or a folder of its parquet files, as a source of images.
 
-    Which columns it reads: data/columns.py. Of several human answers the commonest counts. Rows with no
+    Which columns it reads: data/columns.py. Of several people's answers the commonest is the answer, and others
+    are accepted. Rows with no
     picture or more than one are left out.
 
     Raises AuditError where the data set, its configuration, a split or a column is not there, and for one that needs
@@ -82,10 +83,10 @@ class HubDataset(Collection):
                 keys = dict(zip(data.select_columns([ids])[ids], keys, strict=True))
                 data = _asked(place)
                 extra = columns.find_id_column(data, place.error)
-            for number, question, answer, skill, cell in columns.labelled_rows(data, options, place.error, extra):
+            for number, question, answers, skill, cell in columns.labelled_rows(data, options, place.error, extra):
                 key = keys.get(cell) if extra else keys[number]
                 if key is not None:
-                    rows.append(Row(f"{key}/q{count[key]}", key, question, answer, skill or name))
+                    rows.append(Row(f"{key}/q{count[key]}", key, question, answers, skill or name))
                     count[key] += 1
         if not declared:
             raise place.error("not one of its rows holds just one picture.")

@@ -19,6 +19,7 @@ SUFFIXES = frozenset(
 )
 HEIF = frozenset((".heic", ".heif"))  # what phones take; read by a package of its own (extra `heic`)
 OTHERS = frozenset(".dcm .nii .czi .nd2 .svs .lif .raw .cr2 .nef .arw .dng .psd .svg .pdf .mp4 .mov .avi .mkv".split())
+LEAST = 4  # pixels a side: a processor takes a picture 3 pixels high for one whose rows are its colours
 SLENDER = 100  # times as long as wide: beyond this a processor shrinks a picture to a line, or refuses it
 
 
@@ -91,6 +92,8 @@ def read_picture(file: Path | BinaryIO, which: str, say: Callable[[str], None] =
         why = "no format Pillow knows" if isinstance(error, UnidentifiedImageError) else error
         raise AuditError(f"images: {which} cannot be read as an image ({why}).") from error
     longest, shortest = max(image.size), min(image.size)
+    if shortest < LEAST:
+        raise AuditError(f"images: {which} is {image.width} x {image.height} pixels, less than {LEAST} wide or high.")
     if longest > SLENDER * shortest:
         raise AuditError(
             f"images: {which} is {image.width} x {image.height} pixels, more than {SLENDER} times as long as wide."

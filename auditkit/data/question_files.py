@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from auditkit.data.columns import ANSWER, QUESTION, commonest, without_placeholder
+from auditkit.data.columns import ANSWER, QUESTION, accepted, without_placeholder
 from auditkit.errors import AuditError
 
 FILE_NAME = ("file_name", "image", "image_path", "img", "picture", "filename", "path")
@@ -37,7 +37,7 @@ class Labelled:
     image: str  # the path of the picture, as written, from the folder of the file
     folder: Path
     question: str
-    answer: str
+    answers: tuple[str, ...]  # the answer, and what else is accepted
     split: str | None = None
     skill: str | None = None
 
@@ -115,7 +115,7 @@ def _own(path: Path) -> Iterator[Labelled]:
         if skill is not None and not (isinstance(skill, str) and skill.strip()):
             raise AuditError(f"{where}: the skill must be a text, not {json.dumps(skill)}.")
         asked = without_placeholder(question, where)
-        yield Labelled(where, image, path.parent, asked, answer, row["split"], row["skill"])
+        yield Labelled(where, image, path.parent, asked, (answer,), row["split"], row["skill"])
 
 
 def _metadata(path: Path, rows: Sequence[Mapping[str, Any]]) -> Iterator[Labelled] | None:
@@ -134,14 +134,15 @@ def _metadata(path: Path, rows: Sequence[Mapping[str, Any]]) -> Iterator[Labelle
     def labelled() -> Iterator[Labelled]:
         for number, row in enumerate(rows, 2 if path.suffix.lower() in TABLES else 1):
             where = f"{path.name}, row {number}"
-            name, asked, said = _cell(row.get(image)), _cell(row.get(question)), _answer(row.get(answer))
+            name, asked, said = _cell(row.get(image)), _cell(row.get(question)), _answers(row.get(answer))
             if not name:
                 raise AuditError(f"{where}: the column {image} is empty; name the picture, or delete the row.")
             if not asked or not said:
                 continue  # a picture without a question, or a question nobody answered
             asked = without_placeholder(asked, where)
             if options and (several := _options(row.get(options))):
-                asked, said = with_options(asked, said, several)
+                asked, right = with_options(asked, said[0], several)
+                said = (right,)
             part = _cell(row.get(split)) if split else None
             if part and part not in ("train", "test"):
                 part = "test" if part in ("val", "valid", "validation", "testing") else None
@@ -176,7 +177,7 @@ def _conversations(path: Path, content: list) -> Iterator[Labelled] | None:
                     raise AuditError(f'{where}: a turn wants {{"from", "value"}}, not {str(asked)[:60]!r}.') from error
                 question = without_placeholder(str(question), where)
                 if question and str(answer).strip():
-                    yield Labelled(where, str(image), path.parent, question, str(answer).strip())
+                    yield Labelled(where, str(image), path.parent, question, (str(answer).strip(),))
 
     return labelled()
 
@@ -196,7 +197,7 @@ def _vqa(files: Mapping[str, dict], folder: Path) -> list[Labelled]:
         for number, asked in enumerate(content.get("questions", ()), 1):
             where = f"{content['path'].name}, question {number}"
             note = annotations.get(str(asked.get("question_id")), {})
-            said = commonest(note["answers"]) if note.get("answers") else note.get("multiple_choice_answer")
+            said = accepted(note.get("answers") or note.get("multiple_choice_answer"))
             image = pictures.get(int(asked["image_id"])) if str(asked.get("image_id", "")).isdigit() else None
             if said and image:  # a part of the pictures may have been fetched
                 skill = note.get("answer_type")
@@ -217,16 +218,16 @@ def _cell(value: Any) -> str:
     return str(value).strip()
 
 
-def _answer(value: Any) -> str:
-    """An answer as text; of several people's the commonest."""
+def _answers(value: Any) -> tuple[str, ...]:
+    """The answer as text, and what else is accepted where several people answered."""
     if isinstance(value, str) and value.strip().startswith("[") and value.strip().endswith("]"):
         try:
             value = json.loads(value)
         except ValueError:
             pass
     if isinstance(value, list | tuple) or hasattr(value, "tolist"):
-        return commonest(list(value)) or ""
-    return _cell(value)
+        return accepted(list(value))
+    return (cell,) if (cell := _cell(value)) else ()
 
 
 def _options(value: Any) -> list[str]:

@@ -45,6 +45,12 @@ class Example(Picture):
 
     question: str
     answer: str
+    others: tuple[str, ...] = ()  # answers that are accepted, too
+
+    @property
+    def accepted(self) -> tuple[str, ...]:
+        """All answers that are right."""
+        return (self.answer, *self.others)
 
 
 @dataclass(frozen=True)
@@ -76,6 +82,7 @@ class Source(Protocol):
     def question(self, key: str) -> str | None: ...  # its own about a picture, where it has one
     def read(self, image: Image.Image) -> str | None: ...  # the key of what an image made by others shows, if it can
     def truth(self, key: str, question: str) -> str | None: ...
+    def accepted(self, key: str, question: str) -> tuple[str, ...]: ...  # the truth, and what else is right
     def gap(self, key: str, question: str, gaps: list) -> str | None: ...
     def gaps(self, target_folder: Path) -> list: ...
 
@@ -87,7 +94,7 @@ class Row:
     id: str  # KEY/qN, an example's key
     key: str
     question: str
-    answer: str
+    answers: tuple[str, ...]  # the answer, and what else is accepted
     skill: str
 
 
@@ -112,24 +119,24 @@ class Collection:
         self.unreadable: list[str] = []
         self.scaled: set[str] = set()  # pictures of more than 8 bits met so far
         self._split = {key: _deal(key, split) for key, split in declared.items()}
-        self._truth: dict[tuple[str, str], str] = {}
+        self._accepted: dict[tuple[str, str], tuple[str, ...]] = {}
         self._questions_on: dict[str, str] = {}
         self._rows, twice, contradictions = [], [], []
         for row in rows:
             self._questions_on.setdefault(row.key, row.question)
             asked = (row.key, _plain(row.question))
-            if asked not in self._truth:
-                self._truth[asked] = row.answer
+            if asked not in self._accepted:
+                self._accepted[asked] = row.answers
                 self._rows.append(row)
             else:
-                (twice if self._truth[asked] == row.answer else contradictions).append(row)
+                (twice if self._accepted[asked] == row.answers else contradictions).append(row)
         if twice:
             print(f"images: {len(twice)} questions of {name} are there twice; each is taken once.", flush=True)
         if contradictions:
             row = contradictions[0]
             print(
                 f"images: {len(contradictions)} questions of {name} have a second, other answer; the first is taken: "
-                f"{row.question!r} on {row.key} is {self._truth[row.key, _plain(row.question)]!r} and {row.answer!r}.",
+                f"{row.question!r} on {row.key} is {self.truth(row.key, row.question)!r} and {row.answers[0]!r}.",
                 flush=True,
             )
 
@@ -204,7 +211,7 @@ class Collection:
             if row.key not in opened:
                 opened[row.key] = self._open(row.key)
             if (picture := opened[row.key]) is not None:
-                found.append(Example(row.id, picture.held, row.question, row.answer))
+                found.append(Example(row.id, picture.held, row.question, row.answers[0], row.answers[1:]))
         if not found and rows and n > 0:
             raise AuditError(f"images: none of the labelled images of {self.name} can be read.")
         return found
@@ -244,7 +251,11 @@ class Collection:
 
     def truth(self, key: str, question: str) -> str | None:
         """The known answer to just this question on this picture (case and punctuation aside); None: unknown."""
-        return self._truth.get((key, _plain(question)))
+        return next(iter(self.accepted(key, question)), None)
+
+    def accepted(self, key: str, question: str) -> tuple[str, ...]:
+        """The known answer and what else is right, such as other people's answers; () where it is unknown."""
+        return self._accepted.get((key, _plain(question)), ())
 
     def gap(self, key: str, question: str, gaps: list) -> str | None:
         """None: nobody planted gaps in a model of one's own."""

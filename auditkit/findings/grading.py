@@ -12,7 +12,7 @@ import numpy as np
 from sklearn.metrics import completeness_score, homogeneity_score
 
 from auditkit import stats
-from auditkit.consensus.normalise import same_text
+from auditkit.consensus.normalise import is_one_of
 from auditkit.data.source import Picture, Source
 from auditkit.errors import AuditError
 from auditkit.findings.failure_types import ASKED, FOUND, OUTSIDE, FailureType
@@ -35,9 +35,9 @@ def search_success(records: Sequence[dict], source: Source) -> dict:
     graded = []
     for record in records:
         question = None if record.get("outcome") == "bad picture" else record["question"]
-        truth = source.truth(record["picture"], question) if question else None
-        if truth is not None or source.complete:
-            graded.append(truth is not None and not same_text(record["target"], truth))
+        right = source.accepted(record["picture"], question) if question else ()
+        if right or source.complete:
+            graded.append(bool(right) and not is_one_of(record["target"], right))
     if not graded:
         raise AuditError(
             f"search success cannot be assessed: {source.name} knows the answer to none of the {len(records)} probes."
@@ -64,12 +64,12 @@ def grade_planted_gaps(records: Sequence[dict], source: Source, gaps: list) -> d
         probes[gap] += 1
         if record["outcome"] == "agrees":
             continue
-        truth = source.truth(key, question)
-        if truth is not None and not same_text(record["target"], truth):
+        right = source.accepted(key, question)
+        if right and not is_one_of(record["target"], right):
             true += 1
             findings[gap] += 1
-        elif truth is not None:
-            alarms.append({**record, "truth": truth, "reason": "the target was right"})
+        elif right:
+            alarms.append({**record, **told_truth(right), "reason": "the target was right"})
         elif source.complete:
             alarms.append({**record, "truth": None, "reason": "the question has no answer"})
     result = {}
@@ -96,6 +96,16 @@ def grade_planted_gaps(records: Sequence[dict], source: Source, gaps: list) -> d
         result["false_alarms"] = alarms
         result["false_alarm_groups"] = sorted(groups, key=lambda group: (-group["size"], group["name"]))
     return result
+
+
+def told_truth(accepted: Sequence[str]) -> dict:
+    """What a card says of the answers that are accepted: the truth, and the others where there are any.
+
+    >>> told_truth(("net", "mesh")), told_truth(("net",)), told_truth(())
+    ({'truth': 'net', 'accepted': ['net', 'mesh']}, {'truth': 'net'}, {})
+    """
+    told = {"truth": accepted[0]} if accepted else {}
+    return told | ({"accepted": list(accepted)} if len(accepted) > 1 else {})
 
 
 def probes_until(gaps: Sequence[dict], probes: int, share: float) -> int | None:
@@ -221,12 +231,12 @@ def best_blind_question(
         rows, counted, wrong = [], Counter(), Counter()
         for question in questions:
             for picture in some:
-                truth = source.truth(picture.key, question)
-                counted[question] += truth is not None or source.complete
-                rows += [(question, picture, truth)] if truth is not None else []
+                right = source.accepted(picture.key, question)
+                counted[question] += bool(right) or source.complete
+                rows += [(question, picture, right)] if right else []
         answers = ask(target, [row[1] for row in rows], [row[0] for row in rows]) if rows else []
-        for (question, _, truth), said in zip(rows, answers, strict=True):
-            wrong[question] += not same_text(said, truth)
+        for (question, _, right), said in zip(rows, answers, strict=True):
+            wrong[question] += not is_one_of(said, right)
         return {question: (wrong[question], n) for question, n in counted.items() if n}
 
     # a source that knows a question's answer on two pictures only must not make it the best by luck

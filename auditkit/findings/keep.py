@@ -7,6 +7,7 @@ from pathlib import Path
 
 from auditkit.data.source import Source
 from auditkit.findings.failure_types import FailureType
+from auditkit.findings.grading import told_truth
 from auditkit.runs.files import replacing, write_json, write_text
 from auditkit.text import slug
 
@@ -81,5 +82,4 @@ def kept_planted(folder: Path) -> dict:
 
 
 def _with_truth(row: Mapping, source: Source) -> dict:
-    truth = source.truth(row["picture"], row["question"])
-    return dict(row) if truth is None else {**row, "truth": truth}
+    return {**row, **told_truth(source.accepted(row["picture"], row["question"]))}

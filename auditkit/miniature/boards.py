@@ -107,6 +107,10 @@ class Boards:
     def truth(self, key: str, question: str) -> str | None:
         return grammar.answer(scene_of(key), question)
 
+    def accepted(self, key: str, question: str) -> tuple[str, ...]:
+        truth = self.truth(key, question)
+        return () if truth is None else (truth,)
+
     def gaps(self, target: Path) -> list[Gap]:
         """The table of planted gaps beside a model's weights; empty if it has none."""
         table = Path(target) / "gaps.yaml"

@@ -10,11 +10,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from PIL import Image
 from torch.nn.utils.rnn import pad_sequence
 
 from auditkit.errors import AuditError
 from auditkit.models.offload import shrunk
 from auditkit.models.trainer_internals import without_video
+from auditkit.text import short_error
 
 # PaliGemma is asked with a task prefix and has no chat template; its processor adds BOS and "\n" of its own.
 PALIGEMMA = (
@@ -113,17 +115,44 @@ def _rendered(processor, prompt: str, image: bool, answer: str | None = None) ->
 
 
 def batch(vlm: Any, images: Sequence, texts: Sequence[str]) -> dict[str, torch.Tensor]:
-    """One batch of n images, or None, and n whole texts as the model takes it, texts ending together at the right."""
+    """One batch of n images, or None, and n whole texts as the model takes it, texts ending together at the right.
+
+    Raises AuditError, with its size, for a picture that the model's processor refuses.
+    """
+    try:
+        inputs = _processed(vlm, images, texts)
+    except Exception:
+        for image, text in zip(images, texts, strict=True):
+            _named_if_refused(vlm, image, text)
+        raise
+    inputs = inputs.to(next(vlm.model.parameters()).device, dtype=vlm.model.dtype)
+    inputs.pop("labels", None)  # PaliGemma's processor makes some even where there is nothing to learn
+    return dict(inputs)
+
+
+def _processed(vlm: Any, images: Sequence, texts: Sequence[str]) -> Any:
     pictures = [[] if image is None else [shrunk(image, vlm.max_pixels)] for image in images]
-    inputs = vlm.processor(
+    return vlm.processor(
         text=list(texts),
         images=pictures if any(pictures) else None,
         padding=True,
         padding_side="left",
         return_tensors="pt",
-    ).to(next(vlm.model.parameters()).device, dtype=vlm.model.dtype)
-    inputs.pop("labels", None)  # PaliGemma's processor makes some even where there is nothing to learn
-    return dict(inputs)
+    )
+
+
+def _named_if_refused(vlm: Any, image: Any, text: str) -> None:
+    """Raise AuditError for a picture that is refused where a plain one of a common size is taken."""
+    if image is None:
+        return
+    try:
+        _processed(vlm, [image], [text])
+    except Exception as error:
+        _processed(vlm, [Image.new("RGB", (224, 224), "grey")], [text])  # else it is not the picture
+        raise AuditError(
+            f'"{vlm.name}": its processor refuses a picture of {image.width} x {image.height} pixels '
+            f"({short_error(error)}); take pictures like it out of the images."
+        ) from error
 
 
 def continued(

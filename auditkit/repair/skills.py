@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from auditkit import stats
-from auditkit.consensus.normalise import same_text
+from auditkit.consensus.normalise import is_one_of
 from auditkit.data.source import Example, Picture, Task
 from auditkit.errors import AuditError
 from auditkit.models.answers import AnswerBook
@@ -56,7 +56,7 @@ def evaluate_skills(
     answers = book.ask(vlm, asked, [example.question for _, example in examples], max_answer_tokens)
     right = {skill: [] for skill in benchmarks}
     for (skill, example), said in zip(examples, answers, strict=True):
-        right[skill].append(same_text(said, example.answer))
+        right[skill].append(is_one_of(said, example.accepted))
     return SkillScores(right)
 
 

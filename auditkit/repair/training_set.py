@@ -32,8 +32,9 @@ def known_originals(
     """
     pictures = [Picture(example.key, example.held) for example in originals]
     said = book.ask(target, pictures, [example.question for example in originals], max_answer_tokens)
-    alike.prepare((e.question, answer, e.answer) for e, answer in zip(originals, said, strict=True))
-    return [e for e, answer in zip(originals, said, strict=True) if alike(answer, e.answer, e.question)]
+    answered = list(zip(originals, said, strict=True))
+    alike.prepare((e.question, answer, right) for e, answer in answered for right in e.accepted)
+    return [e for e, answer in answered if any(alike(answer, right, e.question) for right in e.accepted)]
 
 
 def training_pairs(

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
 from auditkit import stats
-from auditkit.consensus.normalise import same_text
+from auditkit.consensus.normalise import is_one_of
 from auditkit.errors import AuditError
 from auditkit.report import plots
 from auditkit.runs import costs
@@ -166,7 +166,7 @@ def card(row: Mapping, folders: Sequence[Path]) -> dict:
     else:
         paths = [folder / "images" / f"{slug(row['picture'])}.png" for folder in folders]
     src, small = next((picture for path in paths if (picture := _picture(path))), ("", True))
-    right = bool(row.get("truth")) and same_text(str(row["target"]), str(row["truth"]))
+    right = is_one_of(str(row["target"]), row.get("accepted") or filter(None, [row.get("truth")]))
     return {"references": {}, "truth": None, "reason": "", **row, "src": src, "small": small, "right": right}
 
 

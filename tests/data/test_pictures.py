@@ -117,6 +117,16 @@ def test_a_picture_like_a_line_is_skipped_and_named(tmp_path, capsys):
     assert "panorama.png is 12000 x 40 pixels, more than 100 times as long as wide; skipped." in capsys.readouterr().out
 
 
+def test_a_picture_of_three_pixels_is_skipped_for_a_processor_takes_its_rows_for_colours(tmp_path, capsys):
+    picture(tmp_path, "tracker.gif", Image.new("RGB", (3, 3)))
+    for i in range(60):
+        picture(tmp_path, f"{i}.png", Image.new("RGB", (4, 4), (i, 0, 0)))
+    source = ImageFolder(tmp_path)
+    found = [p for split in ("train", "audit", "baseline", "test") for p in source.pictures(split, 100, 0)]
+    assert len(found) == 60 and source.unreadable == ["tracker.gif"]
+    assert "tracker.gif is 3 x 3 pixels, less than 4 wide or high; skipped." in capsys.readouterr().out
+
+
 def test_the_picture_of_a_check_stands_upright_too(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6

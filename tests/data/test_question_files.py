@@ -2,12 +2,17 @@
 
 import json
 import unicodedata
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 
+from auditkit.consensus.same import Same
 from auditkit.data.folder import ImageFolder
 from auditkit.errors import AuditError
+from auditkit.findings.grading import grade_planted_gaps, search_success
+from auditkit.repair.skills import evaluate_skills
+from auditkit.repair.training_set import known_originals
 
 ROWS = [("a.png", "What colour is it?", "red"), ("b.png", "How many?", "007"), ("sub/c.png", "Is it day?", "True")]
 
@@ -22,7 +27,7 @@ def folder(tmp_path):
 
 
 def rows(folder):
-    return [(row.key.replace(":", "/"), row.question, row.answer) for row in ImageFolder(folder)._rows]
+    return [(row.key.replace(":", "/"), row.question, row.answers[0]) for row in ImageFolder(folder)._rows]
 
 
 def table(delimiter, names=("file_name", "question", "answer")):
@@ -113,10 +118,35 @@ def test_vqa_questions_meet_their_annotations_and_of_ten_answers_the_commonest_c
              {"question_id": 9990, "image_id": 999, "multiple_choice_answer": "x", "answers": []}]  # fmt: skip
     (tmp_path / "v2_OpenEnded_mscoco_train2014_questions.json").write_text(json.dumps({"questions": asked}))
     (tmp_path / "v2_mscoco_train2014_annotations.json").write_text(json.dumps({"annotations": notes}))
-    found = ImageFolder(tmp_path)._rows
-    assert {(row.question, row.answer, row.skill) for row in found} == {
-        ("What is it?", "net", "other"), ("How many?", "2", "number"),
+    source = ImageFolder(tmp_path)
+    assert {(row.question, row.answers, row.skill) for row in source._rows} == {
+        ("What is it?", ("net", "mesh"), "other"), ("How many?", ("2",), "number"),
     }  # fmt: skip
+    key = "COCO_train2014_000000000042.jpg"
+    assert source.truth(key, "what is it") == "net" and source.accepted(key, "what is it") == ("net", "mesh")
+
+
+def test_what_several_people_said_is_right_too(folder):
+    """In a benchmark, among the originals, and when a finding is graded."""
+    ten = ["sofa bed"] * 5 + ["divan"] * 3 + ["bench"] * 2
+    lines = [
+        {"file_name": "a.png", "question": "what is it?", "answers": ten, "split": "test"},
+        {"file_name": "b.png", "question": "what is it?", "answers": ["grey cat", "tom"], "split": "train"},
+    ]
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    source = ImageFolder(folder)
+    (skill, examples), original = source.benchmarks(5).popitem(), source._examples(source._rows, 5)[1]
+    assert examples[0].accepted == ("sofa bed", "divan") and original.accepted == ("grey cat", "tom")
+    for said, right in (("a divan", True), ("sofa bed.", True), ("bench", False)):
+        book = SimpleNamespace(ask=lambda *_, said=said: [said])
+        assert evaluate_skills(None, {skill: examples}, book).right == {skill: [right]}
+        record = {"picture": "a.png", "question": "What is it?", "target": said, "outcome": "finding"}
+        assert search_success([record], source)["count"] == (not right)
+        found = grade_planted_gaps([record], source, [])
+        assert [alarm["accepted"] for alarm in found["false_alarms"]] == [["sofa bed", "divan"]] * right
+    for said, kept in (("Tom", [original]), ("dog", [])):
+        book = SimpleNamespace(ask=lambda *_, said=said: [said])
+        assert known_originals(None, [original], book, Same(), 8) == kept
 
 
 def test_options_are_asked_with_the_question(folder):

@@ -165,7 +165,7 @@ def test_a_blind_spot_shared_by_the_references_is_a_false_alarm():
 
 
 def test_a_source_without_truth_measures_nothing(records):
-    photos = SimpleNamespace(name="photos", complete=False, truth=lambda key, question: None, gap=lambda *a: None)
+    photos = SimpleNamespace(name="photos", complete=False, accepted=lambda key, question: (), gap=lambda *a: None)
     assert grade_planted_gaps(records, photos, []) == {}
     with pytest.raises(AuditError, match="photos knows the answer to none"):
         search_success(records, photos)

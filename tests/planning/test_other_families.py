@@ -60,6 +60,13 @@ def test_all_that_an_encoder_decoder_writes_is_its_answer(folder, images):
     modalities(model, images, QUESTIONS)
 
 
+def test_a_picture_that_a_processor_refuses_is_named_by_its_size(folder, images):
+    model = load_model(folder("qwen2_5_vl"))
+    line = Image.new("RGB", (12_000, 40))
+    with pytest.raises(AuditError, match=r'"qwen2_5_vl": its processor refuses a picture of 12000 x 40 pixels \('):
+        answer_questions(model, [*images[:3], line], QUESTIONS, 4)
+
+
 def test_an_encoder_decoder_is_asked_but_neither_auditor_nor_repaired(folder, images, tmp_path):
     place = str(folder("t5gemma2"))
     assert why_not_trainable(place).startswith("target: audited but not repaired, for it is an encoder-decoder;")
