@@ -138,8 +138,9 @@ class Params:
     hundreds of words wants a larger value."""
     max_question_tokens: Annotated[int, Field(ge=4), TEXTS] = 96
     """Tokens of the longest note and question; a caption and its check take more than a question."""
-    max_answer_tokens: Annotated[Count, TEXTS] = 8
-    """Tokens of the longest answer."""
+    max_answer_tokens: Annotated[Count, TEXTS] = 32
+    """Tokens of the longest answer, where its model does not end it before. Models that answer in a word or two need 8;
+    answers that this cut are counted, and above a tenth the stage says so."""
 
     # --- 02, disagreement before training
     baseline_images: Annotated[Count, Stages("02")] = 2000

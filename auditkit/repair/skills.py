@@ -31,7 +31,7 @@ class SkillScores(dict):
 
 
 def evaluate_skills(
-    vlm: Writer, benchmarks: Mapping[str, list[Example]], book: AnswerBook, max_answer_tokens: int = 8
+    vlm: Writer, benchmarks: Mapping[str, list[Example]], book: AnswerBook, max_answer_tokens: int = 32
 ) -> SkillScores:
     """How often a model is right, skill by skill, and in the mean over the skills.
 
