@@ -275,7 +275,7 @@ def test_a_command_runs(shown, place, tmp_path, monkeypatch, capsys):
         function, n = SMALLER[shown]
         replace(monkeypatch, function, lambda real: functools.partial(real, n=n))
     (tmp_path / "out").mkdir()
-    assert main(given(shown, RUN[shown], tmp_path / "out")) == 0, capsys.readouterr().err
+    assert main(given(shown, RUN[shown], tmp_path / "out")) == 0, capsys.readouterr()
     assert capsys.readouterr().out.strip()
 
 

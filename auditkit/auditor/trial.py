@@ -65,7 +65,13 @@ class TrialTrainer(LearntRows, FamilyTrainer):
         super().__init__(*args, **kwargs)
         self.reader, self.pictures, self.off = reader, {picture.key: picture for picture in pictures}, 0.0
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict,
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
         loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         kept = inputs["completion_mask"].bool()
         endings = [ids[mask] for ids, mask in zip(inputs["completion_ids"], kept, strict=True)]

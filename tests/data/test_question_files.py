@@ -140,7 +140,7 @@ def test_what_several_people_said_is_right_too(folder):
     for said, right in (("a divan", True), ("sofa bed.", True), ("bench", False)):
         book = SimpleNamespace(ask=lambda *_, said=said: [said])
         assert evaluate_skills(None, {skill: examples}, book).right == {skill: [right]}
-        record = {"picture": "a.png", "question": "What is it?", "target": said, "outcome": "finding"}
+        record = {"picture": "a.png", "question": "What is it?", "target": said, "consensus": "x", "outcome": "finding"}
         assert search_success([record], source)["value"] == (not right)
         found = grade_planted_gaps([record], source, [])
         assert [alarm["accepted"] for alarm in found["false_alarms"]] == [["sofa bed", "divan"]] * right
