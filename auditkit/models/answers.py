@@ -42,7 +42,8 @@ class AnswerBook:
             missing = self._missing([todo[i] for i in rows])
             if not missing:
                 return
-            images = [unique[key].image for key in missing]
+            shown = {key[1]: unique[key].image for key in missing}  # each picture's file is read once
+            images = [shown[picture] for _, picture, _ in missing]
             try:
                 self._keep(missing, vlm.write(images, [question for _, _, question in missing], max_new_tokens))
             except Unfinished as error:  # a request among others failed; what came back has been paid for
@@ -51,7 +52,9 @@ class AnswerBook:
 
         if self._missing(todo):
             with at_work(vlm):
-                for _ in in_batches(vlm, [question for _, _, question in todo], write):
+                for _ in in_batches(
+                    vlm, [question for _, _, question in todo], write, together=[picture for _, picture, _ in todo]
+                ):
                     pass
         return [self._answers[key] for key in keys]
 

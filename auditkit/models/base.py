@@ -67,7 +67,7 @@ def generate_texts(
     with at_work(vlm), torch.random.fork_rng(enabled=seed is not None):
         if seed is not None:
             torch.manual_seed(seed)
-        for rows, written in in_batches(vlm, prompts, write):
+        for rows, written in in_batches(vlm, prompts, write, together=[id(image) for image in images]):
             for i, text in zip(rows, written, strict=True):
                 texts[i] = text
     return texts

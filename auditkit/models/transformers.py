@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors import SafetensorError
 
 from auditkit.errors import AuditError
-from auditkit.models import downloads, processors
+from auditkit.models import by_image, downloads, processors
 from auditkit.models.base import WrittenText, quiet
 from auditkit.models.batching import in_batches
 from auditkit.models.device import choose_device, choose_dtype
@@ -60,17 +60,19 @@ def token_probabilities(
 
     def score(rows: list[int]) -> list[list[float]]:
         endings = [torch.tensor(ids[i], dtype=torch.long) for i in rows]
-        inputs = processors.continued(
-            vlm, [images[i] for i in rows], [processors.chat(vlm, prompts[i]) for i in rows], endings
-        )
+        shown, texts = [images[i] for i in rows], [processors.chat(vlm, prompts[i]) for i in rows]
         longest = max(map(len, endings))  # the prompts' own tokens are never scored
-        del inputs["labels"]
+        if begun := by_image.begin(vlm, shown, texts, endings, new=0):
+            inputs = begun.rest
+        else:
+            inputs = processors.continued(vlm, shown, texts, endings)
+            del inputs["labels"]
         logits = vlm.model(**inputs, logits_to_keep=longest + 1).logits[:, :-1]  # [n, longest, vocabulary]
         chances = logits.float().softmax(-1).gather(-1, inputs["input_ids"][:, -longest:, None])[..., 0]
         return [row[longest - len(end) :] for end, row in zip(endings, chances.tolist(), strict=True)]
 
     with at_work(vlm):
-        for rows, chances in in_batches(vlm, texts, score):
+        for rows, chances in in_batches(vlm, texts, score, together=[id(image) for image in images]):
             for i, row in zip(rows, chances, strict=True):
                 found[i] = row
     return found
@@ -121,7 +123,7 @@ def _write(vlm: VLM, images: list, prompts: list[str], max_new_tokens: int, temp
     """One batch through processor, model and tokenizer."""
     model, tokenizer = vlm.model, vlm.processor.tokenizer
     texts = [processors.chat(vlm, prompt, image is not None) for image, prompt in zip(images, prompts, strict=True)]
-    inputs = processors.batch(vlm, images, texts)
+    inputs = _begun(vlm, images, texts, max_new_tokens)
     how: dict = {"do_sample": False}
     if temperature:  # from the whole distribution, as GRPO samples, whatever the model's generation_config prefers
         how = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
@@ -136,6 +138,15 @@ def _write(vlm: VLM, images: list, prompts: list[str], max_new_tokens: int, temp
     texts = [text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
     cut = _cut(model, tokenizer, new, max_new_tokens)
     return [WrittenText(text, {"cut": True}) if short else text for text, short in zip(texts, cut, strict=True)]
+
+
+def _begun(vlm: VLM, images: list, texts: list[str], max_new_tokens: int) -> dict:
+    """What `generate` goes on from: the rows' common beginnings read, or else the rows whole."""
+    nothing = [torch.zeros(0, dtype=torch.long)] * len(texts)
+    begun = by_image.begin(vlm, images, texts, nothing, max_new_tokens)
+    if begun is None:
+        return processors.batch(vlm, images, texts)
+    return begun.whole
 
 
 def _cut(model, tokenizer, new: torch.Tensor, limit: int) -> list[bool]:
