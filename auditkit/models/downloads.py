@@ -145,6 +145,22 @@ def processor_of(place: str, spec: str | Path, how: dict) -> Any:
             "that version (often -it, -Instruct or -chat); a family without one was not trained to answer in a chat "
             "and cannot be asked here."
         )
+    try:
+        ignored = processors.leaves_pictures_out(found)
+    except (jinja2.TemplateError, TypeError) as error:  # one that joins the parts of a message as if they were text
+        raise AuditError(
+            f'"{spec}": its chat template does not take one question on one image ({short_error(error)}).'
+        ) from error
+    if ignored:
+        raise AuditError(
+            f'"{spec}": its chat template leaves the picture out of the text, so it would answer without looking; put '
+            f"the chat_template.jinja of the family's vision models into {place}."
+        )
+    if found.tokenizer.eos_token is None:
+        raise AuditError(
+            f'"{spec}": its tokenizer has no end token, so no answer would end; name it as eos_token in '
+            f"tokenizer_config.json at {place}."
+        )
     return found
 
 

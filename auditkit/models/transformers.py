@@ -65,7 +65,8 @@ def token_probabilities(
         )
         longest = max(map(len, endings))  # the prompts' own tokens are never scored
         del inputs["labels"]
-        logits = vlm.model(**inputs, logits_to_keep=longest + 1).logits[:, :-1]  # [n, longest, vocabulary]
+        # [n, longest, vocabulary], cut here too, for not every model heeds logits_to_keep
+        logits = vlm.model(**inputs, logits_to_keep=longest + 1).logits[:, -longest - 1 : -1]
         chances = logits.float().softmax(-1).gather(-1, inputs["input_ids"][:, -longest:, None])[..., 0]
         return [row[longest - len(end) :] for end, row in zip(endings, chances.tolist(), strict=True)]
 
@@ -140,8 +141,7 @@ def _write(vlm: VLM, images: list, prompts: list[str], max_new_tokens: int, temp
 
 def _cut(model, tokenizer, new: torch.Tensor, limit: int) -> list[bool]:
     """Whether each row of what was written [n, tokens] ended by the limit: as long as it may be, without an end."""
-    ends = model.generation_config.eos_token_id
-    ends = {*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id}
+    ends = processors.end_tokens(model, tokenizer)
     rows = new[:, -limit:].tolist()  # without the token that starts an encoder-decoder's, which may be an end's
     return [len(row) == limit and ends.isdisjoint(row) for row in rows]
 
