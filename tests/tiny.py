@@ -357,7 +357,7 @@ def ovis2(tok):
     return config, processor
 
 
-# ---- not of all use to an audit: an encoder-decoder, and two that need torchvision ------------------------------------
+# ---- not of all use to an audit: an encoder-decoder, and two that need torchvision -----------------------------------
 
 
 def t5gemma2(tok):

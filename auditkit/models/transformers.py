@@ -46,8 +46,17 @@ class VLM:
         max_new_tokens: int,
         temperature: float = 0.0,
     ) -> list[str]:
-        """What the model writes to one batch of (image, prompt) pairs, stripped; an image of None is no image."""
-        return _write(self, list(images), list(prompts), max_new_tokens, temperature)
+        """What the model writes to one batch of (image, prompt) pairs, stripped; an image of None is no image.
+
+        Prompts without an image are a batch of their own: beside one, Mllama's text layers look at what is not there.
+        """
+        said: dict[int, str] = {}
+        for without in (False, True):
+            rows = [i for i, image in enumerate(images) if (image is None) == without]
+            if rows:
+                some, asked = [images[i] for i in rows], [prompts[i] for i in rows]
+                said |= zip(rows, _write(self, some, asked, max_new_tokens, temperature), strict=True)
+        return [said[i] for i in range(len(said))]
 
 
 @torch.inference_mode()
