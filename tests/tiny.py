@@ -5,6 +5,7 @@ that TRL ships; those of families that it does not have (tests/templates) are wr
 has none. The tokenizers are trained here; like the published ones, some put a BOS before every text.
 """
 
+import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -550,6 +551,25 @@ OTHERS = {
     "pixtral": Family(lambda tok: mistral(tok, "Llava"), **MISTRAL),
     "mistral3": Family(lambda tok: mistral(tok, "Mistral3"), **MISTRAL),
 }  # fmt: skip
+
+
+# what transformers chooses a processor by, of families whose pictures only torchvision prepares
+REFUSED = {
+    "pixtral": ("llava", "PixtralProcessor"),
+    "mistral3": ("mistral3", "PixtralProcessor"),
+    "lfm2_vl": ("lfm2_vl", "Lfm2VlProcessor"),
+    "cohere2_vision": ("cohere2_vision", "Cohere2VisionProcessor"),
+}
+
+
+def settings(folder: Path, kind: str, processor: str, template: str = "llava_onevision") -> Path:
+    """A folder with what transformers chooses a processor by, and no weights."""
+    folder.mkdir()
+    tokenizer(FAMILIES["llava_onevision"]).save_pretrained(folder)
+    (folder / "config.json").write_text(json.dumps({"model_type": kind}))
+    (folder / "preprocessor_config.json").write_text(json.dumps({"processor_class": processor}))
+    (folder / "chat_template.jinja").write_text(published(template))
+    return folder
 
 
 def save(name: str, folder: Path, seed: int = 0) -> Path:

@@ -71,7 +71,7 @@ class FamilyTrainer(LearntRows, CompletionInputs, GRPOTrainer):
         return inputs
 
     def own_logps(
-        self, model: torch.nn.Module, rows: Sequence[dict], completions: torch.Tensor, mask: torch.Tensor
+        self, model: torch.nn.Module, rows: list[dict], completions: torch.Tensor, mask: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Of completions [n, C] behind their prompts, in one forward pass: log-probabilities and entropies [n, C]."""
         reader = replace(self.reader, model=self.accelerator.unwrap_model(model))
@@ -97,11 +97,11 @@ class TrialTrainer(FamilyTrainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        given = (self.learnt_rows(inputs), inputs["completion_ids"], inputs["completion_mask"])
-        size = 1 if self.own_forward else len(given[0])  # what it has made in a batch is held against each row alone
+        rows, ids, mask = self.learnt_rows(inputs), inputs["completion_ids"], inputs["completion_mask"]
+        size = 1 if self.own_forward else len(rows)  # what it has made in a batch is held against each row alone
+        parts = [slice(i, i + size) for i in range(0, len(rows), size)]
         with torch.no_grad():
-            parts = [[some[i : i + size] for some in given] for i in range(0, len(given[0]), size)]
-            own = torch.cat([self.own_logps(model, *part)[0] for part in parts])
+            own = torch.cat([self.own_logps(model, rows[part], ids[part], mask[part])[0] for part in parts])
         for theirs, mask, plain in zip(self.learnt_logps, inputs["completion_mask"].bool(), own, strict=True):
             row_off = (theirs[mask].float() - plain[mask]).abs().mean().item()
             self.off = max(self.off, row_off) if row_off == row_off else float("inf")  # not a number is not the same
@@ -148,16 +148,19 @@ def trial_step(
                     f'"{auditor.name}": out of memory in a training step of {min(2, p.grpo_micro_batch or 2)} '
                     "questions; make grpo_micro_batch or ?max_pixels smaller."
                 ) from error
-            why = f"cannot take a step with it ({type(error).__name__}: {' '.join(str(error).split())[:120]})"
+            why = f"TRL {trl.__version__} cannot take a step with it ({type(error).__name__}: {_short(error)})"
         else:
             if off <= TOLERANCE[auditor.model.dtype]:
                 return Trial(f"{same} {off:.1g}" + why_not, own_forward)
-            why = f"would learn from log-probabilities that are {off:.2g} off the model's own"
-        why_not = f", by its own forward pass, for TRL {trl.__version__} {why}"
+            why = f"the log-probabilities that TRL {trl.__version__} would learn from are {off:.2g} off the model's own"
+        why_not = f", by its own forward pass, for {why}"
     raise AuditError(
-        f'"{auditor.name}": {kind} can be target or reference but not auditor, for TRL {trl.__version__} {why}; name '
-        "another auditor."
+        f'"{auditor.name}": {kind} can be target or reference but not auditor, for {why}; name another auditor.'
     )
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:120]
 
 
 def _step(

@@ -61,8 +61,11 @@ class LearntRows:
     """
 
     own_forward = False
+    processing_class: Any
 
-    def own_logps(self, model, rows: list[dict], completions: torch.Tensor, mask: torch.Tensor):
+    def own_logps(
+        self, model: Any, rows: list[dict], completions: torch.Tensor, mask: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """The log-probabilities and entropies [rows, C] of completions [rows, C], where their mask is 1."""
         raise NotImplementedError
 
@@ -93,7 +96,7 @@ class LearntRows:
                 self.own_logps(model, self._rows[i * size : (i + 1) * size], *part)
                 for i, part in enumerate(zip(ends, mask, strict=True))
             ]
-            out = (*map(torch.cat, zip(*parts, strict=True)), None)
+            out = (torch.cat([logps for logps, _ in parts]), torch.cat([entropies for _, entropies in parts]), None)
         else:
             out = super()._get_per_token_logps_and_entropies(  # type: ignore[misc]
                 model, input_ids, attention_mask, logits_to_keep, *more, **inputs
