@@ -9,6 +9,7 @@ other in both directions, and what describes a picture besides its pixels.
 from collections.abc import Sequence
 from typing import Any
 
+import jinja2
 import torch
 from PIL import Image
 from torch.nn.utils.rnn import pad_sequence
@@ -128,7 +129,10 @@ def _rendered(processor, prompt: str, image: bool, answer: str | None = None) ->
     chat = [{"role": "user", "content": [{"type": "image"}] * image + [{"type": "text", "text": prompt}]}]
     if answer is not None:
         chat.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
-    return processor.apply_chat_template(chat, add_generation_prompt=answer is None)
+    try:
+        return processor.apply_chat_template(chat, add_generation_prompt=answer is None)
+    except TypeError as error:  # a template that joins the parts of a message as if they were text
+        raise jinja2.TemplateError(str(error)) from error
 
 
 def batch(vlm: Any, images: Sequence, texts: Sequence[str]) -> dict[str, torch.Tensor]:

@@ -230,6 +230,7 @@ def test_a_template_that_leaves_the_picture_out_is_one_sentence(template, why, f
     mine = shutil.copytree(folder("llava"), tmp_path / "mine")
     (mine / "chat_template.jinja").write_text(template)
     (mine / "model.safetensors").unlink()  # it is told before the weights are read
+    capsys.readouterr()
     assert main(["check", str(mine), "--device", "cpu"]) == 2
     said = capsys.readouterr().err
     assert why in said and said.count("\n") == 1 and "Traceback" not in said
@@ -241,6 +242,7 @@ def test_a_tokenizer_without_an_end_is_one_sentence(folder, tmp_path, capsys):
     del settings["eos_token"]
     (mine / "tokenizer_config.json").write_text(json.dumps(settings))
     (mine / "model.safetensors").unlink()
+    capsys.readouterr()
     assert main(["check", str(mine), "--device", "cpu"]) == 2
     said = capsys.readouterr().err
     assert "its tokenizer has no end token, so no answer would end; name it as eos_token" in said
