@@ -1,10 +1,11 @@
 """One tiny model a family: its real configuration, model and processor classes, random weights, no hub.
 
 Special tokens, chat templates and image processors are the families' own. The chat templates are the published ones
-that TRL ships, but for LLaVA-OneVision and InternVL, which it does not have (tests/templates), and PaliGemma, which has
-none. The tokenizers are trained here; like the published ones, those of Gemma, PaliGemma and Idefics3 put a BOS first.
+that TRL ships; those of families that it does not have (tests/templates) are written to render the same, and PaliGemma
+has none. The tokenizers are trained here; like the published ones, some put a BOS before every text.
 """
 
+import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -142,7 +143,7 @@ def qwen(tok, kind: str):
         temporal_patch_size=2,
         size={"shortest_edge": 16 * 16 * 4, "longest_edge": 16 * 16 * 20},
     )
-    maker = getattr(hf, "Qwen3VLProcessor" if kind == "Qwen3_5" else f"{kind}Processor")
+    maker = getattr(hf, f"{'Qwen3VL' if kind in ('Qwen3_5', 'Qwen3VLMoe') else kind}Processor")
     processor = without_video(maker)(images, tok, None)
     rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}
     sizes = dict(
@@ -160,9 +161,15 @@ def qwen(tok, kind: str):
     elif kind == "Qwen2_5_VL":
         sizes |= dict(window_size=32, fullatt_block_indexes=[1])
         words = hf.Qwen2_5_VLTextConfig(**text(tok, rope_parameters=rope))
+    elif kind == "Qwen2VL":
+        sizes = dict(depth=LAYERS, embed_dim=WIDTH, hidden_size=WIDTH, num_heads=HEADS, patch_size=8)
+        words = hf.Qwen2VLTextConfig(**text(tok, rope_parameters=rope))
     else:
         sizes |= dict(num_position_embeddings=64, deepstack_visual_indexes=[0])
-        words = hf.Qwen3VLTextConfig(**text(tok, rope_parameters=rope | {"mrope_interleaved": True}, head_dim=8))
+        more = dict(rope_parameters=rope | {"mrope_interleaved": True}, head_dim=8)
+        if kind == "Qwen3VLMoe":
+            more |= dict(moe_intermediate_size=WIDTH, num_experts=4, num_experts_per_tok=2)
+        words = getattr(hf, f"{kind}TextConfig")(**text(tok, **more))
     ids = {
         f"{name}_token_id": tok.convert_tokens_to_ids(token)
         for name, token in (
@@ -212,19 +219,99 @@ def internvl(tok):
     return config, processor
 
 
-# ---- families that can be asked, but not all trained -----------------------------------------------------------------
-
-
-def t5gemma2(tok):
-    images = hf.Gemma3ImageProcessorPil(size={"height": 32, "width": 32}, do_pan_and_scan=False)
-    processor = hf.Gemma3Processor(images, tok, image_seq_length=4)
-    sizes = text(tok, head_dim=8, query_pre_attn_scalar=8, sliding_window=512)
-    encoder = hf.T5Gemma2EncoderConfig(
-        text_config=sizes, vision_config=vision(image_size=32, patch_size=8, vision_use_head=False),
-        mm_tokens_per_image=4, image_token_index=tok.image_token_id,
-        boi_token_index=tok.boi_token_id, eoi_token_index=tok.eoi_token_id,
+def idefics2(tok):
+    images = hf.Idefics2ImageProcessorPil(size={"shortest_edge": 16, "longest_edge": 32})
+    processor = hf.Idefics2Processor(images, tok, image_seq_len=4)
+    config = hf.Idefics2Config(
+        text_config=hf.MistralConfig(**text(tok)), vision_config=vision(image_size=32, patch_size=8),
+        perceiver_config=dict(
+            hidden_size=WIDTH, resampler_n_latents=4, resampler_depth=1, resampler_n_heads=HEADS, resampler_head_dim=8,
+            num_key_value_heads=2,
+        ),
+        image_token_id=tok.convert_tokens_to_ids("<image>"), pad_token_id=tok.pad_token_id,
     )  # fmt: skip
-    return hf.T5Gemma2Config(encoder=encoder, decoder=sizes, image_token_index=tok.image_token_id), processor
+    return config, processor
+
+
+def glm(tok, kind: str):
+    images = getattr(hf, f"{kind}ImageProcessorPil")(
+        patch_size=8, merge_size=2, size={"shortest_edge": 2 * 16 * 16 * 4, "longest_edge": 2 * 16 * 16 * 20}
+    )
+    processor = without_video(getattr(hf, f"{kind}Processor"))(images, tok, None)
+    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1], "partial_rotary_factor": 0.5}
+    words = hf.Glm4vTextConfig(**text(tok, head_dim=16, rope_parameters=rope))
+    config = getattr(hf, f"{kind}Config")(
+        text_config=words.to_dict(),
+        vision_config=dict(
+            depth=LAYERS, hidden_size=WIDTH, num_heads=HEADS, intermediate_size=2 * WIDTH, out_hidden_size=WIDTH,
+            patch_size=8, image_size=64,
+        ),
+        **{
+            f"{name}_token_id": tok.convert_tokens_to_ids(token)
+            for name, token in (
+                ("image", "<|image|>"), ("image_start", "<|begin_of_image|>"), ("image_end", "<|end_of_image|>"),
+                ("video", "<|video|>"), ("video_start", "<|begin_of_video|>"), ("video_end", "<|end_of_video|>"),
+            )
+        },
+    )  # fmt: skip
+    return config, processor
+
+
+def janus(tok):
+    images = hf.JanusImageProcessorPil(size={"height": 32, "width": 32})
+    processor = hf.JanusProcessor(images, tok, num_image_tokens=16)
+    config = hf.JanusConfig(
+        text_config=hf.LlamaConfig(**text(tok)),
+        vision_config=dict(
+            hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=HEADS, image_size=32, patch_size=8,
+            projection_dim=WIDTH, num_image_tokens=16, mlp_ratio=2,
+        ),
+        # with which it draws pictures, of no use to an audit
+        vq_config=dict(
+            base_channels=32, channel_multiplier=[1, 1], num_res_blocks=1, latent_channels=32, num_embeddings=16,
+            projection_dim=WIDTH, image_token_embed_dim=WIDTH,
+        ),
+        image_token_id=tok.convert_tokens_to_ids(tok.image_token),
+    )  # fmt: skip
+    return config, processor
+
+
+def deepseek_vl(tok):
+    images = hf.DeepseekVLImageProcessorPil(size={"height": 32, "width": 32})
+    processor = hf.DeepseekVLProcessor(images, tok, num_image_tokens=16)
+    config = hf.DeepseekVLConfig(
+        text_config=hf.LlamaConfig(**text(tok)),
+        vision_config=hf.SiglipVisionConfig(**vision(image_size=32, patch_size=8, vision_use_head=False)),
+        image_token_id=tok.image_token_id,
+    )
+    return config, processor
+
+
+def llava(tok, kind: str):
+    """LLaVA 1.5 on Vicuna, or LLaVA-NeXT, which tiles its pictures, on Mistral."""
+    size = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
+    points = {"image_grid_pinpoints": [[32, 64], [64, 32], [64, 64]]} if kind == "LlavaNext" else {}
+    images = (hf.LlavaNextImageProcessorPil if points else hf.CLIPImageProcessorPil)(**size, **points)
+    processor = getattr(hf, f"{kind}Processor")(
+        images, tok, patch_size=8, vision_feature_select_strategy="default", num_additional_image_tokens=1
+    )
+    config = getattr(hf, f"{kind}Config")(
+        text_config=(hf.MistralConfig if points else hf.LlamaConfig)(**text(tok)),
+        vision_config=hf.CLIPVisionConfig(**vision(image_size=32, patch_size=8, projection_dim=WIDTH)),
+        image_token_index=tok.convert_tokens_to_ids("<image>"), **points,
+    )  # fmt: skip
+    return config, processor
+
+
+def video_llama3(tok):
+    """Its version for images, on Qwen 2.5."""
+    images = hf.VideoLlama3ImageProcessorPil(patch_size=8, merge_size=1, min_pixels=8 * 8 * 4, max_pixels=8 * 8 * 20)
+    processor = without_video(hf.VideoLlama3Processor)(images, tok, None)
+    config = hf.VideoLlama3Config(
+        text_config=hf.Qwen2Config(**text(tok)), vision_config=vision(patch_size=8),
+        image_token_id=tok.convert_tokens_to_ids("<image>"), video_token_id=tok.convert_tokens_to_ids("<video>"),
+    )  # fmt: skip
+    return config, processor
 
 
 def aya_vision(tok):
@@ -271,6 +358,21 @@ def ovis2(tok):
     return config, processor
 
 
+# ---- not of all use to an audit: an encoder-decoder, and two that need torchvision -----------------------------------
+
+
+def t5gemma2(tok):
+    images = hf.Gemma3ImageProcessorPil(size={"height": 32, "width": 32}, do_pan_and_scan=False)
+    processor = hf.Gemma3Processor(images, tok, image_seq_length=4)
+    sizes = text(tok, head_dim=8, query_pre_attn_scalar=8, sliding_window=512)
+    encoder = hf.T5Gemma2EncoderConfig(
+        text_config=sizes, vision_config=vision(image_size=32, patch_size=8, vision_use_head=False),
+        mm_tokens_per_image=4, image_token_index=tok.image_token_id,
+        boi_token_index=tok.boi_token_id, eoi_token_index=tok.eoi_token_id,
+    )  # fmt: skip
+    return hf.T5Gemma2Config(encoder=encoder, decoder=sizes, image_token_index=tok.image_token_id), processor
+
+
 def mistral(tok, kind: str):
     """Pixtral (in LLaVA's class) or Mistral3, whose processor needs torchvision."""
     joined = 2 if kind == "Mistral3" else 1
@@ -295,6 +397,13 @@ QWEN = dict(
     end="<|im_end|>", eos="<|im_end|>", pad="<|endoftext|>", bos=None,
     more=("<|im_start|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"),
 )  # fmt: skip
+GLM = dict(
+    prompt="[gMASK]<sop><|user|>\n<|begin_of_image|><|image|><|end_of_image|>how many boats?<|assistant|>\n",
+    end="<|endoftext|>", eos="<|endoftext|>", pad="<|pad|>", bos=None, template="glm4v", adapted=LAYERS * 6,
+    more=("[gMASK]", "<sop>", "<|user|>", "<|assistant|>", "<|image|>", "<|begin_of_image|>", "<|end_of_image|>",
+          "<|video|>", "<|begin_of_video|>", "<|end_of_video|>"),
+)  # fmt: skip
+INDICATORS = ("<IMG_START>", "<IMG_GRID>", "<IMG_COL>", "<IMG_ROW>", "<IMG_END>")
 TILES = ("<fake_token_around_image>", "<global-img>", *(f"<row_{i}_col_{j}>" for i in range(1, 7) for j in range(1, 7)))
 
 FAMILIES = {
@@ -363,18 +472,50 @@ FAMILIES = {
             "video_token": "<video>",
         },
     ),
-}  # fmt: skip
-
-INDICATORS = ("<IMG_START>", "<IMG_GRID>", "<IMG_COL>", "<IMG_ROW>", "<IMG_END>")
-MISTRAL = dict(
-    prompt="<s>[INST][IMG]how many boats?[/INST]", bos="<s>", eos="</s>", end="</s>", template="mistral",
-    more=("[INST]", "[/INST]", "[IMG]", "[IMG_BREAK]", "[IMG_END]"),
-)  # fmt: skip
-# what an audit makes of these: the kit's own tests of what must be refused, or needs little to work
-OTHERS = {
-    "t5gemma2": Family(
-        t5gemma2, FAMILIES["gemma3"].prompt, end="<end_of_turn>", adds_bos=True, template="gemma3",
-        tokens=FAMILIES["gemma3"].tokens, more=FAMILIES["gemma3"].more,
+    "qwen2_vl": Family(
+        lambda tok: qwen(tok, "Qwen2VL"),
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+        + CHATML.format(picture="<|vision_start|><|image_pad|><|vision_end|>"),
+        template="qwen2_5_vl", **QWEN,
+    ),
+    "qwen3_vl_moe": Family(
+        lambda tok: qwen(tok, "Qwen3VLMoe"),
+        CHATML.format(picture="<|vision_start|><|image_pad|><|vision_end|>"), template="qwen3_vl",
+        adapted=LAYERS * 4, **QWEN,
+    ),
+    "idefics2": Family(
+        idefics2, "User:<image>how many boats?<end_of_utterance>\nAssistant:", bos="<s>", adds_bos=True, eos="</s>",
+        end="<end_of_utterance>", more=("<fake_token_around_image>", "<image>", "<end_of_utterance>"),
+        template="idefics2",
+    ),
+    "glm4v": Family(lambda tok: glm(tok, "Glm4v"), **GLM),
+    "glm46v": Family(lambda tok: glm(tok, "Glm46V"), **GLM),
+    "janus": Family(
+        janus, "<|User|>: <image_placeholder>\nhow many boats?\n\n<|Assistant|>:",
+        bos="<|begin_of_sentence|>", adds_bos=True, eos="<|end_of_sentence|>", end="<|end_of_sentence|>",
+        tokens={"image_token": "<image_placeholder>", "boi_token": "<begin_of_image>", "eoi_token": "<end_of_image>"},
+        more=("<|User|>", "<|Assistant|>"), template="janus",
+    ),
+    "deepseek_vl": Family(
+        deepseek_vl,
+        "You are a helpful language and vision assistant. You are able to understand the visual content that the user "
+        "provides, and assist the user with a variety of tasks using natural language.\n\n"
+        "User: <image_placeholder>how many boats?\n\nAssistant:",
+        bos="<|begin_of_sentence|>", adds_bos=True, eos="<|end_of_sentence|>", end="<|end_of_sentence|>",
+        tokens={"image_token": "<image_placeholder>"}, template="deepseek_vl",
+    ),
+    "llava": Family(
+        lambda tok: llava(tok, "Llava"), "USER: <image>\nhow many boats? ASSISTANT:", bos="<s>", adds_bos=True,
+        eos="</s>", end="</s>", more=("<image>",), template="llava",
+    ),
+    "llava_next": Family(
+        lambda tok: llava(tok, "LlavaNext"), "[INST] <image>\nhow many boats? [/INST]", bos="<s>", adds_bos=True,
+        eos="</s>", end="</s>", more=("<image>",), template="llava_next",
+    ),
+    "video_llama_3": Family(
+        video_llama3, CHATML.format(picture="<image>\n"), end="<|im_end|>", eos="<|im_end|>", pad="<|endoftext|>",
+        bos=None, tokens={"image_token": "<image>", "video_token": "<video>"}, more=("<|im_start|>",),
+        template="llava_onevision",
     ),
     "aya_vision": Family(
         aya_vision,
@@ -385,16 +526,50 @@ OTHERS = {
               "<|START_OF_TURN_TOKEN|>", "<|END_OF_TURN_TOKEN|>", "<|USER_TOKEN|>", "<|CHATBOT_TOKEN|>"),
     ),
     "mllama": Family(
-        mllama, "<bos><|user|><|image|>how many boats?<|eot|><|assistant|>", end="<|eot|>", adds_bos=True,
-        template="mllama", more=("<|image|>", "<|user|>", "<|eot|>", "<|assistant|>", "<|python_tag|>"),
+        mllama,
+        "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n<|image|>how many boats?<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n",
+        bos="<|begin_of_text|>", adds_bos=True, eos="<|eot_id|>", end="<|eot_id|>", template="mllama",
+        more=("<|image|>", "<|python_tag|>", "<|start_header_id|>", "<|end_header_id|>"),
     ),
     "ovis2": Family(
         ovis2, CHATML.format(picture="<image>\n"), end="<|im_end|>", eos="<|im_end|>", pad="<|endoftext|>",
         bos=None, more=("<|im_start|>", "<image>", "<IMG_ATOM>", *INDICATORS), template="llava_onevision",
     ),
+}  # fmt: skip
+
+MISTRAL = dict(
+    prompt="<s>[INST][IMG]how many boats?[/INST]", bos="<s>", eos="</s>", end="</s>", template="mistral",
+    more=("[INST]", "[/INST]", "[IMG]", "[IMG_BREAK]", "[IMG_END]"),
+)  # fmt: skip
+# what an audit makes of these: it is asked only, or refused
+OTHERS = {
+    "t5gemma2": Family(
+        t5gemma2, FAMILIES["gemma3"].prompt, end="<end_of_turn>", adds_bos=True, template="gemma3",
+        tokens=FAMILIES["gemma3"].tokens, more=FAMILIES["gemma3"].more,
+    ),
     "pixtral": Family(lambda tok: mistral(tok, "Llava"), **MISTRAL),
     "mistral3": Family(lambda tok: mistral(tok, "Mistral3"), **MISTRAL),
 }  # fmt: skip
+
+
+# what transformers chooses a processor by, of families whose pictures only torchvision prepares
+REFUSED = {
+    "pixtral": ("llava", "PixtralProcessor"),
+    "mistral3": ("mistral3", "PixtralProcessor"),
+    "lfm2_vl": ("lfm2_vl", "Lfm2VlProcessor"),
+    "cohere2_vision": ("cohere2_vision", "Cohere2VisionProcessor"),
+}
+
+
+def settings(folder: Path, kind: str, processor: str, template: str = "llava_onevision") -> Path:
+    """A folder with what transformers chooses a processor by, and no weights."""
+    folder.mkdir()
+    tokenizer(FAMILIES["llava_onevision"]).save_pretrained(folder)
+    (folder / "config.json").write_text(json.dumps({"model_type": kind}))
+    (folder / "preprocessor_config.json").write_text(json.dumps({"processor_class": processor}))
+    (folder / "chat_template.jinja").write_text(published(template))
+    return folder
 
 
 def save(name: str, folder: Path, seed: int = 0) -> Path:

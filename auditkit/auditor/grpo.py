@@ -91,7 +91,7 @@ def train_auditor(
 
     Raises AuditError when there are too few pictures for one step, when a step cannot be dealt out evenly, when the
     untrained auditor writes no questions, when the references never agree, or when the auditor has collapsed; and, by
-    one small step taken before the first (auditor/trial.py), when TRL would learn from what is not the model's own.
+    one small step taken before all others (auditor/trial.py), when it would learn from what is not the model's own.
     """
     if p.grpo_rollouts != "transformers" and not importlib.util.find_spec("vllm"):
         raise AuditError(f"grpo_rollouts: {p.grpo_rollouts} {MISSING}, or write transformers.")
@@ -120,10 +120,10 @@ def train_auditor(
         if isinstance(judge, LLMJudge) and judge.path:
             judge.path = out / f"judged.{here.process_index}.jsonl"
     if done < p.grpo_steps:
-        if not done:
-            trial_step(auditor, pictures, p, here.num_processes)
+        trial = trial_step(auditor, pictures, p, here.num_processes)
         config = grpo_config(p, out, auditor.model.device.type, auditor.model.dtype, here.num_processes)
-        trainer = _trainer(auditor, scorer, pictures, p, config, StepLog(out / "history.jsonl", p, on_step))
+        log = StepLog(out / "history.jsonl", p, on_step)
+        trainer = _trainer(auditor, scorer, pictures, p, config, log, trial.own_forward)
         with frozen_vision(auditor.model):
             trainer.train(resume_from_checkpoint=last)
     here.wait_for_everyone()
@@ -151,7 +151,13 @@ def _scorer(
 
 
 def _trainer(
-    auditor: VLM, scorer: Scorer, pictures: Sequence[Picture], p: Params, config: GRPOConfig, log: StepLog
+    auditor: VLM,
+    scorer: Scorer,
+    pictures: Sequence[Picture],
+    p: Params,
+    config: GRPOConfig,
+    log: StepLog,
+    own_forward: bool,
 ) -> AuditorTrainer:
     """The trainer, without TRL's own printing; the scorer gets to know the auditor with its adapter."""
     trainer = AuditorTrainer(
@@ -164,6 +170,9 @@ def _trainer(
             r=p.grpo_lora_rank, lora_alpha=2 * p.grpo_lora_rank, target_modules=TEXT_PART, task_type="CAUSAL_LM"
         ),
         callbacks=[log],
+        reader=auditor,
+        pictures=pictures,
+        own_forward=own_forward,
         scorer=scorer,
         replay_weight=p.replay_weight,
     )

@@ -3,7 +3,8 @@
 TRL prepares what a model is given, and applies the last layer, in its own way. Where a family needs an input that TRL
 does not hand on, or has a head that TRL takes for another, the gradients are those of another model, and nothing in the
 training's figures shows it. So the trainer computes one step on a few rows, by all that a training runs through, and
-each row's log-probabilities are held against one plain forward pass. The model is left as it was.
+each row's log-probabilities are held against one plain forward pass. Where they differ, the training learns from that
+forward pass itself. The model is left as it was.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -41,8 +43,19 @@ TOKENS = 8  # of a completion
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.2, torch.float16: 0.1}
 
 
-class FamilyTrainer(CompletionInputs, GRPOTrainer):
-    """TRL's GRPOTrainer, with what some families' processors return put right."""
+class FamilyTrainer(LearntRows, CompletionInputs, GRPOTrainer):
+    """TRL's GRPOTrainer, with what some families' processors return put right.
+
+    Args:
+        reader: the model, with its processor; `pictures`: those of the data set.
+        own_forward: learn from the model's own forward pass, as a repair does, not from TRL's, which hands on some
+            inputs only and applies the last layer itself. It takes more memory: all logits of the completions.
+    """
+
+    def __init__(self, *args, reader: VLM, pictures: Sequence[Picture], own_forward: bool = False, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.reader, self.own_forward = reader, own_forward
+        self.pictured = {picture.key: picture for picture in pictures}
 
     def completion_inputs(self, inputs: dict, completion: int) -> dict:
         """What a family's model needs beside its tokens.
@@ -57,13 +70,30 @@ class FamilyTrainer(CompletionInputs, GRPOTrainer):
             inputs.pop(name, None)
         return inputs
 
+    def own_logps(
+        self, model: torch.nn.Module, rows: list[dict], completions: torch.Tensor, mask: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of completions [n, C] behind their prompts, in one forward pass: log-probabilities and entropies [n, C]."""
+        reader = replace(self.reader, model=self.accelerator.unwrap_model(model))
+        images = [self.pictured[row["picture"]].image for row in rows]
+        texts = [processors.chat(reader, auditor_prompt(row["way"])) for row in rows]
+        kept = mask.bool()
+        endings = [ids[keep] for ids, keep in zip(completions, kept, strict=True)]
+        inputs, longest = processors.continued(reader, images, texts, endings), max(map(len, endings))
+        at_end = inputs.pop("labels")[:, -longest:] != -100  # where they stand now, in the order of `kept`
+        with self.accelerator.autocast():
+            logits = model(**inputs, logits_to_keep=longest + 1).logits[:, -longest - 1 : -1]
+        logps = (logits.float() / self.args.temperature).log_softmax(-1)
+        entropies = -(logps.exp() * logps).sum(-1)
+        found = logps.gather(-1, inputs["input_ids"][:, -longest:, None])[..., 0]
+        nothing = found.new_zeros(kept.shape)
+        return nothing.masked_scatter(kept, found[at_end]), nothing.masked_scatter(kept, entropies[at_end])
 
-class TrialTrainer(LearntRows, FamilyTrainer):
+
+class TrialTrainer(FamilyTrainer):
     """A trainer that holds the log-probabilities it learns from against those of a plain forward pass."""
 
-    def __init__(self, *args, reader: VLM, pictures: Sequence[Picture], **kwargs):
-        super().__init__(*args, **kwargs)
-        self.reader, self.pictures, self.off = reader, {picture.key: picture for picture in pictures}, 0.0
+    off = 0.0
 
     def compute_loss(
         self,
@@ -73,35 +103,32 @@ class TrialTrainer(LearntRows, FamilyTrainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
         loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        kept = inputs["completion_mask"].bool()
-        endings = [ids[mask] for ids, mask in zip(inputs["completion_ids"], kept, strict=True)]
-        own = self._plain(model, self.learnt_rows(inputs), endings)
-        for theirs, mask, plain in zip(self.learnt_logps, kept, own, strict=True):
-            row_off = (theirs[mask].float() - plain).abs().mean().item()
+        rows, ids, mask = self.learnt_rows(inputs), inputs["completion_ids"], inputs["completion_mask"]
+        size = 1 if self.own_forward else len(rows)  # what it has made in a batch is held against each row alone
+        parts = [slice(i, i + size) for i in range(0, len(rows), size)]
+        with torch.no_grad():
+            own = torch.cat([self.own_logps(model, rows[part], ids[part], mask[part])[0] for part in parts])
+        for theirs, mask, plain in zip(self.learnt_logps, inputs["completion_mask"].bool(), own, strict=True):
+            row_off = (theirs[mask].float() - plain[mask]).abs().mean().item()
             self.off = max(self.off, row_off) if row_off == row_off else float("inf")  # not a number is not the same
         return loss
 
-    @torch.no_grad()
-    def _plain(self, model, rows: Sequence[dict], endings: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """The log-probability of each token of each ending [C] behind its prompt, in one forward pass."""
-        reader = replace(self.reader, model=self.accelerator.unwrap_model(model))
-        images = [self.pictures[row["picture"]].image for row in rows]
-        texts = [processors.chat(reader, auditor_prompt(row["way"])) for row in rows]
-        inputs, longest = processors.continued(reader, images, texts, endings), max(map(len, endings))
-        del inputs["labels"]
-        with self.accelerator.autocast():
-            logits = reader.model(**inputs, logits_to_keep=longest + 1).logits[:, :-1]
-        logps = (logits.float() / self.args.temperature).log_softmax(-1)
-        found = logps.gather(-1, inputs["input_ids"][:, -longest:, None])[..., 0]
-        return [row[longest - len(end) :] for row, end in zip(found, endings, strict=True)]
+
+class Trial(NamedTuple):
+    """What a trial has found, in words, and whether the training must learn from the model's own forward pass."""
+
+    found: str
+    own_forward: bool
 
 
 def trial_step(
     auditor: VLM, pictures: Sequence[Picture], p: Params, processes: int = 1, out: Path | None = None
-) -> str:
-    """Take one small GRPO step on a model and undo it; what was found, in words.
+) -> Trial:
+    """Take one small GRPO step on a model and undo it.
 
-    The random state is as it was before, so a training that follows draws the same.
+    Where TRL's own way from the tokens to their log-probabilities is not the model's, or fails, the step is taken once
+    more by the model's own forward pass. The random state is as it was before, so a training that follows draws the
+    same.
 
     Args:
         pictures: two of them are looked at, by each process.
@@ -114,6 +141,38 @@ def trial_step(
     processors.refuse_encoder_decoder(auditor)
     if not any(adapts(name) for name, _ in auditor.model.named_modules()):
         raise AuditError(f'"{auditor.name}": no text layers found to put an adapter on; it can be asked, not trained.')
+    kind = f"a {type(auditor.model).__name__}"
+    same, why_not = "log-probabilities in a GRPO step are the model's own, within", ""
+    for own_forward in (False, True):
+        try:
+            off = _step(auditor, pictures, p, processes, out, own_forward)
+        except AuditError:
+            raise
+        except Exception as error:  # whatever TRL or the model stumbles over, it is why there can be no training
+            if should_reduce_batch_size(error):
+                raise AuditError(
+                    f'"{auditor.name}": out of memory in a training step of {min(2, p.grpo_micro_batch or 2)} '
+                    "questions; make grpo_micro_batch or ?max_pixels smaller."
+                ) from error
+            why = f"TRL {trl.__version__} cannot take a step with it ({type(error).__name__}: {_short(error)})"
+        else:
+            if off <= TOLERANCE[auditor.model.dtype]:
+                return Trial(f"{same} {off:.1g}" + why_not, own_forward)
+            why = f"the log-probabilities that TRL {trl.__version__} would learn from are {off:.2g} off the model's own"
+        why_not = f", by its own forward pass, for {why}"
+    raise AuditError(
+        f'"{auditor.name}": {kind} can be target or reference but not auditor, for {why}; name another auditor.'
+    )
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:120]
+
+
+def _step(
+    auditor: VLM, pictures: Sequence[Picture], p: Params, processes: int, out: Path | None, own_forward: bool
+) -> float:
+    """The largest mean difference of a row's log-probabilities from the model's own, in one step that is undone."""
     small = replace(
         p, grpo_steps=1, grpo_images=2 * processes, group_size=2, grpo_micro_batch=min(2, p.grpo_micro_batch or 2),
         grpo_warmup=0.0, max_question_tokens=min(TOKENS, p.max_question_tokens), grpo_rollouts="transformers",
@@ -133,36 +192,18 @@ def trial_step(
                 peft_config=LoraConfig(r=p.grpo_lora_rank, target_modules=TEXT_PART, task_type="CAUSAL_LM"),
                 reader=auditor,
                 pictures=some,
+                own_forward=own_forward,
             )
             trainer.remove_callback(PrinterCallback)
             with frozen_vision(auditor.model), warnings.catch_warnings(action="ignore", category=FutureWarning):
                 trainer.train()
             if out:
                 trainer.model.save_pretrained(out)
-        except AuditError:
-            raise
-        except Exception as error:  # whatever TRL or the model stumbles over, it is why there can be no training
-            if should_reduce_batch_size(error):
-                raise AuditError(
-                    f'"{auditor.name}": out of memory in a training step of {small.grpo_micro_batch} questions; '
-                    "make grpo_micro_batch or ?max_pixels smaller."
-                ) from error
-            why = " ".join(str(error).split())[:120]
-            raise AuditError(
-                f'"{auditor.name}": a {type(auditor.model).__name__} can be target or reference but not auditor, for '
-                f"TRL {trl.__version__} cannot take a step with it ({type(error).__name__}: {why}); name another one."
-            ) from error
+            return trainer.off
         finally:  # the model as it was: the trainer has put an adapter into its layers
             if trainer is not None:
                 auditor.model = trainer.accelerator.unwrap_model(trainer.model).unload().eval().requires_grad_(True)
             vars(auditor.model).pop("forward", None)  # TRL's own, with a fused head
-    if trainer.off > TOLERANCE[auditor.model.dtype]:
-        raise AuditError(
-            f'"{auditor.name}": a {type(auditor.model).__name__} can be target or reference but not auditor, for the '
-            f"log-probabilities that TRL {trl.__version__} would learn from are {trainer.off:.2g} off the model's own; "
-            "name another auditor."
-        )
-    return f"log-probabilities in a GRPO step are the model's own, within {trainer.off:.1g}"
 
 
 def _every_other(completions, **_) -> list[float]:

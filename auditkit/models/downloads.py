@@ -113,6 +113,8 @@ def processor_of(place: str, spec: str | Path, how: dict) -> Any:
 
     try:
         found = processors.load_processor(place, how)
+        whole = hasattr(found, "image_processor") and hasattr(found, "tokenizer")
+        ignored = whole and bool(found.chat_template) and processors.leaves_pictures_out(found)
     except (ImportError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         if package := _missing_package(error):
             raise AuditError(
@@ -137,13 +139,23 @@ def processor_of(place: str, spec: str | Path, how: dict) -> Any:
         raise AuditError(
             f'"{spec}": its chat template does not take one question on one image ({short_error(error)}).'
         ) from error
-    if not hasattr(found, "image_processor") or not hasattr(found, "tokenizer"):
+    if not whole:
         raise AuditError(f'"{spec}": {place} has no processor for images and text, only a {type(found).__name__}.')
     if not getattr(found, "chat_template", None):
         raise AuditError(
             f'"{spec}": {place} has no chat template; add the chat_template.jinja of its instruct version, or name '
             "that version (often -it, -Instruct or -chat); a family without one was not trained to answer in a chat "
             "and cannot be asked here."
+        )
+    if ignored:
+        raise AuditError(
+            f'"{spec}": its chat template leaves the picture out of the text, so it would answer without looking; put '
+            f"the chat_template.jinja of the family's vision models into {place}."
+        )
+    if found.tokenizer.eos_token is None:
+        raise AuditError(
+            f'"{spec}": its tokenizer has no end token, so no answer would end; name it as eos_token in '
+            f"tokenizer_config.json at {place}."
         )
     return found
 

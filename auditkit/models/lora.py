@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-PROJECTIONS = "q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj"
+PROJECTIONS = "q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|gate_up_proj|down_proj"
 # peft's "all-linear" and bare names would match the vision tower too, whose projections have the same names
 TEXT_PART = rf".*(?:language_model|text_model)\.(?!.*vision).*\.(?:{PROJECTIONS})"
 WHOLE_TEXT_PART = r".*(?:language_model|text_model)\.(?!.*vision).*|lm_head\..*"

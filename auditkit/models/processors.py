@@ -9,6 +9,7 @@ other in both directions, and what describes a picture besides its pixels.
 from collections.abc import Sequence
 from typing import Any
 
+import jinja2
 import torch
 from PIL import Image
 from torch.nn.utils.rnn import pad_sequence
@@ -88,6 +89,8 @@ def chat(vlm: Any, prompt: str, image: bool = True) -> str:
 def ending(vlm: Any, prompt: str, answer: str) -> str:
     """What follows the text of a prompt when the model has answered, its end of turn included.
 
+    Some templates leave the end of the last turn out (LLaVA's, DeepSeek's, GLM's); then it is the tokenizer's end.
+
     Raises AuditError when the chat template writes the prompt differently once there is an answer.
     """
     if is_paligemma(vlm.processor):
@@ -95,7 +98,22 @@ def ending(vlm: Any, prompt: str, answer: str) -> str:
     text, before = _rendered(vlm.processor, prompt, True, answer), chat(vlm, prompt)
     if not text.startswith(before):
         raise AuditError(f'"{vlm.name}": its chat template writes a prompt differently once there is an answer.')
-    return text[len(before) :].rstrip()
+    end, tokenizer = text[len(before) :].rstrip(), vlm.processor.tokenizer
+    if end_tokens(vlm.model, tokenizer).isdisjoint(tokenizer(end, add_special_tokens=False)["input_ids"]):
+        end += tokenizer.eos_token
+    return end
+
+
+def end_tokens(model: Any, tokenizer: Any) -> set[int]:
+    """The tokens with which a model ends an answer."""
+    ends = model.generation_config.eos_token_id
+    return {*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id}
+
+
+def leaves_pictures_out(processor: Any) -> bool:
+    """Whether the chat template writes the same for a question on a picture as for one on none, or no text at all."""
+    with_one = _rendered(processor, "?", True)
+    return "'type': 'image'" in with_one or with_one == _rendered(processor, "?", False)
 
 
 def refuse_encoder_decoder(vlm: Any) -> None:
@@ -111,7 +129,10 @@ def _rendered(processor, prompt: str, image: bool, answer: str | None = None) ->
     chat = [{"role": "user", "content": [{"type": "image"}] * image + [{"type": "text", "text": prompt}]}]
     if answer is not None:
         chat.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
-    return processor.apply_chat_template(chat, add_generation_prompt=answer is None)
+    try:
+        return processor.apply_chat_template(chat, add_generation_prompt=answer is None)
+    except TypeError as error:  # a template that joins the parts of a message as if they were text
+        raise jinja2.TemplateError(str(error)) from error
 
 
 def batch(vlm: Any, images: Sequence, texts: Sequence[str]) -> dict[str, torch.Tensor]:

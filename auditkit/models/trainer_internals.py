@@ -16,6 +16,7 @@ TESTED = {"trl": "1.16", "transformers": "5.23"}
 NAMES = {  # where each name is looked for -> the name
     "trl.GRPOTrainer": "_get_per_token_logps_and_entropies",
     "trl.trainer.grpo_trainer.GRPOTrainer": "_generate_and_score_completions",
+    "trl.trainer.GRPOTrainer": "_compute_loss",
     "transformers.Trainer": "_load_from_checkpoint",
     "transformers.ProcessorMixin": "_get_arguments_from_pretrained",
     "transformers.AutoModel": "_model_mapping",
@@ -55,22 +56,75 @@ class CompletionInputs:
 class LearntRows:
     """Put before GRPOTrainer: says of each micro-batch which rows of the data set it is about, and what it learnt from.
 
-    `learnt_logps` [rows, C] are the log-probabilities that the last loss was made of.
+    `learnt_logps` [rows, C] are the log-probabilities that the last loss was made of. Where `own_forward` is set, they
+    are those of `own_logps`, not of GRPOTrainer, which then sees nothing of the pictures.
     """
 
+    own_forward = False
+    processing_class: Any
+
+    def own_logps(
+        self, model: Any, rows: list[dict], completions: torch.Tensor, mask: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The log-probabilities and entropies [rows, C] of completions [rows, C], where their mask is 1."""
+        raise NotImplementedError
+
     def _generate_and_score_completions(self, inputs):
-        self._given = inputs
-        made = super()._generate_and_score_completions(inputs)  # type: ignore[misc]
+        self._given = self._rows = inputs
+        processor = self.processing_class
+        if self.own_forward:
+            self.processing_class = _WithoutPictures(processor)
+        try:
+            made = super()._generate_and_score_completions(inputs)  # type: ignore[misc]
+        finally:
+            self.processing_class = processor
         return made | {"given": torch.arange(len(inputs))}  # shuffled and cut like all the rest
 
     def learnt_rows(self, inputs: dict) -> list[dict]:
         """The data set's rows of a micro-batch."""
         return [self._given[i] for i in inputs["given"].tolist()]
 
-    def _get_per_token_logps_and_entropies(self, *what, **inputs):
-        out = super()._get_per_token_logps_and_entropies(*what, **inputs)  # type: ignore[misc]
+    def _compute_loss(self, model, inputs):
+        self._rows = self.learnt_rows(inputs)
+        return super()._compute_loss(model, inputs)  # type: ignore[misc]
+
+    def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep, *more, **inputs):
+        if self.own_forward:
+            size = (more[0] if more else inputs.get("batch_size")) or len(input_ids)
+            ends, mask = input_ids[:, -logits_to_keep:].split(size), attention_mask[:, -logits_to_keep:].split(size)
+            parts = [
+                self.own_logps(model, self._rows[i * size : (i + 1) * size], *part)
+                for i, part in enumerate(zip(ends, mask, strict=True))
+            ]
+            out = (torch.cat([logps for logps, _ in parts]), torch.cat([entropies for _, entropies in parts]), None)
+        else:
+            out = super()._get_per_token_logps_and_entropies(  # type: ignore[misc]
+                model, input_ids, attention_mask, logits_to_keep, *more, **inputs
+            )
         self.learnt_logps = out[0].detach()
         return out
+
+
+class _WithoutPictures:
+    """A processor that, called, gives one number a picture: enough for GRPOTrainer to deal rows out by.
+
+    A chat is still rendered and tokenized by the processor itself, pictures and all, but as tensors, which Ovis 2's
+    needs.
+    """
+
+    def __init__(self, processor: Any):
+        self.processor = processor
+
+    def __getattr__(self, name: str):
+        return getattr(self.processor, name)
+
+    def apply_chat_template(self, *chats, **how):
+        if how.get("tokenize"):
+            how["processor_kwargs"] = {"images_kwargs": {"return_tensors": "pt"}} | how.get("processor_kwargs", {})
+        return self.processor.apply_chat_template(*chats, **how)
+
+    def __call__(self, images, **_) -> dict:
+        return {"pixel_values": torch.zeros(sum(map(len, images)), 1)}
 
 
 # ---- transformers' Trainer -------------------------------------------------------------------------------------------

@@ -46,8 +46,17 @@ class VLM:
         max_new_tokens: int,
         temperature: float = 0.0,
     ) -> list[str]:
-        """What the model writes to one batch of (image, prompt) pairs, stripped; an image of None is no image."""
-        return _write(self, list(images), list(prompts), max_new_tokens, temperature)
+        """What the model writes to one batch of (image, prompt) pairs, stripped; an image of None is no image.
+
+        Prompts without an image are a batch of their own: beside one, Mllama's text layers look at what is not there.
+        """
+        said: dict[int, str] = {}
+        for without in (False, True):
+            rows = [i for i, image in enumerate(images) if (image is None) == without]
+            if rows:
+                some, asked = [images[i] for i in rows], [prompts[i] for i in rows]
+                said |= zip(rows, _write(self, some, asked, max_new_tokens, temperature), strict=True)
+        return [said[i] for i in range(len(said))]
 
 
 @torch.inference_mode()
@@ -67,7 +76,8 @@ def token_probabilities(
         else:
             inputs = processors.continued(vlm, shown, texts, endings)
             del inputs["labels"]
-        logits = vlm.model(**inputs, logits_to_keep=longest + 1).logits[:, :-1]  # [n, longest, vocabulary]
+        # [n, longest, vocabulary], cut here too, for not every model heeds logits_to_keep
+        logits = vlm.model(**inputs, logits_to_keep=longest + 1).logits[:, -longest - 1 : -1]
         chances = logits.float().softmax(-1).gather(-1, inputs["input_ids"][:, -longest:, None])[..., 0]
         return [row[longest - len(end) :] for end, row in zip(endings, chances.tolist(), strict=True)]
 
@@ -151,8 +161,7 @@ def _begun(vlm: VLM, images: list, texts: list[str], max_new_tokens: int) -> dic
 
 def _cut(model, tokenizer, new: torch.Tensor, limit: int) -> list[bool]:
     """Whether each row of what was written [n, tokens] ended by the limit: as long as it may be, without an end."""
-    ends = model.generation_config.eos_token_id
-    ends = {*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id}
+    ends = processors.end_tokens(model, tokenizer)
     rows = new[:, -limit:].tolist()  # without the token that starts an encoder-decoder's, which may be an end's
     return [len(row) == limit and ends.isdisjoint(row) for row in rows]
 

@@ -111,7 +111,7 @@ def trained(
         if role != "target":
             adapters.append(Path(folder, "auditor"))
             yield _asked("scores", lambda: scored(model, images, questions))
-            yield _asked("GRPO step", lambda: trial_step(model, pictures, p, out=adapters[-1]))
+            yield _asked("GRPO step", lambda: trial_step(model, pictures, p, out=adapters[-1]).found)
         if role != "auditor" and not why_not:
             adapters.append(Path(folder, "repair", "adapter"))
             yield _asked("repair step", lambda: repair_step(model, images, questions, p, adapters[-1].parent))

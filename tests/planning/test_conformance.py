@@ -30,7 +30,7 @@ from auditkit.models.lora import TEXT_PART, adapts
 from auditkit.models.offload import frozen_vision
 from auditkit.models.transformers import VLM
 from auditkit.params import load_params
-from auditkit.planning.check import adaptable, begins_once, drift, logits, modalities, same_in_batches
+from auditkit.planning.check import ROUNDING, adaptable, begins_once, drift, logits, modalities, same_in_batches
 from auditkit.repair.finetune import collate, train_repair
 
 QUESTIONS = ["how many boats?", "why?", "what colour is the small box at the top left of this picture?", "where is it?"]
@@ -38,6 +38,7 @@ SIZES = [(64, 48), (40, 80), (90, 30), (32, 32)]
 needs_num2words = pytest.mark.skipif(
     importlib.util.find_spec("num2words") is None, reason="SmolVLM's processor wants the package num2words"
 )
+NEVER_ON_THE_WAY = ("gemma4", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "glm4v", "glm46v", "ovis2")
 NAMES = [pytest.param(name, marks=needs_num2words) if name == "smolvlm" else name for name in tiny.FAMILIES]
 
 
@@ -73,6 +74,11 @@ def test_prompts_without_a_picture_may_stand_among_others(family, images):
         with pytest.raises(AuditError, match="reads no text without a picture"):
             answer_questions(family.model, pictures, QUESTIONS)
         return
+    if family.name == "mllama":  # beside a picture its text layers look at what is not there, so they are asked apart
+        alone = [family.model.write([i], [q], 8)[0] for i, q in zip(pictures, QUESTIONS, strict=True)]
+        assert drift(family.model, pictures, QUESTIONS) > ROUNDING[torch.float32]
+        assert answer_questions(family.model, pictures, QUESTIONS, 8) == alone
+        return
     same_in_batches(family.model, pictures, QUESTIONS)
     assert (
         answer_questions(family.model, pictures, QUESTIONS)[1::2]
@@ -95,7 +101,7 @@ def test_prompts_are_the_familys_own_and_begin_once(family, images):
     begins_once(family.model, images[0], "how many boats?")
     ids = processors.batch(family.model, images[:1], [text])["input_ids"][0].tolist()
     assert ids.count(tokenizer.bos_token_id) == (kind.bos is not None)
-    if kind.adds_bos and kind.template:  # as the tokenizer comes, a chat's text begins twice
+    if kind.adds_bos and text.startswith(kind.bos):  # as the tokenizer comes, a chat's text begins twice
         careless = AutoTokenizer.from_pretrained(family.folder)(text)["input_ids"]
         assert careless[:2] == [tokenizer.bos_token_id] * 2 and ids[1] != ids[0] == tokenizer.bos_token_id
     # every special token of the template and of the answer's end is one token
@@ -156,7 +162,7 @@ def logps(model, images, questions, endings):
     inputs = processors.continued(model, images, texts, endings)
     longest = max(map(len, endings))
     del inputs["labels"]
-    return model.model(**inputs, logits_to_keep=longest + 1).logits[:, :-1].log_softmax(-1)
+    return model.model(**inputs, logits_to_keep=longest + 1).logits[:, -longest - 1 : -1].log_softmax(-1)
 
 
 def test_text_layers_are_found_and_the_vision_tower_is_none(family):
@@ -224,8 +230,8 @@ def test_without_a_way_back_through_the_vision_tower_gradients_are_the_same(fami
     assert plain.keys() == gradients.keys() and len(plain) == 2 * tiny.FAMILIES[family.name].adapted
     assert all(w.any() and torch.equal(w, gradients[name]) for name, w in plain.items())
     assert after and not any(after)
-    # of these three towers transformers does not know the input, so they were never on the way back
-    assert any(before) == (family.name not in ("gemma4", "qwen3_vl", "qwen3_5"))
+    # of these towers transformers does not know the input, so they were never on the way back
+    assert any(before) == (family.name not in NEVER_ON_THE_WAY)
     assert "forward" not in vars(tower)
 
 

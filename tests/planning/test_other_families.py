@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import random
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -98,40 +99,22 @@ def test_what_is_scored_is_what_was_written(name, folder, images):
     assert torch.allclose(logits.log_softmax(-1).gather(-1, ids[..., None])[..., 0], stepwise, atol=1e-4)
 
 
-def settings_of(folder, config: dict, processor: str, template: str = "llava_onevision"):
-    """A folder with what transformers chooses a processor by, and no weights."""
-    folder.mkdir()
-    tiny.tokenizer(tiny.FAMILIES["llava_onevision"]).save_pretrained(folder)
-    (folder / "config.json").write_text(json.dumps(config))
-    (folder / "preprocessor_config.json").write_text(json.dumps({"processor_class": processor}))
-    (folder / "chat_template.jinja").write_text(tiny.published(template))
-    return folder
-
-
 @pytest.mark.skipif(importlib.util.find_spec("torchvision") is not None, reason="torchvision is here")
-@pytest.mark.parametrize(
-    ("kind", "processor"),
-    [
-        ("mistral3", "PixtralProcessor"),
-        ("llava", "PixtralProcessor"),
-        ("lfm2_vl", "Lfm2VlProcessor"),
-        ("cohere2_vision", "Cohere2VisionProcessor"),
-    ],
-)
-def test_a_family_that_needs_torchvision_is_told_so(kind, processor, tmp_path):
-    folder = settings_of(tmp_path / "mine", {"model_type": kind}, processor)
+@pytest.mark.parametrize("name", tiny.REFUSED)
+def test_a_family_that_needs_torchvision_is_told_so(name, tmp_path):
+    folder = tiny.settings(tmp_path / "mine", *tiny.REFUSED[name])
     with pytest.raises(AuditError, match="needs the package torchvision, which is not installed; pip install"):
         load_model(folder)
 
 
 def test_a_tokenizer_of_another_family_is_one_sentence(tmp_path):
-    folder = settings_of(tmp_path / "mine", {"model_type": "florence2"}, "Florence2Processor")
+    folder = tiny.settings(tmp_path / "mine", "florence2", "Florence2Processor")
     with pytest.raises(AuditError, match="is not that of this family .*no attribute image_token"):
         load_model(folder)
 
 
 def test_a_family_without_a_chat_template_is_told_what_to_do(tmp_path):
-    folder = settings_of(tmp_path / "mine", {"model_type": "blip"}, "BlipProcessor")
+    folder = tiny.settings(tmp_path / "mine", "blip", "BlipProcessor")
     (folder / "chat_template.jinja").unlink()
     with pytest.raises(AuditError, match="or name that version .* a family without one .* cannot be asked here"):
         load_model(folder)
@@ -142,27 +125,35 @@ def checked(capsys, folder, *more) -> tuple[int, dict[str, str]]:
     return code, {row[:14].strip(): row[15:] for row in capsys.readouterr().out.splitlines()}
 
 
+def test_check_does_in_small_what_a_run_does(folder, capsys):
+    place = folder("t5gemma2")
+    code, found = checked(capsys, place, "--as", "reference")
+    assert code == 0 and "repair step" not in found and "GRPO step" not in found and "content" in found
+    code, found = checked(capsys, place, "--as", "target")
+    assert code == 0 and found["repair"].startswith("target: audited but not repaired, for it is an encoder-decoder")
+    code, found = checked(capsys, place, "--as", "auditor")
+    assert code == 1 and found["GRPO step"].startswith("NO: ")
+    assert "is an encoder-decoder, which can be target or reference" in found["GRPO step"]
+
+
 @pytest.mark.parametrize(
     ("name", "why"),
     [
-        ("t5gemma2", "is an encoder-decoder, which can be target or reference"),
-        ("aya_vision", "off the model's own; name another auditor"),
+        ("aya_vision", "off the model's own"),
         ("mllama", "cannot take a step with it (ValueError: `aspect_ratio_ids` must be provided"),
         ("ovis2", "cannot take a step with it (AttributeError"),
     ],
 )
-def test_check_does_in_small_what_a_run_does(name, why, folder, capsys):
+def test_what_trl_would_learn_otherwise_is_learnt_from_the_models_own_forward_pass(name, why, folder, capsys):
     place = folder(name)
     code, found = checked(capsys, place, "--as", "reference")
     assert code == 0 and "repair step" not in found and "GRPO step" not in found and "content" in found
     code, found = checked(capsys, place, "--as", "target")
     assert code == 0
-    if name == "t5gemma2":
-        assert found["repair"].startswith("target: audited but not repaired, for it is an encoder-decoder")
-    else:
-        assert found["repair step"].startswith("learns an answer") and "the same with" in found["saved, loaded"]
+    assert found["repair step"].startswith("learns an answer") and "the same with" in found["saved, loaded"]
     code, found = checked(capsys, place, "--as", "auditor")
-    assert code == 1 and found["GRPO step"].startswith("NO: ") and why in found["GRPO step"]
+    assert code == 0 and "the model's own" in found["GRPO step"] and "the same with" in found["saved, loaded"]
+    assert ", by its own forward pass, for " in found["GRPO step"] and why in found["GRPO step"]
 
 
 @pytest.mark.parametrize("name", ["qwen2_5_vl", "internvl"])
@@ -170,6 +161,7 @@ def test_check_of_a_supported_family_takes_both_steps(name, folder, capsys):
     code, found = checked(capsys, folder(name))
     assert code == 0 and not [text for text in found.values() if text.startswith("NO: ")]
     assert "the model's own" in found["GRPO step"] and "learns an answer" in found["repair step"]
+    assert "by its own forward pass" not in found["GRPO step"]
     assert "within" in found["saved, loaded"] and "within 0" != found["saved, loaded"][-8:]
 
 
@@ -195,8 +187,12 @@ def test_a_training_starts_only_where_the_log_probabilities_are_the_models_own(f
     p = replace(load_params(repository / "params" / "smoke.yaml"), ways=["question"], grpo_images=2, group_size=2)
     pictures = [Picture(f"p{i}", image) for i, image in enumerate(images)]
     (tmp_path / "untrained.json").write_text('["how many boats are there?", "where is it now?"]')
+    forgetful = tiny.save("qwen2_5_vl", tmp_path / "forgetful")
+    config = json.loads((forgetful / "config.json").read_text())
+    config["text_config"]["attention_dropout"] = 0.9  # no two passes of a training are the same
+    (forgetful / "config.json").write_text(json.dumps(config))
     with pytest.raises(AuditError, match=r"log-probabilities that TRL .* would learn from are .* off the model's own"):
-        grpo.train_auditor(load_model(folder("aya_vision")), None, [], pictures, p, tmp_path)
+        grpo.train_auditor(load_model(forgetful), None, [], pictures, p, tmp_path)
     assert not (tmp_path / "rollouts.jsonl").exists() and not list(tmp_path.glob("checkpoint-*"))
     with pytest.raises(AuditError, match="is an encoder-decoder"):
         grpo.train_auditor(load_model(folder("t5gemma2")), None, [], pictures, p, tmp_path)
@@ -216,3 +212,58 @@ def test_a_trial_leaves_the_model_and_what_is_drawn_as_they_were(folder, images,
     after = model.model.state_dict()
     assert before.keys() == after.keys() and all(torch.equal(after[name], weight) for name, weight in before.items())
     assert "forward" not in vars(model.model) and not model.model.training
+
+
+@pytest.mark.parametrize(
+    ("template", "why"),
+    [
+        ("{% for m in messages %}{% for c in m.content if c.type == 'text' %}{{ c.text }}{% endfor %}{% endfor %}",
+         "its chat template leaves the picture out of the text"),
+        ("{% for m in messages %}{{ m.role }}: {{ m.content }}{% endfor %}",
+         "its chat template leaves the picture out of the text"),
+        ("{% for m in messages %}{{ m.role + m.content }}{% endfor %}",
+         "its chat template does not take one question on one image"),
+    ],
+    ids=["skipped", "printed", "joined"],
+)  # fmt: skip
+def test_a_template_that_leaves_the_picture_out_is_one_sentence(template, why, folder, tmp_path, capsys):
+    mine = shutil.copytree(folder("llava"), tmp_path / "mine")
+    (mine / "chat_template.jinja").write_text(template)
+    (mine / "model.safetensors").unlink()  # it is told before the weights are read
+    capsys.readouterr()
+    assert main(["check", str(mine), "--device", "cpu"]) == 2
+    said = capsys.readouterr().err
+    assert why in said and said.count("\n") == 1 and "Traceback" not in said
+
+
+def test_a_tokenizer_without_an_end_is_one_sentence(folder, tmp_path, capsys):
+    mine = shutil.copytree(folder("llava"), tmp_path / "mine")
+    settings = json.loads((mine / "tokenizer_config.json").read_text())
+    del settings["eos_token"]
+    (mine / "tokenizer_config.json").write_text(json.dumps(settings))
+    (mine / "model.safetensors").unlink()
+    capsys.readouterr()
+    assert main(["check", str(mine), "--device", "cpu"]) == 2
+    said = capsys.readouterr().err
+    assert "its tokenizer has no end token, so no answer would end; name it as eos_token" in said
+    assert said.count("\n") == 1 and "Traceback" not in said
+
+
+def test_a_repair_teaches_the_end_where_the_template_leaves_it_out(folder):
+    model = load_model(folder("llava"))
+    assert processors.ending(model, "how many boats?", "two").strip() == "two</s>"
+    model = load_model(folder("qwen2_5_vl"))  # whose template writes it: it is not written twice
+    assert processors.ending(model, "how many boats?", "two") == "two<|im_end|>"
+
+
+def test_scores_are_of_a_texts_own_tokens_where_a_model_heeds_no_logits_to_keep(folder, images):
+    model = load_model(folder("video_llama_3"))
+    inputs = processors.batch(model, images[:1], [processors.chat(model, "ask")])
+    with torch.inference_mode():
+        assert model.model(**inputs, logits_to_keep=1).logits.shape[1] > 1
+    text, ids = "how many boats?", model.processor.tokenizer("how many boats?")["input_ids"]
+    chances = token_probabilities(model, images[:1], ["ask"], [text])[0]
+    again = processors.batch(model, images[:1], [processors.chat(model, "ask") + text])
+    with torch.inference_mode():
+        logits = model.model(**again).logits[0, -len(ids) - 1 : -1].softmax(-1)
+    assert chances == pytest.approx(logits[range(len(ids)), ids].tolist(), abs=1e-5)
