@@ -23,19 +23,21 @@ import torch
 import trl
 from accelerate.utils.memory import should_reduce_batch_size
 from peft import LoraConfig
+from PIL import Image
 from transformers import PrinterCallback
-from trl import GRPOTrainer
+from trl import GRPOConfig, GRPOTrainer
+from trl.models import unwrap_model_for_generation
 
 from auditkit.auditor.grpo_setup import grpo_config, training_rows
 from auditkit.auditor.write import auditor_prompt
 from auditkit.data.source import Picture
 from auditkit.errors import AuditError
-from auditkit.models import processors
+from auditkit.models import by_image, processors
 from auditkit.models.base import quiet
 from auditkit.models.lora import TEXT_PART, adapts
 from auditkit.models.offload import frozen_vision
 from auditkit.models.trainer_internals import CompletionInputs, LearntRows
-from auditkit.models.transformers import VLM
+from auditkit.models.transformers import VLM, written
 from auditkit.params import Params
 
 TOKENS = 8  # of a completion
@@ -53,9 +55,18 @@ class FamilyTrainer(LearntRows, CompletionInputs, GRPOTrainer):
     """
 
     def __init__(self, *args, reader: VLM, pictures: Sequence[Picture], own_forward: bool = False, **kwargs):
-        super().__init__(*args, **kwargs)
+        by_vllm = kwargs["args"].use_vllm
+        with warnings.catch_warnings(action="ignore"):  # that a rollout_func is new to TRL
+            super().__init__(*args, rollout_func=None if by_vllm else write_rollouts, **kwargs)
         self.reader, self.own_forward = reader, own_forward
         self.pictured = {picture.key: picture for picture in pictures}
+
+    def shown(self, model: torch.nn.Module, rows: Sequence[dict]) -> tuple[VLM, list[Image.Image], list[str]]:
+        """The model with its processor; of rows the images, one object for each, and the prompts as whole texts."""
+        reader = replace(self.reader, model=self.accelerator.unwrap_model(model))
+        images = {key: self.pictured[key].image for key in {row["picture"] for row in rows}}
+        texts = {way: processors.chat(reader, auditor_prompt(way)) for way in {row["way"] for row in rows}}
+        return reader, [images[row["picture"]] for row in rows], [texts[row["way"]] for row in rows]
 
     def completion_inputs(self, inputs: dict, completion: int) -> dict:
         """What a family's model needs beside its tokens.
@@ -74,20 +85,48 @@ class FamilyTrainer(LearntRows, CompletionInputs, GRPOTrainer):
         self, model: torch.nn.Module, rows: list[dict], completions: torch.Tensor, mask: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Of completions [n, C] behind their prompts, in one forward pass: log-probabilities and entropies [n, C]."""
-        reader = replace(self.reader, model=self.accelerator.unwrap_model(model))
-        images = [self.pictured[row["picture"]].image for row in rows]
-        texts = [processors.chat(reader, auditor_prompt(row["way"])) for row in rows]
+        reader, images, texts = self.shown(model, rows)
         kept = mask.bool()
         endings = [ids[keep] for ids, keep in zip(completions, kept, strict=True)]
-        inputs, longest = processors.continued(reader, images, texts, endings), max(map(len, endings))
-        at_end = inputs.pop("labels")[:, -longest:] != -100  # where they stand now, in the order of `kept`
+        longest = max(map(len, endings))
+        at_end = torch.arange(longest, device=kept.device) >= longest - kept.sum(
+            1, keepdim=True
+        )  # where they stand now
         with self.accelerator.autocast():
+            begun = by_image.begin(reader, images, texts, endings, 0) if shares(reader, self.args) else None
+            inputs = processors.continued(reader, images, texts, endings) if begun is None else begun.rest
+            inputs.pop("labels", None)
             logits = model(**inputs, logits_to_keep=longest + 1).logits[:, -longest - 1 : -1]
         logps = (logits.float() / self.args.temperature).log_softmax(-1)
         entropies = -(logps.exp() * logps).sum(-1)
         found = logps.gather(-1, inputs["input_ids"][:, -longest:, None])[..., 0]
         nothing = found.new_zeros(kept.shape)
         return nothing.masked_scatter(kept, found[at_end]), nothing.masked_scatter(kept, entropies[at_end])
+
+
+def shares(auditor: VLM, config: GRPOConfig) -> bool:
+    """Whether what rows begin with can be read once and learnt from; not where it is not kept, but read again."""
+    return not (config.gradient_checkpointing or config.activation_checkpointing or by_image.why_unshared(auditor, 0))
+
+
+def write_rollouts(prompts: list, trainer: FamilyTrainer) -> dict:
+    """What the model writes to the rows of a step, as TRL's `rollout_func` gives it; each image is read once.
+
+    Returns {"prompt_ids", "completion_ids": a list of tokens for each row, "logprobs": None}.
+    """
+    reader, images, texts = trainer.shown(trainer.model, trainer.rows_at_work)
+    config, ends = trainer.generation_config, trainer.eos_token_ids
+    with unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator) as model, torch.no_grad():
+        inputs = by_image.prompts(replace(reader, model=model), images, texts, config.max_new_tokens)
+        new = written(model, inputs["input_ids"], model.generate(**inputs, generation_config=config)).tolist()
+    stops = [next((i + 1 for i, token in enumerate(row) if token in ends), len(row)) for row in new]
+    mask = inputs["attention_mask"].bool()
+    asked = [ids[keep].tolist() for ids, keep in zip(inputs["input_ids"], mask, strict=True)]
+    return {
+        "prompt_ids": asked,
+        "completion_ids": [row[:stop] for row, stop in zip(new, stops, strict=True)],
+        "logprobs": None,
+    }
 
 
 class TrialTrainer(FamilyTrainer):
@@ -143,7 +182,7 @@ def trial_step(
         raise AuditError(f'"{auditor.name}": no text layers found to put an adapter on; it can be asked, not trained.')
     kind = f"a {type(auditor.model).__name__}"
     same, why_not = "log-probabilities in a GRPO step are the model's own, within", ""
-    for own_forward in (False, True):
+    for own_forward in (True,) if _may_share(auditor, p) else (False, True):
         try:
             off = _step(auditor, pictures, p, processes, out, own_forward)
         except AuditError:
@@ -163,6 +202,11 @@ def trial_step(
     raise AuditError(
         f'"{auditor.name}": {kind} can be target or reference but not auditor, for {why}; name another auditor.'
     )
+
+
+def _may_share(auditor: VLM, p: Params) -> bool:
+    config = grpo_config(p, Path(), auditor.model.device.type, auditor.model.dtype)
+    return shares(auditor, config)
 
 
 def _short(error: Exception) -> str:

@@ -107,9 +107,10 @@ def begin(
     of = [list(first).index(id(image)) for image in images]  # row -> place of its image
     inputs = processors.batch(vlm, [images[i] for i in firsts], [texts[i] for i in firsts])
     width = inputs["input_ids"].shape
-    if any(key not in PER_TOKEN for key, value in inputs.items() if value.shape[:2] == width and value.dim() == 2):
+    strange = [key for key, value in inputs.items() if value.shape[:2] == width and key not in PER_TOKEN]
+    if any("pixel" not in key for key in strange):  # such as Mllama's mask of what each token sees
         return None
-    prompts = _prompts(vlm, inputs, [texts[i] for i in firsts], texts, of)
+    prompts = _prompt_tokens(vlm, inputs, [texts[i] for i in firsts], texts, of)
     if prompts is None:
         return None
     device = inputs["input_ids"].device
@@ -132,7 +133,13 @@ def begin(
     return Begun(ids.masked_fill(ids < 0, pad), mask, cache, read)
 
 
-def _prompts(
+def prompts(vlm: Any, images: Sequence[Image.Image | None], texts: Sequence[str], new: int) -> dict[str, Any]:
+    """What `generate` is given for n whole texts about n images: beginnings that are shared have been read."""
+    begun = begin(vlm, images, texts, [torch.zeros(0, dtype=torch.long)] * len(texts), new)
+    return processors.batch(vlm, images, texts) if begun is None else begun.whole
+
+
+def _prompt_tokens(
     vlm: Any, inputs: dict, known: Sequence[str], texts: Sequence[str], of: Sequence[int]
 ) -> list[torch.Tensor] | None:
     """The tokens of each row's prompt, of which only those of the first rows have been through the processor.

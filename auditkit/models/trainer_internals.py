@@ -62,6 +62,7 @@ class LearntRows:
 
     own_forward = False
     processing_class: Any
+    rows_at_work: list[dict]  # those of the data set that are being written about, or learnt from
 
     def own_logps(
         self, model: Any, rows: list[dict], completions: torch.Tensor, mask: torch.Tensor
@@ -70,7 +71,7 @@ class LearntRows:
         raise NotImplementedError
 
     def _generate_and_score_completions(self, inputs):
-        self._given = self._rows = inputs
+        self._given = self.rows_at_work = inputs
         processor = self.processing_class
         if self.own_forward:
             self.processing_class = _WithoutPictures(processor)
@@ -85,7 +86,7 @@ class LearntRows:
         return [self._given[i] for i in inputs["given"].tolist()]
 
     def _compute_loss(self, model, inputs):
-        self._rows = self.learnt_rows(inputs)
+        self.rows_at_work = self.learnt_rows(inputs)
         return super()._compute_loss(model, inputs)  # type: ignore[misc]
 
     def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep, *more, **inputs):
@@ -93,7 +94,7 @@ class LearntRows:
             size = (more[0] if more else inputs.get("batch_size")) or len(input_ids)
             ends, mask = input_ids[:, -logits_to_keep:].split(size), attention_mask[:, -logits_to_keep:].split(size)
             parts = [
-                self.own_logps(model, self._rows[i * size : (i + 1) * size], *part)
+                self.own_logps(model, self.rows_at_work[i * size : (i + 1) * size], *part)
                 for i, part in enumerate(zip(ends, mask, strict=True))
             ]
             out = (torch.cat([logps for logps, _ in parts]), torch.cat([entropies for _, entropies in parts]), None)

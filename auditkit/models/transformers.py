@@ -133,7 +133,7 @@ def _write(vlm: VLM, images: list, prompts: list[str], max_new_tokens: int, temp
     """One batch through processor, model and tokenizer."""
     model, tokenizer = vlm.model, vlm.processor.tokenizer
     texts = [processors.chat(vlm, prompt, image is not None) for image, prompt in zip(images, prompts, strict=True)]
-    inputs = _begun(vlm, images, texts, max_new_tokens)
+    inputs = by_image.prompts(vlm, images, texts, max_new_tokens)
     how: dict = {"do_sample": False}
     if temperature:  # from the whole distribution, as GRPO samples, whatever the model's generation_config prefers
         how = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
@@ -148,15 +148,6 @@ def _write(vlm: VLM, images: list, prompts: list[str], max_new_tokens: int, temp
     texts = [text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
     cut = _cut(model, tokenizer, new, max_new_tokens)
     return [WrittenText(text, {"cut": True}) if short else text for text, short in zip(texts, cut, strict=True)]
-
-
-def _begun(vlm: VLM, images: list, texts: list[str], max_new_tokens: int) -> dict:
-    """What `generate` goes on from: the rows' common beginnings read, or else the rows whole."""
-    nothing = [torch.zeros(0, dtype=torch.long)] * len(texts)
-    begun = by_image.begin(vlm, images, texts, nothing, max_new_tokens)
-    if begun is None:
-        return processors.batch(vlm, images, texts)
-    return begun.whole
 
 
 def _cut(model, tokenizer, new: torch.Tensor, limit: int) -> list[bool]:
