@@ -95,7 +95,13 @@ class TrialTrainer(FamilyTrainer):
 
     off = 0.0
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict,
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
         loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         rows, ids, mask = self.learnt_rows(inputs), inputs["completion_ids"], inputs["completion_mask"]
         size = 1 if self.own_forward else len(rows)  # what it has made in a batch is held against each row alone
