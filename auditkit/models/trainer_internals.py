@@ -119,7 +119,7 @@ class _WithoutPictures:
     def __getattr__(self, name: str):
         return getattr(self.processor, name)
 
-    def apply_chat_template(self, *chats, **how):
+    def apply_chat_template(self, *chats: Any, **how: Any) -> Any:
         if how.get("tokenize"):
             how["processor_kwargs"] = {"images_kwargs": {"return_tensors": "pt"}} | how.get("processor_kwargs", {})
         return self.processor.apply_chat_template(*chats, **how)
