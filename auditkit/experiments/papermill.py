@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from auditkit.errors import AuditError
+from auditkit.models.trackers import refuse_missing_trackers, trackio_folder
 from auditkit.params import Params, project_root
 from auditkit.runs.folder import STAGES, is_done, run_folder, shown_path, stage_counts, why_not_resume
 from auditkit.text import clock
@@ -29,10 +30,12 @@ if TYPE_CHECKING:
 
 
 def refuse_misfits(p: Params, stages: list[str], start_over: bool) -> None:
-    """Raise AuditError for the first stage that does not fit, of those to be run and those they were built on.
+    """Raise AuditError for the first stage that does not fit, of those to be run and those they were built on, and for
+    a tracker that is not installed.
 
     Said now rather than after an hour of the stages before it, and before any folder is emptied.
     """
+    refuse_missing_trackers(p)
     needs = {stage: _needs(stage) for stage in STAGES}
     matter = set(stages)
     for stage in reversed(STAGES):
@@ -106,7 +109,7 @@ def _execute(p: Params, stage: str, notebook: Path, kernels: "Config", go_on: st
     folder.mkdir(parents=True, exist_ok=True)
     executed = folder / "notebook.ipynb"
     code, trouble, trace = 0, "", ""
-    with StatusLine(_title(notebook)) as status:
+    with StatusLine(_title(notebook)) as status, _environment(**trackio_folder(p, folder)):
         try:
             papermill.execute_notebook(
                 notebook,
@@ -252,7 +255,7 @@ def _environment(**values: str) -> Iterator[None]:
         yield
     finally:
         for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
+            os.environ.pop(name, None) if value is None else os.environ.update({name: value})
 
 
 def _notebook(stage: str) -> Path:

@@ -39,6 +39,7 @@ from auditkit.models import downloads, processors
 from auditkit.models.base import quiet
 from auditkit.models.lora import PROJECTIONS, TEXT_PART, adapts, whole_text_part
 from auditkit.models.offload import frozen_vision
+from auditkit.models.trackers import logging_into, refuse_missing_trackers, reporting
 from auditkit.models.trainer_internals import OwnCheckpoints
 from auditkit.models.transformers import VLM
 from auditkit.params import Params
@@ -105,6 +106,7 @@ def train_repair(
         raise AuditError(_another(out, before, purpose))
     if adapter.is_dir():
         return adapter
+    refuse_missing_trackers(p)
     processors.refuse_encoder_decoder(target)
     out.mkdir(parents=True, exist_ok=True)
     begun.write_text(json.dumps(purpose))
@@ -112,7 +114,7 @@ def train_repair(
         raise AuditError(f'"{target.name}": no text layers with {PROJECTIONS.replace("|", ", ")} to put an adapter on.')
 
     unfinished = out / "adapter.unfinished"
-    with contextlib.nullcontext() if p.rectify_lora_rank else whole_text_part(target.model):
+    with logging_into(p, out), contextlib.nullcontext() if p.rectify_lora_rank else whole_text_part(target.model):
         trainer = _trainer(target, examples, p, out / "checkpoints", on_step)
         try:
             with frozen_vision(target.model), quiet():
@@ -196,7 +198,7 @@ def _trainer(target: VLM, examples: Sequence[Example], p: Params, folder: Path, 
         dataset_kwargs={"skip_prepare_dataset": True},
         dataloader_pin_memory=False,  # `collate` puts a batch where the model is
         disable_tqdm=True,
-        report_to="none",
+        **reporting(p, folder.parent),
     )
     rank = p.rectify_lora_rank
     trainer = AnswerTrainer(
