@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -70,13 +70,16 @@ def stage_notebooks(stages: list[str]) -> dict[str, Path]:
     return {stage: _notebook(stage) for stage in stages}
 
 
-def run_notebooks(p: Params, notebooks: dict[str, Path], go_on: str, debug: bool = False) -> int:
+def run_notebooks(
+    p: Params, notebooks: dict[str, Path], go_on: str, debug: bool = False, beside: Mapping[str, dict] | None = None
+) -> int:
     """Execute notebooks in order, each in its stage's folder; what is done is not done again.
 
     Args:
         notebooks: by stage, as `stage_notebooks` gives them.
         go_on: the command that goes on where a failure ends this one, for people to copy.
         debug: show tracebacks, and what notebooks write to stderr.
+        beside: stage -> parameters of its notebook alone, which no file has.
 
     Returns 0, or the exit code of what went wrong, which has then been said.
     """
@@ -87,7 +90,8 @@ def run_notebooks(p: Params, notebooks: dict[str, Path], go_on: str, debug: bool
             if is_done(p, stage):
                 print(f"{_title(notebook):<26} done before, skipped", flush=True)
                 continue
-            failed = _execute(p, stage, notebook, kernels, go_on, debug)
+            given = asdict(p) | dict((beside or {}).get(stage, {}))
+            failed = _execute(p, stage, notebook, kernels, go_on, debug, given)
             if failed:
                 return failed
     done = f"done in {clock(time.monotonic() - began)}"
@@ -100,7 +104,9 @@ def run_notebooks(p: Params, notebooks: dict[str, Path], go_on: str, debug: bool
     return 0
 
 
-def _execute(p: Params, stage: str, notebook: Path, kernels: "Config", go_on: str, debug: bool) -> int:
+def _execute(
+    p: Params, stage: str, notebook: Path, kernels: "Config", go_on: str, debug: bool, parameters: dict
+) -> int:
     """Run one notebook through papermill; 0, or the exit code of what went wrong, which has then been said."""
     import papermill
     from nbclient.exceptions import DeadKernelError
@@ -114,7 +120,7 @@ def _execute(p: Params, stage: str, notebook: Path, kernels: "Config", go_on: st
             papermill.execute_notebook(
                 notebook,
                 executed,
-                parameters=asdict(p),
+                parameters=parameters,
                 kernel_name="python3",
                 cwd=project_root(),
                 progress_bar=False,
