@@ -29,7 +29,7 @@ ENDING = "_pilot"
 STEPS, REPAIR_STEPS, CHECKPOINTS = 4, 6, 2
 SECONDS = ("pilot", "fixed", "whole", "low", "high")
 MANY = 0.1  # share of answers or probes above which there is something to change
-OFF_BY = 1.5  # the whole takes between this part and this multiple of what is estimated (our choice; docs/scaling.md)
+OFF_BY = 1.25  # beyond what is least and most, for a machine is not always as busy (our choice)
 
 
 def pilot_params(p: Params, pictures: int) -> Params:
@@ -89,6 +89,17 @@ class StageEstimate:
     hosted: dict = field(default_factory=dict)  # what its servers' answers would cost, as costs.spent
 
 
+@dataclass(frozen=True)
+class Part:
+    """Seconds that grow: of the pilot; of the whole at least, where a batch that was not full took as long as a full
+    one; and at most, where all of it grows with the pictures. What is estimated is their geometric mean.
+    """
+
+    pilot: float
+    low: float
+    high: float
+
+
 def amounts(p: Params, wished: int, there: Mapping[str, int]) -> dict[str, dict[str, float]]:
     """What the seconds of a cell grow with: {stage: {cell of its notebook: how much it has to do}}, the main one first.
 
@@ -144,7 +155,7 @@ def _estimate(
     measured = book["metadata"]["papermill"]["duration"]
     # what went by in attempts before this notebook's was work as well
     pilot_seconds = max(measured, manifest["seconds"])
-    growing, scaled = 0.0, 0.0
+    parts = [Part(0.0, 0.0, 0.0)]
     loads = manifest.get("loads", [])
     for cell in book["cells"]:
         name, took = cell.get("id", ""), cell["metadata"].get("papermill", {})
@@ -153,26 +164,24 @@ def _estimate(
         inside = [load for load in loads if took["start_time"] <= load["at"] <= took["end_time"]]
         seconds = max(0.0, took["duration"] - sum(load["seconds"] for load in inside))
         if name == "04-train":
-            some, all_of_it = _grpo_seconds(p, pilot, folder, seconds, inside)
+            parts += _grpo_parts(p, pilot, folder, seconds, inside)
         elif name == "07-train":
-            some, all_of_it = _repair_seconds(p, folder)
-        else:
-            some, all_of_it = seconds, seconds * has[name] / had[name] if had[name] else 0.0
-        growing, scaled = growing + some, scaled + all_of_it
-    fixed = max(0.0, pilot_seconds - growing)
+            parts.append(_repair_part(p, folder))
+        elif had[name]:
+            batches = math.ceil(has[name] / p.batch_size) / math.ceil(had[name] / p.batch_size)
+            parts.append(Part(seconds, seconds * batches, seconds * has[name] / had[name]))
+    fixed = max(0.0, pilot_seconds - sum(part.pilot for part in parts))
     times = next((has[name] / had[name] for name in had if had[name]), 1.0)
     hosted = {name: _times(parts, times) for name, parts in manifest.get("hosted", {}).items()}
-    low, high = fixed + scaled / OFF_BY, fixed + scaled * OFF_BY
-    if scaled <= growing:  # nothing grows: the pilot was the whole
-        low = high = fixed + scaled
-    return StageEstimate(folder.name, pilot_seconds, fixed, fixed + scaled, low, high, times, hosted)
+    whole = fixed + sum(math.sqrt(part.low * part.high) for part in parts)
+    low, high = (fixed + sum(getattr(part, end) for part in parts) for end in ("low", "high"))
+    return StageEstimate(folder.name, pilot_seconds, fixed, whole, low / OFF_BY, high * OFF_BY, times, hosted)
 
 
-def _grpo_seconds(
-    p: Params, pilot: Params, folder: Path, seconds: float, loads: Iterable[Mapping]
-) -> tuple[float, float]:
-    """Seconds that grew in the training of the pilot, and those of the whole: what the untrained auditor wrote before
-    the first step, and the steps, by way. Painting began with the loading of a pipeline, which is taken out.
+def _grpo_parts(p: Params, pilot: Params, folder: Path, seconds: float, loads: Iterable[Mapping]) -> list[Part]:
+    """What the untrained auditor wrote before the first step, and the steps, by way; at least, the former is start-up
+    and a smaller step took as long as one of the whole. A pipeline that was loaded for the first step of its way is
+    taken out.
     """
     rows = jsonl.read(folder / "history.jsonl")
     took = _step_seconds(rows)
@@ -186,19 +195,24 @@ def _grpo_seconds(
     for several in by_way.values():
         if len(several) > 1:
             several.pop(0)  # it warmed up
-    larger = p.grpo_images / pilot.grpo_images
-    each = {way: median(several) * larger for way, several in by_way.items()}
+    each = {way: median(several) for way, several in by_way.items()}
     slowest = max(each.values(), default=0.0)
     steps = sum(each.get(way, slowest) for way in p.ways) / len(p.ways) * p.grpo_steps
+    rows_of = [one.grpo_images * one.group_size for one in (pilot, p)]
+    passes = [math.ceil(n / (p.grpo_micro_batch or n)) for n in rows_of]
     before = max(0.0, seconds - sum(took))
     written = min(KINDS, p.train_images) / min(KINDS, pilot.train_images)
-    return before + sum(took), before * written + steps
+    return [
+        Part(before, before, before * written),
+        Part(sum(took), steps * passes[1] / passes[0], steps * rows_of[1] / rows_of[0]),
+    ]
 
 
-def _repair_seconds(p: Params, folder: Path) -> tuple[float, float]:
-    """Seconds of the pilot's steps after the first, which stands for what it takes to begin, and of the whole's."""
+def _repair_part(p: Params, folder: Path) -> Part:
+    """The steps after the first, which stands for what it takes to begin; they are of the whole's size already."""
     later = _step_seconds(jsonl.read(folder / "history.jsonl"))[1:]
-    return sum(later), median(later) * p.rectify_steps if later else 0.0
+    whole = p.rectify_steps * sum(later) / len(later) if later else 0.0
+    return Part(sum(later), whole, whole)
 
 
 def _step_seconds(rows: Iterable[Mapping]) -> list[float]:
@@ -370,8 +384,9 @@ def _pilot_text(p: Params, found: Mapping, hosted: Mapping) -> str:
     ]
     lines += [*_table(["stage", "pilot", "start-up", "whole", "from", "to"], rows), ""]
     lines += [
-        "From one small run on this machine: batches are smaller and warm-up weighs more than in the whole, and as the "
-        "auditor learns its texts change. The range is no confidence interval: a factor of 1.5 either way.",
+        "From one small run on this machine, as busy as it was; no confidence interval. The lower end takes a batch "
+        "that was not full to last as long as a full one, the upper end takes all time to grow with the pictures; both "
+        "leave a quarter more.",
         "Where the images are fewer than the counts, and it was not known, it takes less.",
         "",
     ]
