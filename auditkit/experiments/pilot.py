@@ -29,7 +29,7 @@ ENDING = "_pilot"
 STEPS, REPAIR_STEPS, CHECKPOINTS = 4, 6, 2
 SECONDS = ("pilot", "fixed", "whole", "low", "high")
 MANY = 0.1  # share of answers or probes above which there is something to change
-OFF_BY = 1.25  # beyond what is least and most, for a machine is not always as busy (our choice)
+OFF_BY = 1.5  # beyond what is least and most, for a machine is not always as busy (our choice)
 
 
 def pilot_params(p: Params, pictures: int) -> Params:
@@ -386,7 +386,7 @@ def _pilot_text(p: Params, found: Mapping, hosted: Mapping) -> str:
     lines += [
         "From one small run on this machine, as busy as it was; no confidence interval. The lower end takes a batch "
         "that was not full to last as long as a full one, the upper end takes all time to grow with the pictures; both "
-        "leave a quarter more.",
+        "leave half as much again.",
         "Where the images are fewer than the counts, and it was not known, it takes less.",
         "",
     ]
