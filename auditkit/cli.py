@@ -3,6 +3,7 @@
     auditkit run params/demo.yaml                   all notebooks in order, goes on where it was left
     auditkit run params/demo.yaml --set seed=1 --set run_name=demo_seed1
     auditkit run params/demo.yaml --from 05 --start-over
+    auditkit run params/demo.yaml --pilot 50        some pictures through every stage, and what the whole will take
     auditkit run params/study_ways.yaml --jobs 2    a study: several audits, and one table of what came of each
     auditkit rounds params/demo.yaml --most 4       audit, repair, audit what was repaired, until a round gains nothing
     auditkit params params/demo.yaml                every value of a parameter file, and where it comes from
@@ -32,8 +33,8 @@ import typer
 
 from auditkit.errors import AuditError
 from auditkit.experiments.papermill import refuse_misfits, run_notebooks, stage_notebooks
-from auditkit.params import load_params, parse_setting, project_root
-from auditkit.runs.folder import STAGES, claimed, shown_path, start_over
+from auditkit.params import Params, load_params, parse_setting, project_root
+from auditkit.runs.folder import STAGES, claimed, run_folder, shown_path, start_over, why_not_resume
 from auditkit.text import clock
 
 GO_ON = ("run", "rounds", "benchmarks")  # commands that keep what is done
@@ -106,6 +107,9 @@ def run(
     first: Annotated[str | None, option("--from", metavar="NN", help="begin with this notebook, 00 to 08")] = None,
     only: Annotated[str | None, option("--only", metavar="NN", help="run this notebook alone")] = None,
     anew: Annotated[bool, option("--start-over", help="empty the folders of these stages first")] = False,
+    pilot: Annotated[
+        int | None, number("--pilot", help="only so many pictures through every stage, to say what the whole takes")
+    ] = None,
     jobs: Annotated[int, number("--jobs", help="of a study: runs at once; default: 1")] = 1,
     debug: Annotated[bool, option("--debug", help="show tracebacks, and what the kernels write to stderr")] = False,
 ) -> int:
@@ -117,11 +121,15 @@ def run(
 
     if first and only:
         raise typer.BadParameter("not allowed with --from", param_hint="--only")
+    if pilot and (first or only):
+        raise typer.BadParameter("goes through all stages: leave out --from and --only", param_hint="--pilot")
     if is_study(params):
-        if settings or first or only or anew:
+        if settings or first or only or anew or pilot:
             raise AuditError(f"{params} is a study: it takes --jobs alone; what its runs change stands in it.")
         return _study(params, jobs)
     p = load_params(params, **_given(settings))
+    if pilot:
+        return _pilot(p, pilot, settings or [], anew, debug)
     stages = _selected(first, only)
     go_on = ["auditkit", "run", params, *(word for text in settings or [] for word in ("--set", text))]
     go_on += ["--only", only] if only else []
@@ -131,6 +139,28 @@ def run(
         if anew:
             start_over(p, stages)
         return run_notebooks(p, notebooks, shlex.join(go_on), debug)
+
+
+def _pilot(p: Params, pictures: int, settings: Sequence[str], anew: bool, debug: bool) -> int:
+    """A run of its own with every count cut, and what it says of the whole."""
+    from auditkit.experiments import pilot
+
+    small, stages = pilot.pilot_params(p, pictures), list(STAGES)
+    go_on = ["auditkit", "run", p.params_file, "--pilot", str(pictures)]
+    go_on += [word for text in settings for word in ("--set", text)]
+    with claimed(small):
+        if not anew and (why := next(filter(None, (why_not_resume(small, stage) for stage in stages)), "")):
+            raise AuditError(f"{why} Make the pilot anew with --start-over.")
+        refuse_misfits(small, stages, anew)
+        if anew:
+            start_over(small, stages)
+        beside = {"03_counterfactual": {"wished": pilot.wished_pictures(pictures)}}
+        failed = run_notebooks(small, stage_notebooks(stages), shlex.join(go_on), debug, beside)
+        if not failed:
+            print(
+                f"\n{pilot.report_pilot(p, small, pictures)}\n{shown_path(run_folder(small) / 'pilot.md')}", flush=True
+            )
+    return failed
 
 
 def _study(params: str, jobs: int) -> int:

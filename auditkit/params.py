@@ -107,6 +107,10 @@ class Params:
     """Sets of models that answer at once, under ray."""
     batch_size: Annotated[Count, NONE] = 16
     """Prompts in one forward pass. It decides speed and memory, and which questions an audit happens to draw."""
+    report_to: Annotated[list[Literal["trackio", "wandb", "tensorboard"]], NONE] = Field(
+        default_factory=lambda: list[Literal["trackio", "wandb", "tensorboard"]]()
+    )
+    """Trackers that both trainings report to, each an extra of its name; their logs lie in the stage's folder."""
 
     # --- Counterfactual images
     ways: Annotated[list[Way], PICTURES] = Field(default_factory=lambda: list[Way](["question"]))

@@ -136,6 +136,11 @@ STARTED = {  # as shown -> (as run, what is replaced, why)
     "auditkit run params/mine.yaml": (None, NOTEBOOKS, "published weights, a GPU"),
     "auditkit run params/X.yaml": ("auditkit run params/gemma3_4b.yaml", NOTEBOOKS, "published weights, a GPU"),
     "auditkit run params/easy_vqa.yaml": (None, NOTEBOOKS, "six minutes; tests/miniature/test_easy.py has its parts"),
+    "auditkit run params/demo.yaml --pilot 50": (
+        None,
+        "auditkit.cli:_pilot",
+        "four minutes; tests/experiments/test_pilot.py does it in small",
+    ),
     "auditkit run params/demo.yaml --from 05 --start-over --set route=labeled": (
         "auditkit run params/smoke.yaml --from 05 --start-over --set route=labeled",
         NOTEBOOKS,

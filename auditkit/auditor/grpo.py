@@ -59,6 +59,7 @@ from auditkit.models.device import choose_device
 from auditkit.models.load import model_loader
 from auditkit.models.lora import TEXT_PART
 from auditkit.models.offload import frozen_vision
+from auditkit.models.trackers import logging_into, refuse_missing_trackers
 from auditkit.models.transformers import VLM
 from auditkit.models.vllm import MISSING
 from auditkit.params import Params, load_params, parse_setting
@@ -95,6 +96,7 @@ def train_auditor(
     """
     if p.grpo_rollouts != "transformers" and not importlib.util.find_spec("vllm"):
         raise AuditError(f"grpo_rollouts: {p.grpo_rollouts} {MISSING}, or write transformers.")
+    refuse_missing_trackers(p)
     if len(pictures) < p.grpo_images:
         raise AuditError(
             f"train_images: {len(pictures)} pictures are fewer than grpo_images ({p.grpo_images}), so GRPO would train "
@@ -123,9 +125,10 @@ def train_auditor(
         trial = trial_step(auditor, pictures, p, here.num_processes)
         config = grpo_config(p, out, auditor.model.device.type, auditor.model.dtype, here.num_processes)
         log = StepLog(out / "history.jsonl", p, on_step)
-        trainer = _trainer(auditor, scorer, pictures, p, config, log, trial.own_forward)
-        with frozen_vision(auditor.model):
-            trainer.train(resume_from_checkpoint=last)
+        with logging_into(p, out):
+            trainer = _trainer(auditor, scorer, pictures, p, config, log, trial.own_forward)
+            with frozen_vision(auditor.model):
+                trainer.train(resume_from_checkpoint=last)
     here.wait_for_everyone()
     if here.is_main_process:
         _collect(out)

@@ -13,6 +13,7 @@ from auditkit.auditor.write import auditor_prompt
 from auditkit.data.source import Picture
 from auditkit.errors import AuditError
 from auditkit.models.offload import shrunk
+from auditkit.models.trackers import reporting
 from auditkit.params import Params
 
 
@@ -50,7 +51,7 @@ def grpo_config(p: Params, out: Path, device: str, dtype: torch.dtype, processes
         logging_steps=1,
         save_strategy="steps",
         save_steps=max(1, p.grpo_steps // p.grpo_checkpoints),
-        report_to="none",
+        **reporting(p, out),
         disable_tqdm=True,
         dataloader_pin_memory=False,
         use_vllm=p.grpo_rollouts != "transformers",

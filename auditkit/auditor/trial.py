@@ -220,6 +220,7 @@ def _step(
     small = replace(
         p, grpo_steps=1, grpo_images=2 * processes, group_size=2, grpo_micro_batch=min(2, p.grpo_micro_batch or 2),
         grpo_warmup=0.0, max_question_tokens=min(TOKENS, p.max_question_tokens), grpo_rollouts="transformers",
+        report_to=[],
     )  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="auditkit-trial-") as folder, _same_random_state(), quiet():
         config = grpo_config(small, Path(folder), auditor.model.device.type, auditor.model.dtype, processes)

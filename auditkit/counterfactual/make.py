@@ -42,6 +42,7 @@ from auditkit.errors import AuditError
 from auditkit.models import downloads
 from auditkit.models.batching import in_batches
 from auditkit.models.device import choose_device, choose_dtype
+from auditkit.runs.loading import timed_loading
 from auditkit.text import short_error
 
 # These take a list of images as one for each prompt. Others (FLUX.2, Qwen-Image-Edit-Plus) take it as several
@@ -80,6 +81,7 @@ class GeneratedImage:
     seconds: float = 0.0  # its share of its batch
 
 
+@timed_loading
 def load_pipeline(spec: str | Path, device: str = "auto", dtype: str = "auto", batch_size: int = 16) -> ImagePipeline:
     """Load a pipeline.
 

@@ -190,6 +190,10 @@ class Collection:
             print(f'images: {n} pictures asked for "{split}", only {len(found)} there in {self.name}.', flush=True)
         return found
 
+    def how_many(self) -> dict[str, int]:
+        """Pictures of each split, those that cannot be read among them."""
+        return dict(Counter(self._split.values()))
+
     def _nothing(self, split: str, files: int) -> str:
         if files:
             return f'images: none of the {files} pictures of {self.name} for "{split}" can be read.'

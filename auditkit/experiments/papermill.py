@@ -13,12 +13,13 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from auditkit.errors import AuditError
+from auditkit.models.trackers import refuse_missing_trackers, trackio_folder
 from auditkit.params import Params, project_root
 from auditkit.runs.folder import STAGES, is_done, run_folder, shown_path, stage_counts, why_not_resume
 from auditkit.text import clock
@@ -29,10 +30,12 @@ if TYPE_CHECKING:
 
 
 def refuse_misfits(p: Params, stages: list[str], start_over: bool) -> None:
-    """Raise AuditError for the first stage that does not fit, of those to be run and those they were built on.
+    """Raise AuditError for the first stage that does not fit, of those to be run and those they were built on, and for
+    a tracker that is not installed.
 
     Said now rather than after an hour of the stages before it, and before any folder is emptied.
     """
+    refuse_missing_trackers(p)
     needs = {stage: _needs(stage) for stage in STAGES}
     matter = set(stages)
     for stage in reversed(STAGES):
@@ -67,13 +70,16 @@ def stage_notebooks(stages: list[str]) -> dict[str, Path]:
     return {stage: _notebook(stage) for stage in stages}
 
 
-def run_notebooks(p: Params, notebooks: dict[str, Path], go_on: str, debug: bool = False) -> int:
+def run_notebooks(
+    p: Params, notebooks: dict[str, Path], go_on: str, debug: bool = False, beside: Mapping[str, dict] | None = None
+) -> int:
     """Execute notebooks in order, each in its stage's folder; what is done is not done again.
 
     Args:
         notebooks: by stage, as `stage_notebooks` gives them.
         go_on: the command that goes on where a failure ends this one, for people to copy.
         debug: show tracebacks, and what notebooks write to stderr.
+        beside: stage -> parameters of its notebook alone, which no file has.
 
     Returns 0, or the exit code of what went wrong, which has then been said.
     """
@@ -84,7 +90,8 @@ def run_notebooks(p: Params, notebooks: dict[str, Path], go_on: str, debug: bool
             if is_done(p, stage):
                 print(f"{_title(notebook):<26} done before, skipped", flush=True)
                 continue
-            failed = _execute(p, stage, notebook, kernels, go_on, debug)
+            given = asdict(p) | dict((beside or {}).get(stage, {}))
+            failed = _execute(p, stage, notebook, kernels, go_on, debug, given)
             if failed:
                 return failed
     done = f"done in {clock(time.monotonic() - began)}"
@@ -97,7 +104,9 @@ def run_notebooks(p: Params, notebooks: dict[str, Path], go_on: str, debug: bool
     return 0
 
 
-def _execute(p: Params, stage: str, notebook: Path, kernels: "Config", go_on: str, debug: bool) -> int:
+def _execute(
+    p: Params, stage: str, notebook: Path, kernels: "Config", go_on: str, debug: bool, parameters: dict
+) -> int:
     """Run one notebook through papermill; 0, or the exit code of what went wrong, which has then been said."""
     import papermill
     from nbclient.exceptions import DeadKernelError
@@ -106,12 +115,12 @@ def _execute(p: Params, stage: str, notebook: Path, kernels: "Config", go_on: st
     folder.mkdir(parents=True, exist_ok=True)
     executed = folder / "notebook.ipynb"
     code, trouble, trace = 0, "", ""
-    with StatusLine(_title(notebook)) as status:
+    with StatusLine(_title(notebook)) as status, _environment(**trackio_folder(p, folder)):
         try:
             papermill.execute_notebook(
                 notebook,
                 executed,
-                parameters=asdict(p),
+                parameters=parameters,
                 kernel_name="python3",
                 cwd=project_root(),
                 progress_bar=False,
@@ -252,7 +261,7 @@ def _environment(**values: str) -> Iterator[None]:
         yield
     finally:
         for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
+            os.environ.pop(name, None) if value is None else os.environ.update({name: value})
 
 
 def _notebook(stage: str) -> Path:

@@ -9,8 +9,10 @@ from auditkit.errors import AuditError
 from auditkit.models.base import Writer
 from auditkit.models.transformers import load_transformers
 from auditkit.params import Params
+from auditkit.runs.loading import timed_loading
 
 
+@timed_loading
 def load_model(
     spec: str | Path,
     device: str = "auto",

@@ -39,6 +39,7 @@ from auditkit.models import downloads, processors
 from auditkit.models.base import quiet
 from auditkit.models.lora import PROJECTIONS, TEXT_PART, adapts, whole_text_part
 from auditkit.models.offload import frozen_vision
+from auditkit.models.trackers import logging_into, refuse_missing_trackers, reporting
 from auditkit.models.trainer_internals import OwnCheckpoints
 from auditkit.models.transformers import VLM
 from auditkit.params import Params
@@ -92,7 +93,7 @@ def train_repair(
         target: the model as load_model gives it.
         examples: what to learn, as `build_training_set` makes it.
         p: uses rectify_steps, rectify_batch, rectify_learning_rate, rectify_lora_rank and seed.
-        out: gets adapter/, history.jsonl (one object a step) and, while training, checkpoints/.
+        out: gets adapter/, history.jsonl (a row a step: step, loss, seconds) and, while training, checkpoints/.
         on_step: called with {"step", "loss", "seconds"} after each step.
 
     Raises AuditError for a folder that holds another training, for an encoder-decoder, and for a model in which there
@@ -105,6 +106,7 @@ def train_repair(
         raise AuditError(_another(out, before, purpose))
     if adapter.is_dir():
         return adapter
+    refuse_missing_trackers(p)
     processors.refuse_encoder_decoder(target)
     out.mkdir(parents=True, exist_ok=True)
     begun.write_text(json.dumps(purpose))
@@ -112,8 +114,15 @@ def train_repair(
         raise AuditError(f'"{target.name}": no text layers with {PROJECTIONS.replace("|", ", ")} to put an adapter on.')
 
     unfinished = out / "adapter.unfinished"
-    with contextlib.nullcontext() if p.rectify_lora_rank else whole_text_part(target.model):
-        trainer = _trainer(target, examples, p, out / "checkpoints", on_step)
+    took: dict[int, dict] = {}  # of the steps made now, not of those before a kill
+
+    def tell(row: dict) -> None:
+        took[row["step"]] = {"seconds": row["seconds"]}
+        if on_step:
+            on_step(row)
+
+    with logging_into(p, out), contextlib.nullcontext() if p.rectify_lora_rank else whole_text_part(target.model):
+        trainer = _trainer(target, examples, p, out / "checkpoints", tell)
         try:
             with frozen_vision(target.model), quiet():
                 trainer.train(resume_from_checkpoint=last_checkpoint(out / "checkpoints"))
@@ -125,13 +134,13 @@ def train_repair(
     history = out / "history.jsonl"
     history.unlink(missing_ok=True)  # of a run that was killed between this line and the last
     steps = [{"step": log["step"], "loss": log["loss"]} for log in trainer.state.log_history if "loss" in log]
-    jsonl.append(history, steps)
+    jsonl.append(history, [{**row, **took.get(row["step"], {})} for row in steps])
     os.replace(unfinished, adapter)  # last and at once: an adapter folder is a finished one
     shutil.rmtree(out / "checkpoints", ignore_errors=True)
     return adapter
 
 
-def _trainer(target: VLM, examples: Sequence[Example], p: Params, folder: Path, on_step: Callable[[dict], None] | None):
+def _trainer(target: VLM, examples: Sequence[Example], p: Params, folder: Path, on_step: Callable[[dict], None]):
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import PrinterCallback, TrainerCallback, TrainerState
@@ -170,7 +179,7 @@ def _trainer(target: VLM, examples: Sequence[Example], p: Params, folder: Path, 
         started = time.perf_counter()
 
         def on_log(self, args: object, state: TrainerState, control: object, logs: dict, **kwargs) -> None:
-            if on_step and "loss" in logs:
+            if "loss" in logs:
                 seconds = round(time.perf_counter() - self.started, 2)
                 on_step({"step": state.global_step, "loss": logs["loss"], "seconds": seconds})
 
@@ -196,7 +205,7 @@ def _trainer(target: VLM, examples: Sequence[Example], p: Params, folder: Path, 
         dataset_kwargs={"skip_prepare_dataset": True},
         dataloader_pin_memory=False,  # `collate` puts a batch where the model is
         disable_tqdm=True,
-        report_to="none",
+        **reporting(p, folder.parent),
     )
     rank = p.rectify_lora_rank
     trainer = AnswerTrainer(

@@ -35,7 +35,7 @@ import filelock
 from auditkit import specs
 from auditkit.errors import AuditError
 from auditkit.params import DEFAULTS, FIELDS, MODELS, Params, matters_to, project_root, stages_of
-from auditkit.runs import costs, jsonl
+from auditkit.runs import costs, jsonl, loading
 from auditkit.runs.files import write_text
 
 STAGES = {  # the stages in order, each with the parameters that its own records depend on
@@ -168,7 +168,7 @@ class Stage:
         if hosted := costs.total([paid, judged, named]):
             self.manifest["hosted"] = hosted
             print("\n".join(costs.in_words(hosted)))
-        self.manifest |= {"status": "done", "finished": _now()}
+        self.manifest |= {"status": "done", "finished": _now(), "loads": list(loading.loads)}
         self._save()
         write_text(self.folder / "DONE", self.manifest["finished"] + "\n")
         _unlock(self.folder)

@@ -189,7 +189,14 @@ def rectified(family, images, tmp_path_factory):
     examples = [Example(f"e{i}", image, question, "two red boats") for i, (image, question) in
                 enumerate(zip(images, QUESTIONS, strict=True))]  # fmt: skip
     p = SimpleNamespace(
-        seed=0, rectify_steps=3, rectify_batch=4, rectify_micro_batch=0, rectify_learning_rate=5e-2, rectify_lora_rank=4
+        seed=0,
+        rectify_steps=3,
+        rectify_batch=4,
+        rectify_micro_batch=0,
+        rectify_learning_rate=5e-2,
+        rectify_lora_rank=4,
+        run_name="test",
+        report_to=[],
     )
     losses = []
     adapter = train_repair(model, examples, p, tmp_path_factory.mktemp("sft"), lambda step: losses.append(step["loss"]))

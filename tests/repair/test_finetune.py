@@ -28,7 +28,7 @@ def settings(**changes):
     return SimpleNamespace(**{"rectify_pairs": 0, "rectify_on": "findings", "route": "unlabeled",
         "seed": 0, "failure_types": 8, "types_by": "text",
         "rectify_steps": 6, "rectify_batch": 8, "rectify_learning_rate": 5.0e-3, "rectify_lora_rank": 8,
-        "rectify_micro_batch": 0, "rectify_original": 20, **changes,
+        "rectify_micro_batch": 0, "rectify_original": 20, "run_name": "test", "report_to": [], **changes,
     })  # fmt: skip
 
 
