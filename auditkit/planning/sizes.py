@@ -200,7 +200,10 @@ def _picture(config, max_pixels: int | None, processor) -> tuple[int, int, int, 
     if config.model_type in ("gemma3", "paligemma", "llava"):
         area = side**2  # always resized to this
     elif tiles := _tiles(config, area):
-        assumed, area = f"pictures of {area:,} pixels, cut into {tiles} tiles", tiles * (side - side % patch) ** 2
+        assumed, area = (
+            f"pictures of {area:,} pixels, cut into {tiles} tile{'s' * (tiles > 1)}",
+            tiles * (side - side % patch) ** 2,
+        )
     else:  # takes pictures of any size
         assumed = f"pictures of {area:,} pixels"
     patches = math.ceil(area / patch**2)
