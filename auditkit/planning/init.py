@@ -17,6 +17,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -29,7 +30,7 @@ from auditkit.models import downloads
 from auditkit.models.load import load_model
 from auditkit.models.offload import at_work
 from auditkit.models.transformers import VLM
-from auditkit.params import DEFAULTS, FIELDS, REQUIRED, WAYS, Params, project_root
+from auditkit.params import DEFAULTS, FIELDS, REQUIRED, Params, project_root
 from auditkit.planning import published, sizes
 from auditkit.planning.pipeline_memory import KNOWN, picture_models
 from auditkit.planning.placement import memory_advice, placed_models
@@ -295,11 +296,14 @@ def _search(base: Params, auditors: list[str], options: list[list[list[str]]], h
         options: lists of references, by how far they are from the target; the nearer ones are tried last.
     """
     targets = list(dict.fromkeys([base.target, _shrunk(base.target, here)]))
+    (model,) = [model for model in placed_models(base, here.on_gpu) if "target" in model.roles]
+    if not model.stays and 2 * model.weights > here.limit:
+        return None  # a repair holds it twice, whatever else there is
     dear = [(pictures, group, bits) for pictures in (4, 1) for group in options for bits in (False, True)]
     for pictures, group, bits in dear:
         for target, auditor, texts in itertools.product(targets, auditors, group):
             p = replace(base, target=target, auditor=auditor, references=list(texts))
-            changes = memory_advice(p, here.on_gpu, here.limit)
+            changes: dict[str, Any] | None = memory_advice(p, here.on_gpu, here.limit)
             if changes is None or (not bits and any("bits=" in str(value) for value in changes.values())):
                 continue
             if (changed := replace(p, **changes)).grpo_images >= min(pictures, p.grpo_images):
@@ -317,7 +321,8 @@ def _too_large(base: Params, auditors: list[str], options: list[list[list[str]]]
     four = f"{base.target}{'&' if target.spec.options else '?'}bits=4"
     own = {specs.parse(base.target).place}
     others = [text for text in auditors if specs.parse(text).place not in own]
-    if here.on_gpu and not target.stays and others and _search(replace(base, target=four), others, options, here):
+    least = [pairs[-1:] for pairs in options]  # where the smallest do not fit, none do
+    if here.on_gpu and not target.stays and _search(replace(base, target=four), others[-1:], least, here):
         return f'{said}; as --target "{four}" (extra quantize) it fits, is audited, and not repaired.'
     return f"{said}; name a smaller model, or a larger device with --gpu."
 
@@ -434,8 +439,10 @@ def _with_painter(found: Proposal, here: Machine, offline: bool) -> Proposal:
     """The same with counterfactual pictures, where a painter fits beside all else."""
     if not here.on_gpu or (not offline and _refusal(PAINTER, pipelines.INDEX)):
         return found
-    painted = replace(found.params, generator=PAINTER, editor=PAINTER, ways=["question", "question", *list(WAYS)[1:]])
-    if memory_advice(painted, True, here.limit):
+    painted = replace(
+        found.params, generator=PAINTER, editor=PAINTER, ways=["question", "question", "regenerate", "edit"]
+    )
+    if memory_advice(painted, True, here.limit) != {}:
         return found
     why = {"generator": "a painter of four steps that fits, Apache-2.0; without it, ways: [question]"}
     return Proposal(painted, found.why | why)
