@@ -1,5 +1,6 @@
 """The few commands a person types.
 
+    auditkit init --target MODEL --images FOLDER    a parameter file for a model and pictures of one's own
     auditkit run params/demo.yaml                   all notebooks in order, goes on where it was left
     auditkit run params/demo.yaml --set seed=1 --set run_name=demo_seed1
     auditkit run params/demo.yaml --from 05 --start-over
@@ -26,6 +27,7 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -242,6 +244,55 @@ def check(
         print(f"{what:<14} {'' if right else 'NO: '}{found}", flush=True)
         failed += not right
     return 1 if failed else 0
+
+
+@app.command(short_help="a parameter file for your own model and pictures")
+def init(
+    target: Annotated[str | None, option("--target", metavar="MODEL", help="the model to audit")] = None,
+    images: Annotated[str | None, option("--images", metavar="FOLDER", help="its pictures: a folder, hub:ID")] = None,
+    references: Annotated[
+        list[str] | None,
+        option("--references", metavar="MODEL", help="a model it is held against; repeat it; default: two that fit"),
+    ] = None,
+    gpu: Annotated[
+        float | None, option("--gpu", metavar="GB", help="memory of the GPU to plan for; default: that found here")
+    ] = None,
+    out: Annotated[Path | None, option("--out", metavar="FILE", help="default: params/ and the target's name")] = None,
+    yes: Annotated[bool, option("--yes", help="ask nothing")] = False,
+    force: Annotated[bool, option("--force", help="write over a file that is there")] = False,
+    debug: Debug = False,
+) -> None:
+    """Look at a model, at pictures and at this machine, and write a parameter file for an audit: models that fit, sizes
+    of batches, how much to do. Ends by saying what the run takes. Downloads nothing unasked.
+    """
+    from auditkit import specs
+    from auditkit.planning import init as proposals
+    from auditkit.planning.plan import plan_text, this_machine
+    from auditkit.text import slug
+
+    if yes and not (target and images):
+        raise AuditError("init --yes asks nothing, so name --target and --images.")
+    target = target or typer.prompt("The model to audit (a hub id, a folder)")
+    images = images or typer.prompt("Its pictures (a folder, hub:ID)")
+    name = slug(specs.parse(target).name)
+    file = out or proposals.output_file(name)
+    if file.exists() and not force:
+        raise AuditError(f"{shown_path(file.resolve())} is there already; --out names another, --force writes over it.")
+    here = this_machine(gpu, None)
+    found = proposals.propose(
+        target,
+        proposals.kept_path(images),
+        references or [],
+        here,
+        slug(file.stem),
+        lambda sentence: print(sentence, flush=True),
+        lambda question: not yes and typer.confirm(question, default=False),
+    )
+    shown = shown_path(file.resolve())
+    found.params = replace(found.params, params_file=shown)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(proposals.file_text(found, here), encoding="utf-8")
+    print(f"\n{plan_text(load_params(file), here)}\n\n{shown} is written. Then: auditkit run {shlex.quote(shown)}")
 
 
 @app.command(short_help="what a run takes: memory, calls, downloads, time")

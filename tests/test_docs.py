@@ -116,6 +116,13 @@ RUN = {  # as shown -> as run; {out} is a new folder
     "auditkit judge text embedding MODEL": "auditkit judge text",  # embedding is an extra, a model a large one
     "auditkit params params/demo.yaml": None,
     "auditkit params FILE": "auditkit params params/smoke.yaml",
+    "auditkit init --target MODEL --images FOLDER": (
+        "auditkit init --target miniature:target --images miniature --yes --out {out}/own.yaml"
+    ),
+    "auditkit init --target miniature:easy_target --images data/easy_vqa --yes": (  # another command writes these
+        "auditkit init --target miniature:easy_target --images miniature --yes"
+    ),
+    "auditkit plan params/gpu_24gb.yaml --gpu 24": None,
     "auditkit plan params/paligemma2_3b.yaml --gpu 80": None,
     "auditkit plan params/paligemma2_3b.yaml --gpu 80 --gpus 8": None,
     "auditkit bench --tiny": "auditkit bench --tiny --models gemma3-4b --out {out}/bench.json",
@@ -135,6 +142,7 @@ STARTED = {  # as shown -> (as run, what is replaced, why)
     "auditkit run params/smoke.yaml": (None, NOTEBOOKS, "the fixture `smoke` has run it"),
     "auditkit run params/mine.yaml": (None, NOTEBOOKS, "published weights, a GPU"),
     "auditkit run params/X.yaml": ("auditkit run params/gemma3_4b.yaml", NOTEBOOKS, "published weights, a GPU"),
+    "auditkit run params/easy_target.yaml": ("auditkit run params/easy_vqa.yaml", NOTEBOOKS, "as the next"),
     "auditkit run params/easy_vqa.yaml": (None, NOTEBOOKS, "six minutes; tests/miniature/test_easy.py has its parts"),
     "auditkit run params/demo.yaml --pilot 50": (
         None,

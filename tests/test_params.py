@@ -32,7 +32,8 @@ def with_line(project, line: str):
     return "params/mine.yaml"
 
 
-FILES = ["demo", "smoke", "easy_vqa", "gemma3_4b", "paligemma2_3b"]
+PRESETS = ["laptop", "gpu_8gb", "gpu_24gb", "gpu_80gb"]
+FILES = ["demo", "smoke", "easy_vqa", "gemma3_4b", "paligemma2_3b", *PRESETS]
 FIVE_LINES = """
 run_name: mine
 images: my_pictures

@@ -74,6 +74,7 @@ class Source(Protocol):
     complete: bool
     unreadable: list[str]
 
+    def counts(self) -> dict[str, int]: ...  # pictures of each split; {}: there is no end of them
     def pictures(self, split: str, n: int, seed: int) -> list[Picture]: ...
     def examples(self, n: int, seed: int) -> list[Example]: ...
     def benchmarks(self, n: int) -> dict[str, list[Example]]: ...
@@ -169,6 +170,11 @@ class Collection:
             return None
         return Picture(key, partial(self._read, key))
 
+    def counts(self) -> dict[str, int]:
+        """How many pictures each split has, without a look at them."""
+        dealt = Counter(self._split.values())
+        return {split: dealt[split] for split in SPLITS}
+
     def pictures(self, split: str, n: int, seed: int) -> list[Picture]:
         """Up to `n` pictures of a split, drawn by `seed`; fewer, which is printed, when there are fewer.
 
@@ -197,8 +203,7 @@ class Collection:
     def _nothing(self, split: str, files: int) -> str:
         if files:
             return f'images: none of the {files} pictures of {self.name} for "{split}" can be read.'
-        dealt = Counter(self._split.values())
-        had = ", ".join(f"{name} {dealt[name]}" for name in SPLITS)
+        had = ", ".join(f"{name} {n}" for name, n in self.counts().items())
         advice = (
             f"pictures are dealt out by their names, so give {ENOUGH} or more"
             if len(self._split) < ENOUGH

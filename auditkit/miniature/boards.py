@@ -54,6 +54,10 @@ class Boards:
         self.name, self.shift = f"miniature:{shift}" if shift else "miniature", shift
         self.prefix = f"{shift}~" if shift else ""
 
+    def counts(self) -> dict[str, int]:
+        """{}: boards are drawn, so there is no end of them."""
+        return {}
+
     def pictures(self, split: str, n: int, seed: int) -> list[Picture]:
         return [self.picture(f"{self.prefix}{split}-{seed}-{i}") for i in range(n)]
 

@@ -2,9 +2,9 @@
 
 A pipeline is several models, its parts (text encoders, a denoiser, an autoencoder). How many numbers each holds is read
 from the headers of its safetensors files, in a folder or on the hub, so that nothing is downloaded. The paper's two
-pipelines are known without a network: their published configurations, built on torch's meta device, have these numbers
-(tests/test_weighing.py); both have the same parts. Of any other that cannot be reached nothing is known, and the plan
-says so.
+pipelines and FLUX.2 [klein] 4B are known without a network: their published configurations, built on torch's meta
+device, have these numbers (tests/planning/test_pipeline_memory.py); the paper's two have the same parts. Of any other
+that cannot be reached nothing is known, and the plan says so.
 
 What a picture takes while it is painted, its activations, is not counted: it depends on the pipeline and on ?size.
 """
@@ -35,7 +35,13 @@ FLUX1 = {  # part -> (numbers, those of its largest tensor)
     "text_encoder": (123_060_480, 37_945_344),
     "vae": (83_819_683, 2_359_296),
 }
+KLEIN = {  # FLUX.2 [klein] 4B: 5 double and 20 single blocks of 24 heads, Qwen3-4B reads the text
+    "transformer": (3_875_544_576, 84_934_656),
+    "text_encoder": (4_022_468_096, 388_956_160),
+    "vae": (84_046_372, 2_359_296),
+}
 KNOWN = {f"black-forest-labs/FLUX.1-{name}": FLUX1 for name in ("dev", "Kontext-dev")}
+KNOWN |= {"black-forest-labs/FLUX.2-klein-4B": KLEIN}
 # as diffusers and transformers name what they load; a file with a variant in its name (model.fp16.safetensors) is not
 LOADED = re.compile(r"(?:diffusion_pytorch_model|model)(?:-\d+-of-\d+)?\.safetensors")
 LEAVES = 2  # layers on the device under ?offload=group, which fetches the next one meanwhile

@@ -3,7 +3,8 @@
 `known` holds the published configurations of Gemma 3 (4B, 12B, 27B) and PaliGemma 2 (3B, 10B, 28B; 224, 448, 896 px),
 so that a plan needs no network and a benchmark no weights. They are the values that transformers' own conversion
 scripts give the checkpoints (convert_gemma3_weights.py, convert_paligemma2_weights_to_hf.py). Built on torch's meta
-device, which takes no memory, they have the published numbers of parameters (tests/test_sizes.py).
+device, which takes no memory, they have the published numbers of parameters (tests/test_sizes.py). Those of Qwen3-VL,
+InternVL3.5 and SmolVLM2 are in published.py.
 Of any other model the hub is asked, or the folder's files are read.
 """
 
@@ -26,6 +27,7 @@ from auditkit.models.base import quiet
 from auditkit.models.lora import TEXT_PART
 from auditkit.models.trainer_internals import attention_of, reads_images
 from auditkit.models.transformers import VLM
+from auditkit.planning import published
 
 SIGLIP = dict(  # So400m/14, the vision tower of both families
     hidden_size=1152,
@@ -50,6 +52,7 @@ FIELDS = (
     "query_pre_attn_scalar"
 ).split()
 NONE: Mapping = {}
+TILES = 17  # of a square picture in SmolVLM and Idefics3: 4 x 4, and the whole of it; what is smaller is enlarged
 UNKNOWN_PIXELS = 1_000_000  # of a picture, where a model takes any size and its spec does not say ?max_pixels
 
 
@@ -93,7 +96,7 @@ def known(place: str) -> hf.PreTrainedConfig | None:
         return _gemma3(GEMMA3[match[1]]) if match[1] in GEMMA3 else None
     if match := re.fullmatch(r"google/paligemma2-(\d+b)-(?:(?:pt|mix)-(224|448)|pt-(896))", place):
         return _paligemma2(GEMMA2[match[1]], int(match[2] or match[3])) if match[1] in GEMMA2 else None
-    return None
+    return published.configuration(place)
 
 
 def _gemma3(widths: tuple) -> hf.Gemma3Config:
@@ -196,13 +199,31 @@ def _picture(config, max_pixels: int | None, processor) -> tuple[int, int, int, 
         return patches, int((inputs["input_ids"] == config.image_token_id).sum()), pixels, assumed
     if config.model_type in ("gemma3", "paligemma", "llava"):
         area = side**2  # always resized to this
-    else:  # takes pictures of any size, or cuts them into tiles
+    elif tiles := _tiles(config, area):
+        assumed, area = (
+            f"pictures of {area:,} pixels, cut into {tiles} tile{'s' * (tiles > 1)}",
+            tiles * (side - side % patch) ** 2,
+        )
+    else:  # takes pictures of any size
         assumed = f"pictures of {area:,} pixels"
     patches = math.ceil(area / patch**2)
     joined = _first(config, "scale_factor", default=None) or _first(vision, "spatial_merge_size", default=1)
     if ratio := _first(config, "downsample_ratio", default=None):
         joined = round(1 / ratio)
     return patches, _first(config, "mm_tokens_per_image") or math.ceil(patches / joined**2), 3 * area, assumed
+
+
+def _tiles(config, area: int) -> int:
+    """How many tiles of its own size a family's processor makes of a square picture; 0 where it makes none."""
+    if config.model_type in ("smolvlm", "idefics3"):
+        return TILES
+    if config.model_type == "internvl":
+        side = math.isqrt(area)
+        height, width = _vision(config).image_size
+        processor = hf.GotOcr2ImageProcessorPil(size={"height": height, "width": width})
+        how = {"crop_to_patches": True, "min_patches": 1, "max_patches": 12}
+        return processor.get_number_of_image_patches(side, side, how)
+    return 0
 
 
 def _vision(config):
@@ -291,11 +312,11 @@ def _on_hub(place: str, options: Mapping) -> Size | None:
         config = config or _configuration(place, revision, local_files_only=True)
         if config is None:
             return None
-        size = count(config, options)
+        size, model = count(config, options), published.catalogued(place)
         return replace(
             size,
             note="its published configuration, for the hub does not answer",
-            **_still_to_come(place, revision, 2 * size.parameters),
+            **_still_to_come(place, revision, model.number * size.parameters if model else 2 * size.parameters),
         )
     config = config or _configuration(place, revision)
     if config is None:
