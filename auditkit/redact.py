@@ -76,7 +76,9 @@ def _secrets() -> list[str]:
                 user = match[0].partition("://")[2][:-1]
                 found |= {user, *user.split(":", 1)[1:]}
     found |= _in_file(*_stamp(_hub_token_file())) | _in_netrc(*_stamp(Path.home() / ".netrc"))
-    forms = {form for secret in found for form in (secret, unquote(secret), secret.replace("\\", r"\\").replace('"', r"\""))}
+    forms = {
+        form for secret in found for form in (secret, unquote(secret), secret.replace("\\", r"\\").replace('"', r"\""))
+    }
     return sorted((form for form in forms if len(form) >= SHORTEST), key=len, reverse=True)
 
 

@@ -16,7 +16,9 @@ from typing import Any
 
 import openai
 
-http: Any = importlib.import_module(openai.DefaultHttpxClient.__mro__[1].__module__.partition(".")[0])  # httpx, or its heir
+http: Any = importlib.import_module(
+    openai.DefaultHttpxClient.__mro__[1].__module__.partition(".")[0]
+)  # httpx, or its heir
 
 ATTEMPTS = 2  # that may take all of a request's seconds, for one answer
 REDIRECTS = 5  # on the same server
@@ -91,6 +93,8 @@ class BoundedClient(openai.DefaultHttpxClient):
                 said = {"elsewhere": f"{onward.url.scheme}://{onward.url.host}"}
                 return http.Response(response.status_code, request=request, extensions=said)
             request = onward
+        else:
+            raise http.TooManyRedirects(f"it sends on more than {REDIRECTS} times", request=request)
         try:
             body, cut = _body(response, most, given_up)
         finally:
