@@ -74,7 +74,7 @@ def named_failure_types(scored: Sequence[dict], p: Params, folder: Path) -> tupl
 
 
 def naming_prompt(kind: FailureType) -> str:
-    """What the model is asked about a type; what models wrote is `quoted`, so that nothing in it looks like a prompt."""
+    """What the model is asked about a type; what models wrote is `quoted`: nothing in it looks like the prompt."""
     said = [f"{pair['target'] or 'nothing'} for {pair['consensus']}" for pair in kind.confusion[:CONFUSIONS]]
     texts = " ".join(dict.fromkeys([kind.template, *kind.questions[:QUESTIONS]])), f"says {', '.join(said)}"
     questions, wrong = map(quoted, texts)

@@ -90,8 +90,8 @@ class BoundedClient(openai.DefaultHttpxClient):
                 break
             response.close()
             if _origin(onward.url) != _origin(request.url):
-                said = {"elsewhere": f"{onward.url.scheme}://{onward.url.host}"}
-                return http.Response(response.status_code, request=request, extensions=said)
+                where = {"elsewhere": f"{onward.url.scheme}://{onward.url.host}"}
+                return http.Response(response.status_code, request=request, extensions=where)
             request = onward
         else:
             raise http.TooManyRedirects(f"it sends on more than {REDIRECTS} times", request=request)
@@ -102,8 +102,8 @@ class BoundedClient(openai.DefaultHttpxClient):
         headers = {name: response.headers[name] for name in PASSED_ON if name in response.headers}
         if "content-type" in headers:  # without the name of an encoding, which may be none
             headers["content-type"] = headers["content-type"].partition(";")[0]
-        said = {"cut": True} if cut else {}
-        return http.Response(response.status_code, headers=headers, content=body, request=request, extensions=said)
+        bounded = {"cut": True} if cut else {}
+        return http.Response(response.status_code, headers=headers, content=body, request=request, extensions=bounded)
 
 
 def _body(response: Any, most: int, given_up: threading.Event) -> tuple[bytes, bool]:

@@ -85,13 +85,12 @@ def source(place: str, spec: str | Path, own: dict, index: str = "config.json") 
 @functools.cache
 def _say_what_is_allowed(place: str, revision: str) -> None:
     """Once a process and model: what its user has permitted."""
-    pinned = "" if Path(place).is_dir() or re.fullmatch("[0-9a-f]{40}", revision) else (
-        f" {revision} may be other code tomorrow: ?revision=COMMIT, 40 digits, pins it."
-    )  # fmt: skip
+    fixed = Path(place).is_dir() or re.fullmatch("[0-9a-f]{40}", revision)
+    pinned = "" if fixed else f" {revision} may be other code tomorrow: ?revision=COMMIT, 40 digits, pins it."
     print(
-        f"{place}: ?trust_remote_code=yes lets Python code that comes with this model run on this machine, now and each "
-        "time it is loaded, with all that you may do: read, change and delete your files, use your network, and read "
-        f"the keys in your environment. Nothing here confines it.{pinned}",
+        f"{place}: ?trust_remote_code=yes lets Python code that comes with this model run on this machine, now and "
+        "each time it is loaded, with all that you may do: read, change and delete your files, use your network, and "
+        f"read the keys in your environment. Nothing here confines it.{pinned}",
         flush=True,
     )
 

@@ -219,8 +219,8 @@ class Endpoint:
         bounded = error.response.extensions if isinstance(error, openai.APIStatusError) else {}
         if host := bounded.get("elsewhere"):
             return (
-                f"{where} sends on to another server, {_short(host)} ({status}), which is not followed, for picture and "
-                "question would go there too; name that address if you trust it."
+                f"{where} sends on to another server, {_short(host)} ({status}), which is not followed, for picture "
+                "and question would go there too; name that address if you trust it."
             )
         if isinstance(error, openai.APITimeoutError) or bounded.get("late"):
             return f"{where} did not answer within {SECONDS} s {tried}; ask it less at once (?batch_size=)."

@@ -43,7 +43,7 @@ QUIET = FailureType(
 
 
 def hostile() -> list[tuple[str, str, str, str]]:
-    """(question, the other answer, the honest answer, the same with an order): 40 of them, that differ from the other."""
+    """(question, the other answer, the honest answer, the same with an order): 40, all unlike the other."""
     found = []
     for i, order in enumerate(ORDERS):
         for j, end in enumerate(ENDS):
@@ -71,7 +71,8 @@ def naming_orders() -> list[str]:
 class Obedient:
     """A judge, and a namer, that does whatever it is told last outside quotation marks, and else compares or counts.
 
-    No model: the worst one, for what the prompt can and cannot do. Against a prompt without quotation marks it obeys all.
+    It is no model but the worst there could be: it shows what the prompt leaves open. Without quotation marks in the
+    prompt it obeys all.
     """
 
     name, batch_size = "obedient", 64

@@ -2,9 +2,10 @@
 
     python -m tests.campaigns.server_behaviours --n 60 --seed 0
 
-Each behaviour meets `auditkit check`, a stage of a run whose reference it is, with the report, and a judge of answers.
-What has to hold is asserted for each (`faults`): an answer or one sentence, never a traceback; the key in no file and in
-nothing printed; no control character on the terminal; the time bounded; the records whole; and no other server asked.
+Each behaviour meets `auditkit check`, a stage of a run whose reference it is, with the report, and a judge of
+answers. What has to hold is asserted for each (`meet`): an answer or one sentence, never a traceback; the key in no
+file and in nothing printed; no control character on the terminal; the time bounded; the records whole; and no other
+server asked.
 Beyond the list, `--n` adds completions with random bytes changed. SECONDS is a test's, 0.4 instead of 300: the bounds
 are the same code.
 """
@@ -107,7 +108,7 @@ TITLE, CLIPBOARD, COLOUR = "\x1b]0;owned\x07", "\x1b]52;c;cm0gLXJmIH4=\x07", "\x
 BEHAVIOURS: dict[str, Callable] = {
     # keys
     "a 200 that quotes the request's headers": quotes(lambda h: http_reply(json.dumps({"you sent": h}))),
-    "a page that quotes the request's headers": quotes(lambda h: http_reply(f"<html>{h}</html>", Content_Type="text/html")),
+    "a page that quotes the request's headers": quotes(lambda h: http_reply(f"<html>{h}", Content_Type="text/html")),
     "an answer that quotes them": quotes(lambda h: http_reply(completion(json.dumps(h)))),
     "an answer with the key": says(f"red {KEY}"),
     "an answer with the key across its cut": says("r" * (32 * LIMIT - 10) + KEY),
@@ -177,7 +178,9 @@ BEHAVIOURS: dict[str, Callable] = {
     "100,000 brackets for its usage": says("red", usage="[" * 50_000 + "]" * 50_000),
     "900 brackets in an error": sends('{"error": {"message": ' + "[" * 900 + "]" * 900 + "}}", "400 no"),
     "headers of 300,000 bytes": sends(completion("red"), X_Long="x" * 300_000),
-    "3,000 headers": lambda asked: [b"HTTP/1.1 200 OK\r\n" + b"X-A: b\r\n" * 3000 + b"\r\n" + completion("red").encode()],
+    "3,000 headers": lambda asked: [
+        b"HTTP/1.1 200 OK\r\n" + b"X-A: b\r\n" * 3000 + b"\r\n" + completion("red").encode()
+    ],
     "10,000 choices": sends(json.dumps({"choices": [{"message": {"content": "red"}}] * 10_000})),
     # counts
     "usage: Infinity": says("red", usage='{"prompt_tokens": Infinity, "completion_tokens": Infinity}'),
