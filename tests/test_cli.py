@@ -103,8 +103,9 @@ def test_a_failing_cell_says_what_where_and_how_to_go_on(notebooks, notebook, pr
     traced = auditkit("run", "params/demo.yaml", "--only", "08", "--set", "run_name=b", "--debug").stderr
     assert "return 1 / 0" in re.sub(r"\x1b\[[^m]*m", "", traced)
 
-    notebook("08_before_and_after.ipynb", SETUP, "print('\\x1b]0;owned\\x07')",
-             "import os\nfrom auditkit.errors import Unfinished\nprint('with', os.environ['MY_TOKEN'])\nraise Unfinished('the server says \\x1b[31mno')")  # fmt: skip
+    raising = "import os\nfrom auditkit.errors import Unfinished\nprint('with', os.environ['MY_TOKEN'])\n"
+    raising += "raise Unfinished('the server says \\x1b[31mno')"
+    notebook("08_before_and_after.ipynb", SETUP, "print('\\x1b]0;owned\\x07')", raising)
     unfinished = auditkit(
         "run",
         "params/demo.yaml",

@@ -14,11 +14,15 @@ import zlib
 from collections.abc import Iterator
 from typing import Any
 
-import openai
-
-http: Any = importlib.import_module(
-    openai.DefaultHttpxClient.__mro__[1].__module__.partition(".")[0]
-)  # httpx, or its heir
+http: Any
+Client: Any
+try:
+    import openai
+except ImportError:  # Endpoint.of says which package that is
+    http, Client = None, object
+else:
+    Client = openai.DefaultHttpxClient
+    http = importlib.import_module(Client.__mro__[1].__module__.partition(".")[0])  # httpx, or its heir
 
 ATTEMPTS = 2  # that may take all of a request's seconds, for one answer
 REDIRECTS = 5  # on the same server
@@ -27,7 +31,7 @@ PASSED_ON = ("content-type", "retry-after", "retry-after-ms", "x-should-retry")
 ZIPPED = ("gzip", "x-gzip", "deflate")
 
 
-class BoundedClient(openai.DefaultHttpxClient):
+class BoundedClient(Client):
     """An HTTP client whose replies are whole in memory when they are given, and bounded.
 
     What was bounded is said in a response's `extensions`: {"cut": True} where its body was longer, {"late": True} with
