@@ -26,7 +26,7 @@ else:
 
 ATTEMPTS = 2  # that may take all of a request's seconds, for one answer
 REDIRECTS = 5  # on the same server
-MOST = 1_000_000  # bytes of a reply that is no answer, such as the list of a server's models
+MOST_LISTED = 4_000_000  # bytes of a reply that is no answer: a hosted server's list of its models
 PASSED_ON = ("content-type", "retry-after", "retry-after-ms", "x-should-retry")
 ZIPPED = ("gzip", "x-gzip", "deflate")
 
@@ -48,20 +48,26 @@ class BoundedClient(Client):
         self._here = threading.local()
 
     @contextlib.contextmanager
-    def one_answer(self, most_bytes: int) -> Iterator[None]:
-        """While it lasts, this thread's requests are attempts for one answer, of so many bytes at most."""
-        self._here.bounds = most_bytes, time.monotonic() + ATTEMPTS * self.seconds
+    def one_answer(self, most_bytes: int, seconds: float | None = None) -> Iterator[None]:
+        """While it lasts, this thread's requests are attempts for one answer, of so many bytes at most.
+
+        Args:
+            seconds: for all attempts; default: ATTEMPTS times those of a request.
+        """
+        before = getattr(self._here, "bounds", None)
+        self._here.bounds = most_bytes, time.monotonic() + (seconds or ATTEMPTS * self.seconds)
         try:
             yield
         finally:
-            del self._here.bounds
+            self._here.bounds = before
 
     def send(self, request: Any, **_: Any) -> Any:
         """The response to a request, read to its end or its bound.
 
         Raises what the library raises, its ReadTimeout where the time is over but another attempt may be made.
         """
-        most, until = getattr(self._here, "bounds", (MOST, time.monotonic() + self.seconds))
+        bounds = getattr(self._here, "bounds", None)
+        most, until = bounds or (MOST_LISTED, time.monotonic() + self.seconds)
         left = min(self.seconds, until - time.monotonic())
         found: concurrent.futures.Future = concurrent.futures.Future()
         given_up = threading.Event()

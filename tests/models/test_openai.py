@@ -503,6 +503,21 @@ def test_an_answer_that_drips_takes_no_longer_than_one_that_never_comes(server, 
     assert 0.9 < time.monotonic() - began < 2.5, "two attempts, of RETRIES + 1 that would be made for other reasons"
 
 
+def test_a_long_list_of_models_is_read_and_one_that_never_comes_is_not_waited_for(server, monkeypatch):
+    about = "x" * 2000
+    models = [{"id": f"model-{i}", "object": "model", "about": about} for i in range(300)]
+    listed = json.dumps({"object": "list", "data": models})
+    server.reply = lambda request: (200, {}, listed) if request["path"].endswith("/models") else failure(404)
+    with pytest.raises(AuditError, match="it serves model-27, .* and 290 more"):
+        load(server, model="model-27x").write([None], ["is it?"], 8)
+    monkeypatch.setattr(openai, "LISTING", 0.3)
+    server.reply = lambda request: (request["path"].endswith("/models") and time.sleep(1)) or failure(404)
+    began = time.monotonic()
+    with pytest.raises(AuditError, match="has no model m .404.; an address usually ends in /v1"):
+        load(server).write([None], ["is it?"], 8)
+    assert time.monotonic() - began < 0.9
+
+
 def test_a_redirect_on_the_same_server_is_followed(server):
     server.reply = lambda request: (
         completion("red") if "there" in request["path"] else (307, {"Location": "/v1/there"}, "")
