@@ -109,7 +109,7 @@ class BoundedClient(Client):
             body, cut = _body(response, most, given_up)
         finally:
             response.close()
-        headers = {name: response.headers[name] for name in PASSED_ON if name in response.headers}
+        headers = {name: response.headers[name] for name in PASSED_ON if response.headers.get(name, "\xff").isascii()}
         if "content-type" in headers:  # without the name of an encoding, which may be none
             headers["content-type"] = headers["content-type"].partition(";")[0]
         bounded = {"cut": True} if cut else {}

@@ -159,6 +159,9 @@ BEHAVIOURS: dict[str, Callable] = {
     "UTF-16": lambda asked: [http_reply(completion("red").encode("utf-16"))],
     "a byte order mark": lambda asked: [http_reply(b"\xef\xbb\xbf" + completion("red").encode())],
     "an encoding of no text": sends(completion("red"), Content_Type="application/json; charset=rot13"),
+    "headers in no encoding": lambda asked: [
+        b"HTTP/1.1 200 OK\r\nContent-Type: \x8b\xf0json\r\nRetry-After: \xcf\x8b\r\n\r\n" + completion("red").encode()
+    ],
     "an error in an encoding of no text": sends("no", "400 no", Content_Type="text/plain; charset=hex"),
     # size
     "100,000 characters": says("r" * 100_000),
