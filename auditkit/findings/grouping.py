@@ -18,6 +18,7 @@ from sklearn.metrics import silhouette_score
 
 from auditkit.consensus.embeddings import ANSWERS, SMALLEST, sentence_encoder
 from auditkit.consensus.normalise import normalise
+from auditkit.text import visible
 
 ASKS = 1.25  # weight of what is asked against what is answered, when two findings are compared
 DOMINANT = 0.7  # an answer given to this share of a group's questions stands for the group
@@ -92,7 +93,7 @@ def group_name(findings: Sequence[dict]) -> str:
     >>> group_name([{"question": "what time is it?", "target": "6", "consensus": hour} for hour in ("7", "8")])
     'what time is it? — says “6” for 7, 8'
     """
-    return f"{common_template([r['question'] for r in findings])} {DASH} {says(findings)}"
+    return visible(f"{common_template([r['question'] for r in findings])} {DASH} {says(findings)}", keep="")
 
 
 def says(findings: Sequence[dict]) -> str:
