@@ -340,6 +340,7 @@ def _base(
         values |= {"dtype": "bfloat16", "group_size": 4}
         why |= {"dtype": "half the memory of float32; on an old CPU float32 is faster"}
     values |= {key: value for key, value in advice.items() if key not in ("references", "auditor")}
+    why = {key: reason for key, reason in why.items() if key not in advice}
     why |= dict.fromkeys(advice.keys() & {"references", "batch_size"}, f"as {ADVICE} beside the target advises")
     values["grpo_images"] = min(values["grpo_images"], values["train_images"])
     values |= {"run_name": name, "images": images, "target": target, "auditor": target, "references": ["a/b"]}
