@@ -7,7 +7,8 @@ there. Rows end together at the right, so between what was read and a shorter ro
 masked and takes no position.
 
 That is exact where a token sees the same in both ways: a decoder whose layers look at all that came before, or at a
-window that is longer than the text. Whether a model is one is decided by what it is (`why_unshared`).
+window that is longer than the text. Whether a model is one is decided by what it is (`why_unshared`), and tried on two
+rows before the first batch: where the two ways differ, a line says so and each row is read whole.
 
 `vlm` is a loaded model (models/transformers.py).
 """
@@ -23,6 +24,7 @@ from torch.nn.utils.rnn import pad_sequence
 from auditkit.models import processors
 
 ATTENTION = {"full_attention", "sliding_attention"}  # kinds of layers whose past is what a cache holds
+ROUNDING = {torch.float32: 1e-3, torch.bfloat16: 0.15, torch.float16: 0.03}  # of a probability, by the number format
 PER_TOKEN = {"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"}  # [n, tokens] each
 
 
@@ -67,7 +69,7 @@ def why_unshared(vlm: Any, tokens: int) -> str:
     """Why a model's rows cannot share their beginnings, in a few words; "" where they can.
 
     Args:
-        tokens: of the longest row, with what is to be written.
+        tokens: columns of a batch, with what is to be written.
     """
     config = vlm.model.config
     text = config.get_text_config()
@@ -75,7 +77,8 @@ def why_unshared(vlm: Any, tokens: int) -> str:
         return "it is an encoder-decoder"
     if processors.is_paligemma(vlm.processor):
         return "it reads a prompt in both directions"
-    if hasattr(vlm.model.base_model, "get_rope_index"):
+    model = vlm.model.get_base_model() if hasattr(vlm.model, "get_base_model") else vlm.model  # peft's is around it
+    if hasattr(model.base_model, "get_rope_index"):
         return "its positions are counted by the image's height and width"
     if strange := sorted(set(getattr(text, "layer_types", None) or ()) - ATTENTION):
         return f"some of its layers are of {strange[0]}"
@@ -96,13 +99,43 @@ def begin(
         ends: n tensors of tokens that follow the texts, or empty ones.
         new: tokens that are to be written after them.
     """
-    if None in images:
+    if None in images or why_unshared(vlm, 0):
         return None
     first: dict[int, int] = {}  # image -> the first row about it
     for i, image in enumerate(images):
         first.setdefault(id(image), i)
-    if len(first) == len(images):
+    if len(first) == len(images) or _differs(vlm, images, texts):
         return None
+    return _begin(vlm, images, texts, ends, new, first)
+
+
+def _differs(vlm: Any, images: Sequence, texts: Sequence[str]) -> str:
+    """Whether two rows about one image expect another next token when they share it; tried once for each model."""
+    if "shared" not in vlm.tried:
+        seen: dict[int, int] = {}
+        pair = next([seen[id(image)], i] for i, image in enumerate(images) if seen.setdefault(id(image), i) != i)
+        shown, asked = [images[i] for i in pair], [texts[i] for i in pair]
+        with torch.no_grad():
+            begun = _begin(vlm, shown, asked, [torch.zeros(0, dtype=torch.long)] * 2, 0, {id(shown[0]): 0})
+            whole = processors.batch(vlm, shown, asked)
+            chances = [
+                vlm.model(**inputs, logits_to_keep=1).logits[:, -1].float().softmax(-1)
+                for inputs in (
+                    (whole | {"position_ids": places(whole["attention_mask"])}),
+                    begun.rest if begun else whole,
+                )
+            ]
+        off = (chances[0] - chances[1]).abs().max().item()
+        vlm.tried["shared"] = "" if off <= ROUNDING[vlm.model.dtype] else f"a probability is {off:.2g} off"
+        if why := vlm.tried["shared"]:
+            print(f'"{vlm.name}": rows about one image are read whole, for shared {why}.', flush=True)
+    return vlm.tried["shared"]
+
+
+def _begin(
+    vlm: Any, images: Sequence, texts: Sequence[str], ends: Sequence, new: int, first: dict[int, int]
+) -> Begun | None:
+    """`begin` of rows of which some are about the same image; `first` is the first row about each."""
     firsts = list(first.values())
     of = [list(first).index(id(image)) for image in images]  # row -> place of its image
     inputs = processors.batch(vlm, [images[i] for i in firsts], [texts[i] for i in firsts])
@@ -115,10 +148,11 @@ def begin(
         return None
     device = inputs["input_ids"].device
     whole = [torch.cat([prompt, end.to(device)]) for prompt, end in zip(prompts, ends, strict=True)]
-    if why_unshared(vlm, max(map(len, whole)) + new):
-        return None
     begins = [_common([p for p, its in zip(prompts, of, strict=True) if its == k]) for k in range(len(firsts))]
-    cache, read = _read(vlm, inputs, begins), max(begins)
+    read, rest = max(begins), max(len(row) - begins[k] for row, k in zip(whole, of, strict=True))
+    if why_unshared(vlm, read + rest + new):
+        return None
+    cache = _read(vlm, inputs, begins)
     cache.batch_select_indices(torch.tensor(of, device=device))
     pad = vlm.processor.tokenizer.pad_token_id
 

@@ -38,6 +38,7 @@ class VLM:
     batch_size: int = 128
     max_pixels: int | None = None  # larger pictures are shrunk to this many
     parked: Parked | None = field(default=None, repr=False)  # its weights' place while it does not write
+    tried: dict[str, str] = field(default_factory=dict, repr=False)  # what is found out at first (by_image.py)
 
     def write(
         self,

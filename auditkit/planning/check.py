@@ -25,7 +25,7 @@ from auditkit.consensus.normalise import has_content
 from auditkit.data.pictures import read_picture
 from auditkit.data.source import Example, Picture
 from auditkit.errors import AuditError
-from auditkit.models import processors
+from auditkit.models import by_image, processors
 from auditkit.models.base import Writer
 from auditkit.models.load import load_model
 from auditkit.models.lora import adapts
@@ -39,8 +39,6 @@ from auditkit.text import short_error
 ROLES = ("target", "reference", "auditor")
 QUESTION = "What is in this picture?"
 WRITE = 32  # tokens written to measure speed
-# largest difference of a first token's probability, in a batch and alone, that is rounding and no mistake
-ROUNDING = {torch.float32: 1e-3, torch.bfloat16: 0.15, torch.float16: 0.03}
 
 
 def check_model(
@@ -82,6 +80,8 @@ def check_model(
             yield _asked("begins", lambda: begins_once(model, picture, question))
         yield _asked("answers", lambda: writing_speed(model, picture, question))
         yield _asked("in a batch", lambda: same_in_batches(model, images, questions))
+        if isinstance(model, VLM):
+            yield _asked("by image", lambda: sharing(model, picture, questions))
         yield _asked("content", lambda: says_something(model, images, questions))
         if isinstance(model, VLM):
             yield _asked("image and text", lambda: modalities(model, images, questions))
@@ -160,9 +160,35 @@ def same_when_loaded(model: VLM, adapter: Path, again: Callable[..., Writer], im
     del found
     free_memory()
     model.model.to(place)
-    if not off <= ROUNDING[model.model.dtype]:
+    if not off <= by_image.ROUNDING[model.model.dtype]:
         raise AuditError(f'"{model.name}": loaded with its adapter, a token\'s probability is {off:.2g} off.')
     return f"the same with its adapter, within {off:.1g}"
+
+
+def sharing(model: VLM, picture: Image.Image, questions: Sequence[str]) -> str:
+    """Whether questions about one image are read from where they part, and how much faster; the answers are the same.
+
+    Raises AuditError where they are not.
+    """
+    if why := by_image.why_unshared(model, 0):
+        return f"each question with its image is read whole, for {why}"
+    asked = list(questions) * 2
+
+    def timed(images: list[Image.Image]) -> tuple[list[str], float]:
+        began = time.perf_counter()
+        return model.write(images, asked, WRITE), time.perf_counter() - began
+
+    timed([picture] * len(asked))  # what is tried and made ready at first
+    whole, slow = timed([picture.copy() for _ in asked])  # none of them is the same object
+    shared, fast = timed([picture] * len(asked))
+    if why := model.tried.get("shared"):
+        return f"each question with its image is read whole, for shared {why}"
+    same = sum(a == b for a, b in zip(whole, shared, strict=True))
+    if same < len(asked) and model.model.dtype == torch.float32:
+        raise AuditError(
+            f'"{model.name}": {len(asked) - same} of {len(asked)} answers differ when questions share an image.'
+        )
+    return f"{len(asked)} questions that share one are answered {slow / fast:.1f} times as fast, {same} the same"
 
 
 def says_something(model: Writer, images: Sequence, questions: Sequence[str]) -> str:
@@ -284,7 +310,7 @@ def same_in_batches(model: Writer, images: Sequence, questions: Sequence[str], m
     if not isinstance(model, VLM):
         return words  # what an engine of its own makes of a batch cannot be seen from here
     off = drift(model, images, questions)
-    if off > ROUNDING[model.model.dtype]:
+    if off > by_image.ROUNDING[model.model.dtype]:
         raise AuditError(
             f'"{model.name}": in a batch a token\'s probability is {off:.2g} off what it is alone, more than rounding; '
             "ask with ?batch_size=1."

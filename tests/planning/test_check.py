@@ -15,10 +15,11 @@ from auditkit.miniature import shipped
 from auditkit.miniature.boards import Boards
 from auditkit.models import processors
 from auditkit.models.base import answer_questions
+from auditkit.models.by_image import ROUNDING
 from auditkit.models.load import load_model
 from auditkit.models.transformers import VLM, _write
 from auditkit.planning import check
-from auditkit.planning.check import ROUNDING, WRITE, _picture, drift, mixed, same_in_batches
+from auditkit.planning.check import WRITE, _picture, drift, mixed, same_in_batches
 
 pytestmark = pytest.mark.skipif(
     not (shipped.WEIGHTS / "target").is_dir(), reason="the miniature models are not built yet"

@@ -23,14 +23,14 @@ from auditkit.auditor.rewards import Rollout, Scorer
 from auditkit.auditor.write import auditor_prompt
 from auditkit.data.source import Example, Picture
 from auditkit.errors import AuditError
-from auditkit.models import processors
+from auditkit.models import by_image, processors
 from auditkit.models.base import answer_questions
 from auditkit.models.load import load_model
 from auditkit.models.lora import TEXT_PART, adapts
 from auditkit.models.offload import frozen_vision
-from auditkit.models.transformers import VLM
+from auditkit.models.transformers import VLM, token_probabilities
 from auditkit.params import load_params
-from auditkit.planning.check import ROUNDING, adaptable, begins_once, drift, logits, modalities, same_in_batches
+from auditkit.planning.check import adaptable, begins_once, drift, logits, modalities, same_in_batches
 from auditkit.repair.finetune import collate, train_repair
 
 QUESTIONS = ["how many boats?", "why?", "what colour is the small box at the top left of this picture?", "where is it?"]
@@ -68,6 +68,41 @@ def test_a_mixed_batch_is_answered_as_one_by_one_in_any_order(family, images):
         assert len(set(answer_questions(family.model, pictures, questions, 12))) > 1
 
 
+WHOLE = {  # families whose rows are read whole -> why
+    "paligemma2": "both directions", "qwen2_vl": "height and width", "qwen2_5_vl": "height and width",
+    "qwen3_vl": "height and width", "qwen3_vl_moe": "height and width", "qwen3_5": "height and width",
+    "glm4v": "height and width", "glm46v": "height and width", "mllama": "",
+}  # fmt: skip
+
+
+def test_rows_about_one_image_share_it_and_are_answered_and_scored_the_same(family, images, monkeypatch):
+    """Eight, two and one questions an image, of mixed lengths, and an image that comes again later."""
+    model, shared, begin = family.model, [], by_image.begin
+    eight = [
+        *QUESTIONS,
+        "is it?",
+        "what is the large red thing?",
+        "a b c?",
+        "how many small boxes are there, and where?",
+    ]
+    pictures = [images[0]] * 8 + [images[1]] * 2 + images[2:] + [images[1]]
+    asked = eight + QUESTIONS[1:3] + QUESTIONS[2:] + ["why not?"]
+
+    def watched(*rows, **more):
+        shared.append(begin(*rows, **more))
+        return shared[-1]
+
+    monkeypatch.setattr(by_image, "begin", watched)
+    said = [model.write(pictures, asked, limit) for limit in (1, 12)]
+    chances = token_probabilities(model, pictures, ["ask"] * len(asked), asked)
+    assert any(shared) == (family.name not in WHOLE) and all(shared) == any(shared)
+    assert WHOLE.get(family.name, "") in by_image.why_unshared(model, 0)
+    apart = [picture.copy() for picture in pictures]  # no two the same object
+    assert said == [model.write(apart, asked, limit) for limit in (1, 12)]
+    for one, other in zip(chances, token_probabilities(model, apart, ["ask"] * len(asked), asked), strict=True):
+        assert one == pytest.approx(other, rel=1e-3, abs=1e-7)
+
+
 def test_prompts_without_a_picture_may_stand_among_others(family, images):
     pictures = [None, images[1], None, images[3]]
     if family.name == "paligemma2":
@@ -76,7 +111,7 @@ def test_prompts_without_a_picture_may_stand_among_others(family, images):
         return
     if family.name == "mllama":  # beside a picture its text layers look at what is not there, so they are asked apart
         alone = [family.model.write([i], [q], 8)[0] for i, q in zip(pictures, QUESTIONS, strict=True)]
-        assert drift(family.model, pictures, QUESTIONS) > ROUNDING[torch.float32]
+        assert drift(family.model, pictures, QUESTIONS) > by_image.ROUNDING[torch.float32]
         assert answer_questions(family.model, pictures, QUESTIONS, 8) == alone
         return
     same_in_batches(family.model, pictures, QUESTIONS)
