@@ -108,6 +108,18 @@ def test_no_control_character_reaches_the_terminal(project, capsys, arguments):
     assert printed.out + printed.err and "Traceback" not in printed.err
 
 
+def test_a_page_shows_escapes_of_text_and_of_what_is_markup_already():
+    from markupsafe import Markup
+
+    from auditkit.report.export import inline
+    from auditkit.report.page import _template
+
+    line = _template("rounds.html.j2").environment.from_string("{{ text }} {{ markup }}")
+    shown = line.render(text="<b>\x1b[31m", markup=Markup("<i>\u202e</i>"))
+    assert shown == r"&lt;b&gt;\x1b[31m <i>\u202e</i>"
+    assert visible(inline("a\x1b\u202e")) == inline("a\x1b\u202e") != "a"
+
+
 def test_an_unforeseen_error_commands_no_terminal_either(tmp_path):
     code = (
         "import sys\nfrom auditkit import cli\n"

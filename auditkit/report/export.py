@@ -258,7 +258,7 @@ def inline(text: str) -> str:
     >>> print(inline("<b>two</b> | [x](http://a.org)\n# no"))
     \<b\>two\</b\> \| \[x\]\(http://a\.org\) \# no
     """
-    return re.sub(r"([\\`*_{}\[\]()#+.!|<>~$&-])", r"\\\1", for_a_person(" ".join(text.split())))
+    return re.sub(r"([\\`*_{}\[\]()#+.!|<>~$&-])", r"\\\1", " ".join(for_a_person(text).split()))
 
 
 def _base(target: str) -> str:
