@@ -9,7 +9,6 @@ each row's log-probabilities are held against one plain forward pass. The model 
 from __future__ import annotations
 
 import random
-import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -35,6 +34,7 @@ from auditkit.models.offload import frozen_vision
 from auditkit.models.trainer_internals import CompletionInputs, LearntRows
 from auditkit.models.transformers import VLM
 from auditkit.params import Params
+from auditkit.runs.temporary import temporary_folder
 
 TOKENS = 8  # of a completion
 # the largest mean difference of a row's log-probabilities that is rounding: a wrong head or input makes 0.3 and more
@@ -112,7 +112,7 @@ def trial_step(
         p, grpo_steps=1, grpo_images=2 * processes, group_size=2, grpo_micro_batch=min(2, p.grpo_micro_batch or 2),
         grpo_warmup=0.0, max_question_tokens=min(TOKENS, p.max_question_tokens), grpo_rollouts="transformers",
     )  # fmt: skip
-    with tempfile.TemporaryDirectory(prefix="auditkit-trial-") as folder, _same_random_state(), quiet():
+    with temporary_folder("trial-") as folder, _same_random_state(), quiet():
         config = grpo_config(small, Path(folder), auditor.model.device.type, auditor.model.dtype, processes)
         config.save_strategy, config.reward_weights = "no", [1.0]
         some = [replace(picture, key=f"trial-{i}") for i, picture in enumerate(pictures[: small.grpo_images])]

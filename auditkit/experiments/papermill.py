@@ -10,7 +10,6 @@ import os
 import re
 import signal
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -20,12 +19,24 @@ from typing import TYPE_CHECKING
 
 from auditkit.errors import AuditError
 from auditkit.params import Params, project_root
-from auditkit.runs.folder import STAGES, is_done, run_folder, shown_path, stage_counts, why_not_resume
+from auditkit.runs.disk import DiskError, disk_sentence, writing
+from auditkit.runs.folder import (
+    STAGES,
+    damage_in_words,
+    is_done,
+    run_folder,
+    shown_path,
+    stage_counts,
+    why_not_resume,
+)
+from auditkit.runs.temporary import temporary_folder
 from auditkit.text import clock
 
 if TYPE_CHECKING:
     from rich.live import Live
     from traitlets.config import Config
+
+STOPPED_SECONDS = 60  # a kernel may be stopped for so long before it is said
 
 
 def refuse_misfits(p: Params, stages: list[str], start_over: bool) -> None:
@@ -45,6 +56,9 @@ def refuse_misfits(p: Params, stages: list[str], start_over: bool) -> None:
             raise AuditError(
                 f"{why} Make it and what follows anew with {again}, or keep both with --set run_name=OTHER."
             )
+    for stage in STAGES:
+        if stage in matter and stage not in stages and (lost := damage_in_words(run_folder(p) / stage, p.params_file)):
+            raise AuditError(f"{lost}, with the same --set if there was one.")
     for stage in stages:
         missing = [need for need in sorted(needs[stage]) if need not in stages and not is_done(p, need)]
         if missing and (stage in anew or not is_done(p, stage)):
@@ -82,8 +96,10 @@ def run_notebooks(p: Params, notebooks: dict[str, Path], go_on: str, debug: bool
     with _kernels() as kernels:
         for stage, notebook in notebooks.items():
             if is_done(p, stage):
-                print(f"{_title(notebook):<26} done before, skipped", flush=True)
-                continue
+                if not _is_torn(run_folder(p) / stage / "notebook.ipynb"):
+                    print(f"{_title(notebook):<26} done before, skipped", flush=True)
+                    continue
+                print(f"{_title(notebook):<26} done before, but its notebook is torn: made again", flush=True)
             failed = _execute(p, stage, notebook, kernels, go_on, debug)
             if failed:
                 return failed
@@ -97,16 +113,28 @@ def run_notebooks(p: Params, notebooks: dict[str, Path], go_on: str, debug: bool
     return 0
 
 
+def _is_torn(executed: Path) -> bool:
+    """Whether papermill was stopped while it wrote a notebook; one that was run by hand lies elsewhere."""
+    if not executed.is_file():
+        return False
+    try:
+        about = json.loads(executed.read_text(encoding="utf-8"))["metadata"]["papermill"]
+        return not about["end_time"]
+    except (ValueError, KeyError, TypeError):
+        return True
+
+
 def _execute(p: Params, stage: str, notebook: Path, kernels: "Config", go_on: str, debug: bool) -> int:
     """Run one notebook through papermill; 0, or the exit code of what went wrong, which has then been said."""
     import papermill
     from nbclient.exceptions import DeadKernelError
 
     folder = run_folder(p) / stage
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     executed = folder / "notebook.ipynb"
     code, trouble, trace = 0, "", ""
-    with StatusLine(_title(notebook)) as status:
+    with StatusLine(_title(notebook)) as status, _tell_of_stopped_kernels():
         try:
             papermill.execute_notebook(
                 notebook,
@@ -124,11 +152,16 @@ def _execute(p: Params, stage: str, notebook: Path, kernels: "Config", go_on: st
         except papermill.PapermillExecutionError as error:
             code = 2 if error.ename == "AuditError" else 1
             trouble = error.evalue if code == 2 else f"{error.ename}: {error.evalue}"
+            trouble = (code == 1 and disk_sentence(trouble)) or trouble
             trace = "\n".join(error.traceback)
         except DeadKernelError:
             code, trouble = 1, "the kernel died, as it does when memory runs out; a smaller batch_size needs less"
         except RuntimeError as error:  # what nbclient raises when the kernel never answers
             code, trouble = 1, f"the kernel did not start: {error}"
+        except OSError as error:  # the notebook itself could not be written
+            code, trouble = 1, str(error) if isinstance(error, DiskError) else disk_sentence(str(error), executed)
+            if not trouble:
+                raise
         status.end("FAILED" if code else "")
     if not code and (skipped := stage_counts(p, stage).get("unreadable")):
         print(
@@ -138,6 +171,40 @@ def _execute(p: Params, stage: str, notebook: Path, kernels: "Config", go_on: st
         message = [trouble, f"  notebook: {shown_path(executed)}", f"  go on:    {go_on}"]
         print("\n".join(([trace] if debug else []) + message), file=sys.stderr, flush=True)
     return code
+
+
+@contextlib.contextmanager
+def _tell_of_stopped_kernels() -> Iterator[None]:
+    """While it lasts, a kernel that is stopped (SIGSTOP) is said after a while, for it is waited for for ever."""
+    over = threading.Event()
+    thread = threading.Thread(target=_watch_kernels, args=(over,), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def _watch_kernels(over: threading.Event) -> None:
+    import psutil
+
+    since: dict[int, float] = {}  # when each was first seen stopped
+    said: set[int] = set()
+    while not over.wait(min(5, STOPPED_SECONDS)):
+        now, stopped = time.monotonic(), set()
+        for child in psutil.Process().children():
+            with contextlib.suppress(psutil.Error):
+                stopped |= {child.pid} if child.status() == psutil.STATUS_STOPPED else set()
+        since = {pid: since.get(pid, now) for pid in stopped}
+        for pid in {pid for pid, began in since.items() if now - began >= STOPPED_SECONDS} - said:
+            print(
+                f"the kernel (process {pid}) is stopped and waited for: `kill -CONT {pid}` lets it go on; Ctrl-C here "
+                "ends the run, which goes on later.",
+                file=sys.stderr,
+                flush=True,
+            )
+        said = {pid for pid in stopped if now - since[pid] >= STOPPED_SECONDS}
 
 
 class StatusLine:
@@ -224,9 +291,12 @@ def _kernels() -> Iterator["Config"]:
     def terminated(*_):
         raise KeyboardInterrupt
 
-    main_thread = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, terminated) if main_thread else None
-    with tempfile.TemporaryDirectory(prefix="auditkit-", ignore_cleanup_errors=True) as folder:
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        ending = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+        ending = [one for one in ending if signal.getsignal(one) is not signal.SIG_IGN]  # as under nohup
+        before = {one: signal.signal(one, terminated) for one in ending}
+    with temporary_folder() as folder:
         spec = Path(folder, "kernels", "python3", "kernel.json")
         spec.parent.mkdir(parents=True)
         quiet = ["--log-level=CRITICAL"]  # what a cell does wrong is in the notebook, and said by us
@@ -240,8 +310,8 @@ def _kernels() -> Iterator["Config"]:
             try:
                 yield config
             finally:
-                if before is not None:
-                    signal.signal(signal.SIGTERM, before)
+                for one, handler in before.items():
+                    signal.signal(one, handler)
 
 
 @contextlib.contextmanager

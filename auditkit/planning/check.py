@@ -7,7 +7,6 @@ of a tiny model of each family, so what is said of a family here is said of its 
 
 import itertools
 import math
-import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -34,6 +33,7 @@ from auditkit.models.trainer_internals import attention_of
 from auditkit.models.transformers import VLM, token_probabilities
 from auditkit.params import Params
 from auditkit.repair.finetune import train_repair, why_not_trainable
+from auditkit.runs.temporary import temporary_folder
 from auditkit.text import short_error
 
 ROLES = ("target", "reference", "auditor")
@@ -100,7 +100,7 @@ def trained(
     p = Params(run_name="check", images="miniature", auditor=spec, target=spec, references=[spec])
     pictures = [Picture(f"check-{i}", image) for i, image in enumerate(images)]
     again = partial(load_model, spec, device=device, dtype=dtype)
-    with tempfile.TemporaryDirectory(prefix="auditkit-check-") as folder:
+    with temporary_folder("check-") as folder:
         adapters = []
         why_not = why_not_trainable(spec) if role != "auditor" else ""
         if why_not:
