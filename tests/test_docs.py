@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from smoke_run import make_project
+from smoke_run import as_if_ended_so, make_project
 
 from auditkit.cli import main
 from auditkit.params import load_params, parse_setting
@@ -304,6 +304,7 @@ def test_export_takes_a_question_and_a_further_candidate_of_one_number(place, tm
     one, other = [row for row in rows if row["outcome"] == "finding" and "+" not in row["key"]][:2]
     other["key"] = one["key"].replace("/", "/+", 1)
     jsonl.replace(path, rows)
+    as_if_ended_so(path.parent)
     assert main(["export", "smoke", "--out", str(tmp_path / "export")]) == 0, capsys.readouterr().err
     images = list((tmp_path / "export" / "findings" / "images").iterdir())
     assert len(images) == len(only_findings(rows))

@@ -190,8 +190,8 @@ def main() -> int:
         print(f"{len(told):4}  {told_of['stage']:<18} {told_of['signal']:<8} {when}  {about}", flush=True)
     bad, in_time = [one for one in told if one["wrong"]], sum(one["in_time"] for one in told)
     print(
-        f"{len(told)} kills ({in_time} of a stage that was not done), seed {options.seed}: {len(told) - len(bad)} ended in "
-        f"the same records, {len(bad)} did not; {time.monotonic() - began:.0f} s"
+        f"{len(told)} kills ({in_time} of a stage not yet done), seed {options.seed}: {len(told) - len(bad)} ended "
+        f"in the same records, {len(bad)} did not; {time.monotonic() - began:.0f} s"
     )
     return 1 if bad else 0
 
