@@ -119,7 +119,7 @@ def _advisable(kind: type, device: str) -> set[str]:
     }
     refused = {"offload"} if device == "cpu" else set()
     apart = "cache_context" in inspect.unwrap(kind.__call__).__code__.co_names
-    if not apart or "transformer" not in inspect.signature(kind.__init__).parameters:
+    if not apart or "transformer" not in inspect.signature(kind).parameters:
         refused.add("cache")
     return (takes | set(specs.PIPELINE_OPTIONS)) - OURS - refused
 

@@ -65,7 +65,7 @@ def read_json(path: Path, kind: type = dict, advice: str = "run that stage's not
         raise AuditError(f"{path} is no JSON that can be read ({type(error).__name__}); {advice}.") from None
     except OSError as error:
         raise AuditError(f"{path} cannot be read ({error.strerror}); {advice}.") from None
-    if not isinstance(value, kind):
+    if not issubclass(type(value), kind):
         raise AuditError(f"{path} holds {kind_in_words(value)} where {KINDS[kind]} belongs; {advice}.")
     entries: Any = value.items() if kind is dict else enumerate(value, 1)
     for name, inner in entries:

@@ -26,7 +26,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).parents[2]
 SIGNALS = ("SIGKILL", "SIGTERM", "SIGINT", "SIGHUP")
 TIMED = {  # what differs from one run to the next, whoever is killed
-    "seconds", "seconds_each", "started", "finished", "id", "needs", "machine", "versions", "commit", "step_time",
+    "started", "finished", "id", "needs", "machine", "versions", "commit", "step_time",
     "train_runtime", "found",
 }  # fmt: skip
 AS_TOLD = ("notebook.ipynb", "DONE", "README.md", "training_args.bin", "trainer_state.json")  # hold times and paths
@@ -146,7 +146,7 @@ def contents(stage: Path) -> dict[str, str]:
 def timeless(value: object) -> object:
     """A JSON value without seconds and dates."""
     if isinstance(value, dict):
-        return {key: timeless(inner) for key, inner in value.items() if key not in TIMED}
+        return {key: timeless(inner) for key, inner in value.items() if key not in TIMED and "seconds" not in key}
     return [timeless(inner) for inner in value] if isinstance(value, list) else value
 
 

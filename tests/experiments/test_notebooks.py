@@ -397,8 +397,8 @@ def test_a_killed_run_ends_in_the_same_records(smoke, tmp_path):
     assert metrics[0] == metrics[1]
 
 
-@pytest.mark.parametrize("stage, name", [("05_audit", "scored.jsonl"), ("07_rectify", "adapter")])
-def test_what_a_finished_stage_has_lost_is_made_again_as_it_was(smoke, tmp_path, stage, name):
+def test_what_a_finished_stage_has_lost_is_made_again_as_it_was(smoke, tmp_path):
+    stage, name = "07_rectify", "adapter"
     project = make_project(tmp_path / "project")
     for earlier in [one for one in STAGES if one <= stage]:
         shutil.copytree(smoke / "outputs" / "smoke" / earlier, project / "outputs" / "smoke" / earlier)
