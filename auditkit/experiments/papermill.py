@@ -152,7 +152,7 @@ def _execute(p: Params, stage: str, notebook: Path, kernels: "Config", go_on: st
         except papermill.PapermillExecutionError as error:
             code = 2 if error.ename == "AuditError" else 1
             trouble = error.evalue if code == 2 else f"{error.ename}: {error.evalue}"
-            trouble = (code == 1 and disk_sentence(trouble)) or trouble
+            trouble = error.evalue if error.ename == "DiskError" else (code == 1 and disk_sentence(trouble)) or trouble
             trace = "\n".join(error.traceback)
         except DeadKernelError:
             code, trouble = 1, "the kernel died, as it does when memory runs out; a smaller batch_size needs less"

@@ -87,7 +87,6 @@ def clear_damage(folder: Path, found: dict[str, str]) -> dict[str, list]:
     whoever compares them with those made again.
     """
     listed = {} if "DONE" in found else listed_files(folder) or {}
-    (folder / "DONE").unlink()
     tops = {name.split("/")[0] for name in found if name != "DONE"}
     aside = {top for top in tops if not (top in PAID and (folder / top).is_file() and found[top].endswith("bytes"))}
     for group in TOGETHER:
@@ -96,6 +95,7 @@ def clear_damage(folder: Path, found: dict[str, str]) -> dict[str, list]:
     for top in aside:
         if (folder / top).exists():
             set_aside(folder / top)
+    (folder / "DONE").unlink()  # last: killed before, the stage is damaged still
     return {name: listed[name] for name in found if name in listed}
 
 

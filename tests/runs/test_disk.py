@@ -109,7 +109,7 @@ def one_sentence(done) -> str:
     assert "Traceback" not in done.stderr and "FAILED" in done.stdout, done.stderr
     said, *rest = done.stderr.strip().split("\n")
     assert [line.split(":")[0].strip() for line in rest] == ["notebook", "go on"]
-    assert "could not be written" in said and "GB free in" in said
+    assert "could not be written" in said and "GB free in" in said and "Error" not in said
     return said
 
 
