@@ -38,6 +38,7 @@ import typer
 from auditkit.errors import AuditError
 from auditkit.experiments.papermill import refuse_misfits, run_notebooks, stage_notebooks
 from auditkit.params import Params, load_params, parse_setting, project_root
+from auditkit.runs.disk import DiskError, disk_sentence
 from auditkit.runs.folder import STAGES, claimed, run_folder, shown_path, start_over, why_not_resume
 from auditkit.text import VisibleStream, clock, for_a_person
 
@@ -66,7 +67,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"auditkit: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        if "--debug" in words or error.filename is None:
+        if "--debug" in words:
+            raise
+        if sentence := str(error) if isinstance(error, DiskError) else disk_sentence(str(error)):
+            print(f"auditkit: {sentence}", file=sys.stderr)
+            return 1
+        if error.filename is None:
             raise
         print(for_a_person(f"auditkit: {error.filename}: {error.strerror}."), file=sys.stderr)
         return 2

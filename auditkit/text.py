@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -147,8 +148,30 @@ class VisibleStream:
         return getattr(self.stream, name)
 
 
+LONGEST_NAME = 120  # characters of a key in a file's name, which may have 255 bytes in all
+
+
 def slug(key: str) -> str:
-    """A picture's key as a file name: 'audit/00012' -> 'audit-00012'."""
+    """A key as a file name, another one for each key: what a name cannot hold is a dash, and a digest tells it apart.
+
+    So it does where a disk takes capitals and small letters for the same, and where a key is too long.
+
+    >>> slug("audit-0-12"), slug("train/q5.png"), slug("train:q5.png")
+    ('audit-0-12', 'train-q5.png-a4f79b06610a1ee7', 'train-q5.png-580f233f0121e52d')
+    """
+    name = plain_slug(key)
+    if name == key == key.lower() and len(key) <= LONGEST_NAME and not re.search(r"-[0-9a-f]{16}$", key):
+        return name
+    digest = hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    return f"{name[:LONGEST_NAME]}-{digest}"
+
+
+def plain_slug(key: str) -> str:
+    """A key as a file name as it was once, when two keys could have the same: for reading runs made before.
+
+    >>> plain_slug("audit/00012")
+    'audit-00012'
+    """
     return re.sub(r"[^A-Za-z0-9._-]+", "-", key).strip("-.") or "picture"
 
 

@@ -226,11 +226,13 @@ if not run.records():
 run.finish()"""
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
 def test_a_stopped_run_leaves_no_kernel_behind_and_goes_on(project, notebook, how):
     notebook("00_check_the_setup.ipynb", SETUP + SLOW)
     command = [sys.executable, "-m", "auditkit.cli", "run", "params/demo.yaml", "--only", "00"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    default = lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL)  # noqa: E731 - where the tests run under nohup
+    pipes: dict = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(command, **pipes, text=True, preexec_fn=default)
     records = project / "outputs/demo/00_setup/records.jsonl"
     wait_for(lambda: process.poll() is not None or (records.exists() and records.read_text()))
     assert process.poll() is None, "ended before it was stopped: " + "".join(process.communicate())
@@ -241,6 +243,25 @@ def test_a_stopped_run_leaves_no_kernel_behind_and_goes_on(project, notebook, ho
     wait_for(lambda: not alive(int((project / "pid").read_text())))
     again = auditkit(*command[3:])
     assert again.returncode == 0, again.stderr
+
+
+def test_a_kernel_that_is_stopped_is_said_after_a_while(project, notebook):
+    notebook("00_check_the_setup.ipynb", SETUP + SLOW)
+    code = "import sys; from auditkit.experiments import papermill; papermill.STOPPED_SECONDS = 1\n"
+    code += "from auditkit.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "run", "params/demo.yaml", "--only", "00"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    wait_for(lambda: process.poll() is not None or (project / "pid").exists() and (project / "pid").read_text())
+    kernel = int((project / "pid").read_text())
+    os.kill(kernel, signal.SIGSTOP)
+    try:
+        said = process.stderr.readline()
+        assert f"the kernel (process {kernel}) is stopped and waited for: `kill -CONT {kernel}` lets it go on" in said
+    finally:
+        os.kill(kernel, signal.SIGCONT)
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=120)
+    assert process.returncode == 130
 
 
 def wait_for(condition, seconds=120):

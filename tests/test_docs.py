@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from smoke_run import make_project
+from smoke_run import as_if_ended_so, make_project
 
 from auditkit.cli import main
 from auditkit.params import load_params, parse_setting
@@ -228,6 +228,7 @@ ELSEWHERE = {  # other programs: a test of its own below
     "make test",
     "jupyter lab notebooks/",
     "papermill notebooks/04_train_the_auditor.ipynb out.ipynb -f params/demo.yaml",
+    "python -m tests.campaigns.kills --n 100 --seed 0",  # tests/experiments/test_kills.py does three
     "accelerate launch -m auditkit.auditor.grpo",
     "accelerate launch --multi_gpu --num_processes 8 -m auditkit.auditor.grpo params/X.yaml --set grpo_micro_batch=4",
 }
@@ -317,6 +318,7 @@ def test_export_takes_a_question_and_a_further_candidate_of_one_number(place, tm
     one, other = [row for row in rows if row["outcome"] == "finding" and "+" not in row["key"]][:2]
     other["key"] = one["key"].replace("/", "/+", 1)
     jsonl.replace(path, rows)
+    as_if_ended_so(path.parent)
     assert main(["export", "smoke", "--out", str(tmp_path / "export")]) == 0, capsys.readouterr().err
     images = list((tmp_path / "export" / "findings" / "images").iterdir())
     assert len(images) == len(only_findings(rows))

@@ -29,7 +29,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib.util
-import json
 import os
 import sys
 import warnings
@@ -64,10 +63,13 @@ from auditkit.models.transformers import VLM
 from auditkit.models.vllm import MISSING
 from auditkit.params import Params, load_params, parse_setting
 from auditkit.runs import jsonl
-from auditkit.runs.folder import claimed, last_checkpoint, open_stage, run_folder, shown_path
+from auditkit.runs.checkpoints import last_checkpoint
+from auditkit.runs.files import read_json, write_json
+from auditkit.runs.folder import claimed, open_stage, run_folder, shown_path
 from auditkit.runs.probe import Probe
 
 STAGE = "04_auditor"
+_BEGIN_ANEW = "start notebook 04 over with resume=False (on the command line: --from 04 --start-over)"
 SHARED = {  # files that several processes add to -> what makes two rows the same
     "answers": ("model", "picture", "question"),
     "judged": ("judge", "question", "a", "b"),
@@ -208,8 +210,8 @@ def _text_clusters(auditor: VLM, pictures: Sequence[Picture], p: Params, out: Pa
         kept = [kept_text(text, way) for text, way in zip(texts, ways, strict=True)]
         if not any(kept):
             refuse_nonsense(auditor.name, [Probe("", "", None, text) for text in texts])
-        path.write_text(json.dumps([text for text in kept if text]))
-    return TextClusters(json.loads(path.read_text()), p.replay_clusters, p.seed)
+        write_json(path, [text for text in kept if text], indent=None)
+    return TextClusters(read_json(path, list, _BEGIN_ANEW, of=str), p.replay_clusters, p.seed)
 
 
 def _forget_after(out: Path, step: int) -> None:

@@ -10,7 +10,6 @@ forward pass itself. The model is left as it was.
 from __future__ import annotations
 
 import random
-import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -39,6 +38,7 @@ from auditkit.models.offload import frozen_vision
 from auditkit.models.trainer_internals import CompletionInputs, LearntRows
 from auditkit.models.transformers import VLM, written
 from auditkit.params import Params
+from auditkit.runs.temporary import temporary_folder
 
 TOKENS = 8  # of a completion
 # the largest mean difference of a row's log-probabilities that is rounding: a wrong head or input makes 0.3 and more
@@ -222,7 +222,7 @@ def _step(
         grpo_warmup=0.0, max_question_tokens=min(TOKENS, p.max_question_tokens), grpo_rollouts="transformers",
         report_to=[],
     )  # fmt: skip
-    with tempfile.TemporaryDirectory(prefix="auditkit-trial-") as folder, _same_random_state(), quiet():
+    with temporary_folder("trial-") as folder, _same_random_state(), quiet():
         config = grpo_config(small, Path(folder), auditor.model.device.type, auditor.model.dtype, processes)
         config.save_strategy, config.reward_weights = "no", [1.0]
         some = [replace(picture, key=f"trial-{i}") for i, picture in enumerate(pictures[: small.grpo_images])]

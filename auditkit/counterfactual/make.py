@@ -48,7 +48,8 @@ from auditkit.text import short_error
 # These take a list of images as one for each prompt. Others (FLUX.2, Qwen-Image-Edit-Plus) take it as several
 # references that every prompt sees, and do not say so in any way a program could read: they get one image a call.
 ONE_EACH = {"FluxKontextPipeline", "StableDiffusionInstructPix2PixPipeline", "StableDiffusionXLInstructPix2PixPipeline"}
-TOO_LARGE = "make it smaller (?size=...), or let weights wait in CPU memory (?offload=model)"
+TOO_LARGE = "make it smaller (?size=...)"
+OR_WAIT = ", or let weights wait in CPU memory (?offload=model)"  # where there is a GPU for the others
 
 
 @dataclass
@@ -110,7 +111,7 @@ def load_pipeline(spec: str | Path, device: str = "auto", dtype: str = "auto", b
     with pipelines.quiet_diffusers():
         place, how = downloads.source(place, spec, own, pipelines.INDEX)
         how = {"revision": how["revision"]}
-        call = pipelines.call_of(pipelines.class_of(place, spec, how), spec, own)
+        call = pipelines.call_of(pipelines.class_of(place, spec, how), spec, own, device)
         pipe = pipelines.read_pipeline(place, spec, kind, how)
         pipe.set_progress_bar_config(disable=True)
         pipelines.cache(pipe, spec, own.get("cache", "none"), call)
@@ -219,12 +220,13 @@ def _generate(
                 return [GeneratedImage(None, f"failed: {short_error(error) or type(error).__name__}")]
         return [result for i in rows for result in tried([i])]
 
+    advice = TOO_LARGE + ("" if torch.device(pipeline.pipe.device).type == "cpu" else OR_WAIT)
     for group in groups:
 
         def of_group(rows: list[int], its: list[int] = group) -> list[GeneratedImage]:
             return tried([its[r] for r in rows])
 
-        for rows, results in in_batches(pipeline, [texts[i] for i in group], of_group, TOO_LARGE):
+        for rows, results in in_batches(pipeline, [texts[i] for i in group], of_group, advice):
             found |= {group[r]: result for r, result in zip(rows, results, strict=True)}
     results = [found[i] for i in range(len(texts))]
     if results and all(result.why.startswith("failed") for result in results):

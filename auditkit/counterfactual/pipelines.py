@@ -3,6 +3,7 @@
 import contextlib
 import inspect
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -81,8 +82,8 @@ def arguments(kind: type) -> dict[str, inspect.Parameter]:
     return {k: p for k, p in found.items() if k != "self" and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
 
 
-def call_of(kind: type, spec: str | Path, own: dict) -> dict:
-    """The arguments of a pipeline's call that its options ask for.
+def call_of(kind: type, spec: str | Path, own: dict, device: str = "cpu") -> dict:
+    """The arguments of a pipeline's call that its options ask for, on a device.
 
     Raises AuditError for an option that the call does not take, naming it and the nearest one that there is.
     """
@@ -103,10 +104,24 @@ def call_of(kind: type, spec: str | Path, own: dict) -> dict:
             raise AuditError(f'"{spec}": write {option} as ?size=WIDTHxHEIGHT.')
         if name in takes:
             raise AuditError(f'"{spec}": {option} is no option: the audit sets it for every picture.')
-        known = sorted(({*takes, *specs.PIPELINE_OPTIONS} - OURS) - {k for k, n in names.items() if n not in takes})
+        known = sorted(_advisable(kind, device) - {k for k, n in names.items() if n not in takes})
         near = nearest(option, known, cutoff=0.0)
         raise AuditError(f'"{spec}": the call of {kind.__name__} takes no {option}; the nearest is {near}.')
     return call
+
+
+def _advisable(kind: type, device: str) -> set[str]:
+    """The options that a pipeline on a device would not refuse, and that can be written down."""
+    takes = {
+        name
+        for name, about in arguments(kind).items()
+        if not re.search("Tensor|Image|Callable|Dict|dict", str(about.annotation)) and not name.endswith("_embeds")
+    }
+    refused = {"offload"} if device == "cpu" else set()
+    apart = "cache_context" in inspect.unwrap(kind.__call__).__code__.co_names
+    if not apart or "transformer" not in inspect.signature(kind).parameters:
+        refused.add("cache")
+    return (takes | set(specs.PIPELINE_OPTIONS)) - OURS - refused
 
 
 def unread_end(pipe: Any, text: str, call: dict) -> str:

@@ -1,25 +1,29 @@
 """A folder of images of one's own, with or without questions and answers beside them."""
 
-import os
 import posixpath
+import re
 import unicodedata
 from collections import Counter
 from pathlib import Path
 from urllib.parse import parse_qsl
 
+from auditkit.data.files import files_in
 from auditkit.data.pictures import SUFFIXES, is_other_image
 from auditkit.data.question_files import Labelled, read_questions
 from auditkit.data.source import Collection, Row
 from auditkit.errors import AuditError
 from auditkit.text import visible
 
-FOLDER_OPTIONS = {"links": "yes: folders that are linked are looked into; else they are named"}
+FOLDER_OPTIONS = {
+    "links": "yes: linked folders are looked into, and linked pictures may lie anywhere; else they are named"
+}
 
 
 class ImageFolder(Collection):
     """A folder of images, at any depth, with questions beside them in any of the forms of question_files.py.
 
-    What is not read is said once: images of other kinds, linked folders, files of questions that are not understood.
+    What is not read is said once: images of other kinds, linked folders, links to files elsewhere, what is no file
+    (pipes, devices), files of questions that are not understood.
 
     Args:
         folder: where the images are.
@@ -36,19 +40,33 @@ class ImageFolder(Collection):
                 raise AuditError(
                     f'images: "{folder}?{options}": no option {name}; there is {", ".join(FOLDER_OPTIONS)}.'
                 )
-        paths, others, links = _files(self.folder, chosen.get("links") == "yes")
+        follow = chosen.get("links") == "yes"
+        found = files_in(self.folder, follow)
+        paths = [path for path in found.files if path.suffix.lower() in SUFFIXES]
+        others = [path for path in found.files if is_other_image(path)]
         if not paths:
             beside = f"; {_some(others, 'image', 'images')} of another kind" if others else ""
             raise AuditError(f"images: no image in {self.folder} (looked for {', '.join(sorted(SUFFIXES))}){beside}.")
         self._paths = {self._key(path.relative_to(self.folder).as_posix()): path for path in paths}
-        self._named = _names(self._paths)
+        self._named = _names({path.relative_to(self.folder).as_posix(): key for key, path in self._paths.items()})
         if others:
             print(f"images: {_some(others, 'file', 'files')} of kinds that are not read here.", flush=True)
-        if links:
-            print(f"images: {_some(links, 'linked folder', 'linked folders')} not looked into; write "
+        if found.folders:
+            print(f"images: {_some(found.folders, 'linked folder', 'linked folders')} not looked into; write "
                   f"{self.folder}?links=yes to do so.", flush=True)  # fmt: skip
+        if found.links:
+            what = _some(found.links, "link to a file elsewhere", "links to files elsewhere")
+            print(
+                f"images: {what} followed, as ?links=yes says."
+                if follow
+                else f"images: {what} not followed; write {self.folder}?links=yes to do so.",
+                flush=True,
+            )
+        if found.strange:
+            what = _some(found.strange, "is no file", "are no files")
+            print(f"images: {what} but pipes, devices or links to nothing; they are not opened.", flush=True)
         declared: dict[str, str | None] = dict.fromkeys(self._paths)
-        labelled, strange = read_questions(self.folder)
+        labelled, strange = read_questions(self.folder, found.files)
         if strange:
             print(
                 f"images: {_some(strange, 'file', 'files')} with no questions that are understood; docs/data.md has "
@@ -59,9 +77,11 @@ class ImageFolder(Collection):
 
     @staticmethod
     def _key(path: str) -> str:
-        # "/q" ends a picture's key inside an example's key, so no key may hold a slash of its own
-        # and it is stored and shown: control characters and bytes that are no UTF-8 are escapes in it
-        return visible(path.replace("/", ":"), keep="")
+        # "/q" ends a picture's key inside an example's key, so no key may hold a slash of its own; a colon in a name is
+        # told from one that stands for a slash, and a name that looks like such a colon from both. It is stored and
+        # shown: control characters and bytes that are no UTF-8 are escapes in it, told from a name's own backslashes
+        key = re.sub("%(?=3A|25|5C)", "%25", path).replace("\\", "%5C").replace(":", "%3A")
+        return visible(key, keep="").replace("/", ":")
 
     def _file(self, key: str) -> Path:
         return self._paths[key]
@@ -92,27 +112,9 @@ class ImageFolder(Collection):
         raise AuditError(f"{one.where}: there is no image {one.image} in {self.folder}.")
 
 
-def _files(folder: Path, follow: bool) -> tuple[list[Path], list[Path], list[Path]]:
-    """The images in a folder, those of kinds that are not read, and linked folders that were not followed."""
-    images, others, links, seen = [], [], [], set()
-    for place, folders, names in os.walk(folder, followlinks=follow):
-        if follow and (real := os.path.realpath(place)) in seen:
-            folders.clear()  # a link to a folder above itself
-            continue
-        elif follow:
-            seen.add(real)
-        links += [] if follow else [Path(place, name) for name in folders if Path(place, name).is_symlink()]
-        for path in (Path(place, name) for name in names):
-            if path.suffix.lower() in SUFFIXES:
-                images.append(path)
-            elif is_other_image(path):
-                others.append(path)
-    return sorted(images), sorted(others), sorted(links)
-
-
-def _names(paths: dict[str, Path]) -> dict[str, str]:
+def _names(keys: dict[str, str]) -> dict[str, str]:
     """How a row may name each picture: by its path, and by its name alone where no other picture has it."""
-    whole = {unicodedata.normalize("NFC", key.replace(":", "/")): key for key in paths}
+    whole = {unicodedata.normalize("NFC", path): key for path, key in keys.items()}
     often = Counter(posixpath.basename(path) for path in whole)
     return {
         posixpath.basename(path): key for path, key in whole.items() if often[posixpath.basename(path)] == 1

@@ -81,6 +81,8 @@ def read_picture(file: Path | BinaryIO, which: str, say: Callable[[str], None] =
 
     Raises AuditError for what is no picture, or one that no model can look at.
     """
+    if isinstance(file, Path) and file.exists() and not file.is_file():  # a pipe would be waited for
+        raise AuditError(f"images: {which} cannot be read as an image (it is no file).")
     if isinstance(file, Path) and file.suffix.lower() in HEIF:
         _register_heif(which)
     try:

@@ -42,15 +42,18 @@ class Labelled:
     skill: str | None = None
 
 
-def read_questions(folder: Path) -> tuple[list[Labelled], list[Path]]:
+def read_questions(folder: Path, files: Iterable[Path]) -> tuple[list[Labelled], list[Path]]:
     """All questions beside a folder's images, and the files that look like questions but are not understood.
+
+    Args:
+        files: what lies in the folder, as `files_in` finds it.
 
     Raises AuditError, naming file and line, for a row that cannot be meant as it stands.
     """
     found: list[Labelled] = []
     strange: list[Path] = []
     vqa: dict[str, dict] = {}
-    for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in (".json", ".jsonl", ".parquet", *TABLES)):
+    for path in sorted(p for p in files if p.suffix.lower() in (".json", ".jsonl", ".parquet", *TABLES)):
         suffix = path.suffix.lower()
         rows: Iterable[Labelled] | None = None
         if path == folder / "questions.jsonl":

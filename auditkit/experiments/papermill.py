@@ -11,7 +11,6 @@ import os
 import re
 import signal
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -23,13 +22,25 @@ from auditkit import errors
 from auditkit.errors import AuditError
 from auditkit.models.trackers import refuse_missing_trackers, trackio_folder
 from auditkit.params import Params, project_root
+from auditkit.runs.disk import DiskError, disk_sentence, writing
 from auditkit.runs.files import fit_for_disk, write_text
-from auditkit.runs.folder import STAGES, is_done, run_folder, shown_path, stage_counts, why_not_resume
+from auditkit.runs.folder import (
+    STAGES,
+    damage_in_words,
+    is_done,
+    run_folder,
+    shown_path,
+    stage_counts,
+    why_not_resume,
+)
+from auditkit.runs.temporary import temporary_folder
 from auditkit.text import VisibleStream, clock, for_a_person, visible
 
 if TYPE_CHECKING:
     from rich.live import Live
     from traitlets.config import Config
+
+STOPPED_SECONDS = 60  # a kernel may be stopped for so long before it is said
 
 
 def refuse_misfits(p: Params, stages: list[str], start_over: bool) -> None:
@@ -51,6 +62,9 @@ def refuse_misfits(p: Params, stages: list[str], start_over: bool) -> None:
             raise AuditError(
                 f"{why} Make it and what follows anew with {again}, or keep both with --set run_name=OTHER."
             )
+    for stage in STAGES:
+        if stage in matter and stage not in stages and (lost := damage_in_words(run_folder(p) / stage, p.params_file)):
+            raise AuditError(f"{lost}, with the same --set if there was one.")
     for stage in stages:
         missing = [need for need in sorted(needs[stage]) if need not in stages and not is_done(p, need)]
         if missing and (stage in anew or not is_done(p, stage)):
@@ -91,8 +105,10 @@ def run_notebooks(
     with _kernels() as kernels:
         for stage, notebook in notebooks.items():
             if is_done(p, stage):
-                print(f"{_title(notebook):<26} done before, skipped", flush=True)
-                continue
+                if not _is_torn(run_folder(p) / stage / "notebook.ipynb"):
+                    print(f"{_title(notebook):<26} done before, skipped", flush=True)
+                    continue
+                print(f"{_title(notebook):<26} done before, but its notebook is torn: made again", flush=True)
             given = asdict(p) | dict((beside or {}).get(stage, {}))
             failed = _execute(p, stage, notebook, kernels, go_on, debug, given)
             if failed:
@@ -107,6 +123,17 @@ def run_notebooks(
     return 0
 
 
+def _is_torn(executed: Path) -> bool:
+    """Whether papermill was stopped while it wrote a notebook; one that was run by hand lies elsewhere."""
+    if not executed.is_file():
+        return False
+    try:
+        about = json.loads(executed.read_text(encoding="utf-8"))["metadata"]["papermill"]
+        return not about["end_time"]
+    except (ValueError, KeyError, TypeError):
+        return True
+
+
 def _execute(
     p: Params, stage: str, notebook: Path, kernels: "Config", go_on: str, debug: bool, parameters: dict
 ) -> int:
@@ -115,10 +142,15 @@ def _execute(
     from nbclient.exceptions import DeadKernelError
 
     folder = run_folder(p) / stage
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     executed = folder / "notebook.ipynb"
     code, trouble, trace = 0, "", ""
-    with StatusLine(_title(notebook)) as status, _environment(**trackio_folder(p, folder)):
+    with (
+        StatusLine(_title(notebook)) as status,
+        _environment(**trackio_folder(p, folder)),
+        _tell_of_stopped_kernels(),
+    ):
         try:
             papermill.execute_notebook(
                 notebook,
@@ -135,12 +167,19 @@ def _execute(
                 code, trouble = 1, "the notebook ended without run.finish(...), so the stage is not done"
         except papermill.PapermillExecutionError as error:
             sentence = _to_put_right(error.ename, error.evalue)
+            full = error.evalue if error.ename == "DiskError" else disk_sentence(f"{error.ename}: {error.evalue}")
             code, trouble = (2, sentence) if sentence else (1, f"{error.ename}: {error.evalue}")
+            if full:
+                code, trouble = 1, full
             trace = re.sub(COLOUR, "", "\n".join(error.traceback))
         except DeadKernelError:
             code, trouble = 1, "the kernel died, as it does when memory runs out; a smaller batch_size needs less"
         except RuntimeError as error:  # what nbclient raises when the kernel never answers
             code, trouble = 1, f"the kernel did not start: {error}"
+        except OSError as error:  # the notebook itself could not be written
+            code, trouble = 1, str(error) if isinstance(error, DiskError) else disk_sentence(str(error), executed)
+            if not trouble:
+                raise
         finally:
             _without_keys(executed)
         status.end("FAILED" if code else "")
@@ -178,6 +217,40 @@ def _without_keys(notebook: Path) -> None:
         text = notebook.read_text(encoding="utf-8", errors="surrogateescape")
         if fit_for_disk(text) != text:
             write_text(notebook, text)
+
+
+@contextlib.contextmanager
+def _tell_of_stopped_kernels() -> Iterator[None]:
+    """While it lasts, a kernel that is stopped (SIGSTOP) is said after a while, for it is waited for for ever."""
+    over = threading.Event()
+    thread = threading.Thread(target=_watch_kernels, args=(over,), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def _watch_kernels(over: threading.Event) -> None:
+    import psutil
+
+    since: dict[int, float] = {}  # when each was first seen stopped
+    said: set[int] = set()
+    while not over.wait(min(5, STOPPED_SECONDS)):
+        now, stopped = time.monotonic(), set()
+        for child in psutil.Process().children():
+            with contextlib.suppress(psutil.Error):
+                stopped |= {child.pid} if child.status() == psutil.STATUS_STOPPED else set()
+        since = {pid: since.get(pid, now) for pid in stopped}
+        for pid in {pid for pid, began in since.items() if now - began >= STOPPED_SECONDS} - said:
+            print(
+                f"the kernel (process {pid}) is stopped and waited for: `kill -CONT {pid}` lets it go on; Ctrl-C here "
+                "ends the run, which goes on later.",
+                file=sys.stderr,
+                flush=True,
+            )
+        said = {pid for pid in stopped if now - since[pid] >= STOPPED_SECONDS}
 
 
 class StatusLine:
@@ -265,9 +338,12 @@ def _kernels() -> Iterator["Config"]:
     def terminated(*_):
         raise KeyboardInterrupt
 
-    main_thread = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, terminated) if main_thread else None
-    with tempfile.TemporaryDirectory(prefix="auditkit-", ignore_cleanup_errors=True) as folder:
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        ending = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+        ending = [one for one in ending if signal.getsignal(one) is not signal.SIG_IGN]  # as under nohup
+        before = {one: signal.signal(one, terminated) for one in ending}
+    with temporary_folder() as folder:
         spec = Path(folder, "kernels", "python3", "kernel.json")
         spec.parent.mkdir(parents=True)
         quiet = ["--log-level=CRITICAL"]  # what a cell does wrong is in the notebook, and said by us
@@ -281,8 +357,8 @@ def _kernels() -> Iterator["Config"]:
             try:
                 yield config
             finally:
-                if before is not None:
-                    signal.signal(signal.SIGTERM, before)
+                for one, handler in before.items():
+                    signal.signal(one, handler)
 
 
 @contextlib.contextmanager

@@ -13,7 +13,6 @@ there are labels they only grade.
 """
 
 import itertools
-import json
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -23,10 +22,12 @@ from pathlib import Path
 from auditkit import specs
 from auditkit.errors import AuditError
 from auditkit.experiments.study import NEEDED, as_texts
+from auditkit.findings.keep import kept_planted
 from auditkit.params import Params, load_params, parse_setting, project_root
 from auditkit.report.page import means, render_rounds
-from auditkit.runs.files import write_json, write_text
-from auditkit.runs.folder import is_done, last_checkpoint, run_folder, shown_path
+from auditkit.runs.checkpoints import last_checkpoint
+from auditkit.runs.files import read_json, write_json, write_text
+from auditkit.runs.folder import is_done, run_folder, shown_path
 
 FAR = 1000  # between the seeds of two rounds, so that they are no seeds somebody would run beside the first
 AUDITOR, REPAIR, LAST = "04_auditor", "07_rectify", "08_benchmark"
@@ -138,11 +139,10 @@ def summarise_rounds(done: Sequence[Round], most: int) -> dict:
     rows: list[dict] = []
     found: set[str] = set()
     for one in done:
-        summary = json.loads((one.folder / "summary.json").read_text(encoding="utf-8"))
-        rows.append(round_row(one, summary, json.loads((done[0].folder / "summary.json").read_text(encoding="utf-8"))))
-        planted = one.folder / "06_findings" / "planted.json"
+        summary, first = (read_json(of.folder / "summary.json") for of in (one, done[0]))
+        rows.append(round_row(one, summary, first))
         if "planted_gaps" in summary:
-            gaps = json.loads(planted.read_text(encoding="utf-8"))["gaps"]
+            gaps = kept_planted(one.folder / "06_findings").get("gaps", [])
             found |= {gap["name"] for gap in gaps if gap["found"]}
             rows[-1]["planted_gaps"] = {"planted": len(gaps), "found_so_far": len(found)}
     gained = [one for one, row in zip(done, rows, strict=True) if has_gained(row)]
@@ -209,9 +209,9 @@ def _points(change: dict) -> str:
 def _hold_to(folder: Path, this: Round, done: Sequence[Round]) -> None:
     """Note which trainings a round is built on; raise AuditError where they are no longer those."""
     file = folder / "built_on.json"
-    noted = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    noted = read_json(file, advice="delete it and those of later rounds", of=dict) if file.is_file() else {}
     ids = {
-        f"{one.p.run_name}/{stage}": json.loads((one.folder / stage / "manifest.json").read_text("utf-8"))["id"]
+        f"{one.p.run_name}/{stage}": read_json(one.folder / stage / "manifest.json")["id"]
         for one in done
         for stage in (AUDITOR, REPAIR)
     }

@@ -40,7 +40,7 @@ import yaml
 from auditkit.errors import AuditError
 from auditkit.params import FIELDS, Params, find_params_file, load_params, project_root
 from auditkit.runs.files import write_json, write_text
-from auditkit.runs.folder import STAGES, is_done, run_folder, shown_path, would_fit
+from auditkit.runs.folder import STAGES, damage_in_words, is_done, run_folder, shown_path, would_fit
 
 KEYS = {"study": str, "question": str, "base": str, "seeds": list, "settings": dict, "arms": dict}
 OPTIONAL = {"measures": list, "curve": dict}
@@ -342,7 +342,7 @@ def _borrowed(p: Params, stage: str) -> bool:
     if here.exists():
         return False
     for other in sorted((project_root() / "outputs").glob("study_*")):
-        if (other / stage / "DONE").is_file() and would_fit(p, other / stage):
+        if (other / stage / "DONE").is_file() and would_fit(p, other / stage) and not damage_in_words(other / stage):
             beside = here.with_name(f"{stage}.copied")
             shutil.rmtree(beside, ignore_errors=True)
             shutil.copytree(other / stage, beside, ignore=shutil.ignore_patterns(".lock"))

@@ -1,14 +1,14 @@
 """What notebook 06 found, kept for the report and the next notebooks; report/summary.py says what is in each file."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from auditkit.data.source import Source
+from auditkit.errors import AuditError
 from auditkit.findings.failure_types import FailureType
 from auditkit.findings.grading import told_truth
-from auditkit.runs.files import replacing, write_json, write_text
+from auditkit.runs.files import read_json, replacing, write_json, write_text
 from auditkit.text import slug
 
 SHOWN = 6  # false alarms and irrelevant edits whose pictures are kept
@@ -76,9 +76,17 @@ def findings_metrics(
 
 
 def kept_planted(folder: Path) -> dict:
-    """What planted.json in a folder of findings says; {} where nothing could be graded."""
-    file = folder / "planted.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    """What planted.json in a folder of findings says; {} where nothing could be graded.
+
+    Raises AuditError for one that is damaged.
+    """
+    file, advice = folder / "planted.json", "make it again with --only 06 --start-over"
+    planted = read_json(file, advice=advice) if file.exists() else {}
+    for name, of in (("gaps", dict), ("false_alarms", dict)):
+        rows = planted.get(name, [])
+        if not isinstance(rows, list) or not all(isinstance(row, of) for row in rows):
+            raise AuditError(f'{file}: "{name}" is no list of objects; {advice}.')
+    return planted
 
 
 def _with_truth(row: Mapping, source: Source) -> dict:

@@ -16,7 +16,6 @@ import contextlib
 import copy
 import platform
 import random
-import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -47,6 +46,7 @@ from auditkit.planning.placement import TEMPLATE, PlacedModel, memory_needs, pla
 from auditkit.planning.plan import this_machine
 from auditkit.planning.random_models import RANDOM_MODELS, build_random_model
 from auditkit.runs.files import write_json
+from auditkit.runs.temporary import temporary_folder
 from auditkit.text import text_table
 
 AUDITOR, TARGET, REFERENCE = "gemma3-4b", "paligemma2-3b", "paligemma2-10b"  # of the whole step
@@ -149,7 +149,7 @@ def whole(device: str, tiny: bool, p: Params, best: dict) -> dict:
     built = {name: build_random_model(name, device, p.batch_size, tiny) for name in cast}
     aud, target, reference = built.values()
     found: dict = {}
-    with tempfile.TemporaryDirectory(prefix="auditkit-bench-") as folder, _any_text_is_a_question():
+    with temporary_folder("bench-") as folder, _any_text_is_a_question():
         pictures = _pictures(max(p.grpo_images, p.batch_size), 2)
         some, clock = pictures[: p.batch_size], Clock(device)
         with _peak(device) as peak:

@@ -5,16 +5,15 @@ is not put to anyone. Time needs rates that `auditkit bench` measured on the GPU
 outputs/bench.json. Where none was measured there is no estimate.
 """
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 
 from auditkit.audit.allocation import checkpoint_shares
-from auditkit.errors import AuditError
 from auditkit.findings.recheck import ELSEWHERE
 from auditkit.params import Params, project_root
 from auditkit.planning import sizes
 from auditkit.planning.placement import PlacedModel
+from auditkit.runs.files import read_json
 
 WISHED = 96  # pictures about which the untrained auditor wishes for others (notebook 03)
 KINDS = 1000  # pictures the untrained auditor asks about before training (grpo)
@@ -132,8 +131,5 @@ def count_skills(p: Params) -> int | None:
 def read_bench() -> dict:
     """What `auditkit bench` wrote to outputs/bench.json; {} where it did not run, or only at toy size."""
     path = project_root() / "outputs" / "bench.json"
-    try:
-        bench = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except ValueError:
-        raise AuditError("outputs/bench.json is damaged: delete it, or run auditkit bench again.") from None
+    bench = read_json(path, advice="delete it, or run auditkit bench again") if path.is_file() else {}
     return {} if bench.get("tiny") else bench

@@ -7,7 +7,6 @@ of a tiny model of each family, so what is said of a family here is said of its 
 
 import itertools
 import math
-import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -34,6 +33,7 @@ from auditkit.models.trainer_internals import attention_of
 from auditkit.models.transformers import VLM, token_probabilities
 from auditkit.params import Params
 from auditkit.repair.finetune import train_repair, why_not_trainable
+from auditkit.runs.temporary import temporary_folder
 from auditkit.text import short_error
 
 ROLES = ("target", "reference", "auditor")
@@ -100,7 +100,7 @@ def trained(
     p = Params(run_name="check", images="miniature", auditor=spec, target=spec, references=[spec])
     pictures = [Picture(f"check-{i}", image) for i, image in enumerate(images)]
     again = partial(load_model, spec, device=device, dtype=dtype)
-    with tempfile.TemporaryDirectory(prefix="auditkit-check-") as folder:
+    with temporary_folder("check-") as folder:
         adapters = []
         why_not = why_not_trainable(spec) if role != "auditor" else ""
         if why_not:
@@ -181,8 +181,8 @@ def sharing(model: VLM, picture: Image.Image, questions: Sequence[str]) -> str:
     timed([picture] * len(asked))  # what is tried and made ready at first
     whole, slow = timed([picture.copy() for _ in asked])  # none of them is the same object
     shared, fast = timed([picture] * len(asked))
-    if why := model.tried.get("shared"):
-        return f"each question with its image is read whole, for shared {why}"
+    if model.tried.get("shared"):
+        return f"each question with its image is read whole, for shared {model.tried['shared']}"
     same = sum(a == b for a, b in zip(whole, shared, strict=True))
     if same < len(asked) and model.model.dtype == torch.float32:
         raise AuditError(

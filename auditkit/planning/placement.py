@@ -281,11 +281,14 @@ def _quantized(p: Params, on_gpu: bool) -> list[list[str]]:
 
 
 def _offloaded(text: str) -> list[str]:
-    """A pipeline with less of it on the device at a time: one part, then a layer or two; none that it has already."""
+    """A pipeline with less of it on the device at a time: one part, then a layer or two; none that it has already, and
+    none for one that is told to be on the CPU, where offloading is refused.
+    """
     place, _, query = text.partition("?")
     rest = [option for option in query.split("&") if option and not option.startswith("offload=")]
-    now = specs.parse_pipeline(text).options.get("offload", "none")
-    less = {"none": ["model", "group"], "model": ["group"]}.get(now, []) if text else []
+    if not text or (own := specs.parse_pipeline(text).options).get("device") == "cpu":
+        return []
+    less = {"none": ["model", "group"], "model": ["group"]}.get(own.get("offload", "none"), [])
     return [f"{place}?{'&'.join([*rest, f'offload={how}'])}" for how in less]
 
 

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import shutil
 import time
@@ -44,10 +43,12 @@ from auditkit.models.trainer_internals import OwnCheckpoints
 from auditkit.models.transformers import VLM
 from auditkit.params import Params
 from auditkit.runs import jsonl
-from auditkit.runs.folder import last_checkpoint
+from auditkit.runs.checkpoints import last_checkpoint
+from auditkit.runs.files import read_json, write_json
 
 FINDINGS_SHARE = 1 / 5  # least share of the training set
 HARMLESS = 10  # so many probes of one answer are learnt even where all to their kind of question say the same
+_START_OVER = "start notebook 07 over with resume=False (on the command line: --from 07 --start-over)"
 OFTENER = 5  # a finding of a rare failure type is learnt at most so many times as often as without turns
 
 
@@ -102,14 +103,15 @@ def train_repair(
     out = Path(out)
     adapter, purpose = out / "adapter", _purpose(target, examples, p)
     begun = out / "training.json"
-    if begun.is_file() and (before := json.loads(begun.read_text())) != purpose:
+    if begun.is_file() and (before := read_json(begun, advice=_START_OVER)) != purpose:
         raise AuditError(_another(out, before, purpose))
     if adapter.is_dir():
+        shutil.rmtree(out / "checkpoints", ignore_errors=True)  # of a run that was killed just before it did so
         return adapter
     refuse_missing_trackers(p)
     processors.refuse_encoder_decoder(target)
     out.mkdir(parents=True, exist_ok=True)
-    begun.write_text(json.dumps(purpose))
+    write_json(begun, purpose, indent=None)
     if not any(adapts(name) for name, _ in target.model.named_modules()):
         raise AuditError(f'"{target.name}": no text layers with {PROJECTIONS.replace("|", ", ")} to put an adapter on.')
 
@@ -246,10 +248,7 @@ def _another(out: Path, before: dict, now: dict) -> str:
         if before.get(name) != value and name not in ("content", "examples")
     ]
     why = ", ".join(settings) or "the findings, or what a person said of them in notebook 06, have changed since"
-    return (
-        f"{out} holds a training on other examples or settings ({why}): start notebook 07 over with resume=False "
-        "(on the command line: --from 07 --start-over), or choose another folder."
-    )
+    return f"{out} holds a training on other examples or settings ({why}): {_START_OVER}, or choose another folder."
 
 
 def _purpose(target: VLM, examples: Sequence[Example], p: Params) -> dict:

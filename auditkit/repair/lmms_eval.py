@@ -23,7 +23,6 @@ import functools
 import hashlib
 import inspect
 import io
-import json
 import math
 import sys
 import time
@@ -40,7 +39,7 @@ from auditkit.models.answers import AnswerBook
 from auditkit.models.base import Writer
 from auditkit.models.load import load_model
 from auditkit.repair.paper import BENCHMARKS, Benchmark
-from auditkit.runs.files import write_json
+from auditkit.runs.files import read_json, write_json
 from auditkit.text import nearest, short_error, text_table, with_interval
 
 INSTALL = "pip install --no-deps -r .ci/lmms.txt"  # in the project's folder
@@ -81,10 +80,10 @@ def evaluate_tasks(
         file = Path(folder) / f"{task}.json"
         told = {"model": identity or model.name, "task": task, "limit": limit}
         if file.exists():
-            found = json.loads(file.read_text(encoding="utf-8"))
-            if differs := [key for key in told if found[key] != told[key]]:
+            found = read_json(file, advice="delete it, and that benchmark is done again")
+            if differs := [key for key in told if found.get(key) != told[key]]:
                 key = differs[0]
-                raise AuditError(f"{file} is of {key} {found[key]}, not {told[key]}; give another --out.")
+                raise AuditError(f"{file} is of {key} {found.get(key)}, not {told[key]}; give another --out.")
         else:
             metric = BENCHMARKS[name].metric if name in BENCHMARKS else None
             whose = hashlib.sha256((identity or model.name).encode()).hexdigest()[:12]

@@ -4,7 +4,6 @@ Two routes (paper, Sec. 3.3). *Unlabeled*: the probes of fresh pictures, those o
 the references' consensus. *Labeled*: one new sample for each labelled training example, added to the original set.
 """
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +12,8 @@ from auditkit.data.source import Example, Picture, Source
 from auditkit.errors import AuditError
 from auditkit.params import Params, project_root
 from auditkit.runs import jsonl
-from auditkit.runs.folder import shown_path
+from auditkit.runs.files import read_json
+from auditkit.runs.folder import damage_in_words, shown_path
 
 AUDIT, TRACE = "05_audit", "training.jsonl"
 KINDS = {
@@ -62,7 +62,9 @@ def earlier_audits(p: Params) -> list[Path]:
         folder = project_root() / "outputs" / name / AUDIT
         if not (folder / "DONE").is_file():
             raise AuditError(f"earlier: {shown_path(folder)} is not done; run {name} to its audit, or leave it out.")
-        images = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["parameters"]["images"]
+        if lost := damage_in_words(folder):
+            raise AuditError(f"earlier: {lost}, FILE being that of {name}.")
+        images = read_json(folder / "manifest.json").get("parameters", {}).get("images")
         if images != p.images:
             raise AuditError(f'earlier: {name} audited "{images}", not "{p.images}"; its pictures are not here.')
         found.append(folder)

@@ -34,9 +34,10 @@ from auditkit.findings import review
 from auditkit.params import project_root
 from auditkit.report.summary import FinishedStage, read_run, summarise_run
 from auditkit.runs import jsonl
+from auditkit.runs.files import read_json
 from auditkit.runs.folder import STAGES, notebook_of, shown_path
 from auditkit.runs.probe import only_findings
-from auditkit.text import SPACE, for_a_person, interval, percent, short_error
+from auditkit.text import SPACE, for_a_person, interval, percent, short_error, slug
 
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 TEMPLATES = Path(__file__).parent / "templates"
@@ -61,7 +62,7 @@ def export_run(run_folder: Path, out: Path, adapter_of: str = "") -> dict[str, i
     audit, findings, repair = stages["05_audit"], stages["06_findings"], stages.get("07_rectify")
     settings, scored = audit.manifest["parameters"], audit.records("scored.jsonl")
     decided = review.decisions(findings.folder, scored)
-    found = finding_rows(scored, decided, findings.json("types.json") or [])
+    found = finding_rows(scored, decided, findings.json("types.json", list, dict) or [])
     if not found:
         raise AuditError(f"{shown_path(run_folder)} has no findings to export.")
     source = with_counterfactuals(load_images(settings["images"]), audit.folder)
@@ -115,21 +116,16 @@ def finding_rows(scored: Sequence[dict], decided: Mapping[str, dict], types: Seq
         made = {name: row.get(name) or "" for name in ("way", "pairing", "checkpoint", "picture", "base", "made")}
         asked = {"file_name": picture_file(row["key"]), "key": row["key"], "question": row["question"]}
         found.append({**asked, **said, **made, "failure_type": type_of.get(row["key"], ""), "outcome": row["outcome"]})
-    names = Counter(row["file_name"] for row in found)
-    if twice := [name for name, times in names.items() if times > 1]:
-        raise AuditError(f"two findings would both be {twice[0]}: their keys differ only in signs a file cannot have.")
     return found
 
 
 def picture_file(key: str) -> str:
-    """Where a finding's picture lies in the data set, named after the key of its probe.
+    """Where a finding's picture lies in the data set, named after the key of its probe, one name for each key.
 
-    The plus sign stays: it alone tells a further candidate of a checkpoint from its first question.
-
-    >>> picture_file("step 90/00583/own"), picture_file("untrained/+00420"), picture_file("untrained/00420")
-    ('images/step-90-00583-own.png', 'images/untrained-+00420.png', 'images/untrained-00420.png')
+    >>> picture_file("untrained/+00420"), picture_file("untrained/00420")
+    ('images/untrained-00420-84a301bc8d48c757.png', 'images/untrained-00420-30529b8807474a58.png')
     """
-    return f"images/{re.sub(r'[^A-Za-z0-9._+-]+', '-', key)}.png"
+    return f"images/{slug(key)}.png"
 
 
 def push_export(out: Path, name: str) -> list[str]:
@@ -186,7 +182,7 @@ def _adapter(trained: Path, out: Path, target: str) -> None:
     shutil.copytree(trained, out, ignore=shutil.ignore_patterns("README.md", "*.bin"))
     for name, key in (("adapter_config.json", "base_model_name_or_path"), ("config.json", "_name_or_path")):
         config = out / name
-        settings = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+        settings = read_json(config, advice="make the repair again") if config.is_file() else {}
         if key in settings:
             settings[key] = _base(target)
             config.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -22,9 +22,9 @@ from auditkit import stats
 from auditkit.consensus.normalise import is_one_of
 from auditkit.errors import AuditError
 from auditkit.report import plots
-from auditkit.runs import costs
+from auditkit.runs import costs, inventory
 from auditkit.runs.probe import OUTCOMES, SUMMARY_KEYS
-from auditkit.text import SPACE, duration, for_a_person, interval, percent, slug
+from auditkit.text import SPACE, duration, for_a_person, interval, percent, plain_slug, slug
 
 THEME = {  # colour in a figure -> CSS variable of the page
     plots.INK: "ink",
@@ -171,7 +171,7 @@ def card(row: Mapping, folders: Sequence[Path]) -> dict:
         if not paths[0].is_relative_to(run_folder):
             raise AuditError(f"{folders[0].name} names the picture {row['image']!r}, which is outside the run folder.")
     else:
-        paths = [folder / "images" / f"{slug(row['picture'])}.png" for folder in folders]
+        paths = kept_pictures(row["picture"], folders)
     src, small = next((picture for path in paths if (picture := _picture(path))), ("", True))
     right = is_one_of(str(row["target"]), row.get("accepted") or filter(None, [row.get("truth")]))
     return {"references": {}, "truth": None, "reason": "", **row, "src": src, "small": small, "right": right}
@@ -179,12 +179,17 @@ def card(row: Mapping, folders: Sequence[Path]) -> dict:
 
 def pair(row: Mapping, folders: Sequence[Path]) -> dict:
     """An edit made ready for its card: both pictures, the changed region framed, and all answers before and after."""
-    before, after = (
-        [folder / "images" / f"{slug(row[name])}.png" for folder in folders] for name in ("base", "picture")
-    )
+    before, after = (kept_pictures(row[name], folders) for name in ("base", "picture"))
     src = next((picture for path in before if (picture := _picture(path))), ("", True))
     then = next((picture for path in after if (picture := _picture(path, row.get("box")))), ("", True))
     return {**row, "src_before": src[0], "src": then[0], "small": src[1]}
+
+
+def kept_pictures(key: str, folders: Sequence[Path]) -> list[Path]:
+    """Where the picture of a key may be; in a folder made before names were one to one, also under its old name."""
+    paths = [folder / "images" / f"{slug(key)}.png" for folder in folders]
+    before = [folder for folder in folders if inventory.is_before_lists(folder)]
+    return paths + [folder / "images" / f"{plain_slug(key)}.png" for folder in before]
 
 
 def means(benchmarks: Mapping) -> dict[str, dict]:

@@ -39,7 +39,6 @@ images/<slug(record["picture"])>.png in 06_findings, then in 05_audit. More keys
                                       "gain"?: as from repair_gain, paired differences with their intervals}
 """
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -49,9 +48,11 @@ from typing import Any
 from auditkit.errors import AuditError
 from auditkit.findings import review
 from auditkit.findings.grading import probes_until
+from auditkit.findings.keep import kept_planted
 from auditkit.report.page import render_report
 from auditkit.runs import costs, jsonl
-from auditkit.runs.files import write_json, write_text
+from auditkit.runs.files import read_json, write_json, write_text
+from auditkit.runs.folder import damage_in_words
 from auditkit.runs.probe import OUTCOMES, SUMMARY_KEYS
 
 STAGES = {
@@ -78,8 +79,9 @@ class FinishedStage:
     def metrics(self) -> dict:
         return self.manifest.get("metrics") or {}
 
-    def json(self, name: str) -> Any:
-        return _json(self.folder / name) if (self.folder / name).exists() else None
+    def json(self, name: str, kind: type = dict, of: type = object) -> Any:
+        """What a JSON file holds, which has to be of this kind, as `read_json` checks it; None where there is none."""
+        return read_json(self.folder / name, kind, of=of) if (self.folder / name).exists() else None
 
     def records(self, name: str) -> list[dict]:
         return jsonl.read(self.folder / name)
@@ -105,9 +107,9 @@ def write_report(run_folder: Path) -> Path:
         stages={name: what for name, what in STAGES.items() if name in stages},
         unfinished=[what for name, what in STAGES.items() if name not in stages],
         parameters=list(stages.values())[-1].manifest.get("parameters") or {},
-        types=findings.json("types.json") or [],
-        planted=findings.json("planted.json") or {},
-        edits=findings.json("edits.json") or [],
+        types=findings.json("types.json", list, dict) or [],
+        planted=kept_planted(findings.folder) if findings.manifest else {},
+        edits=findings.json("edits.json", list, dict) or [],
         explained=findings.text("explain.txt"),
         history=auditor.records("history.jsonl"),
         folders=[findings.folder, run_folder / "05_audit"],
@@ -120,12 +122,16 @@ def write_report(run_folder: Path) -> Path:
 def read_run(run_folder: Path) -> dict[str, FinishedStage]:
     """The finished stages of a run, by name, in order.
 
-    Raises AuditError when none is finished, and for records of before a probe had an outcome.
+    Raises AuditError when none is finished, where a finished one has lost files, and for records of before a probe had
+    an outcome.
     """
     folders = [run_folder / name for name in STAGES if (run_folder / name / "DONE").exists()]
     if not folders:
         raise AuditError(f"{run_folder} has no finished stage to report on; run notebook 00_check_the_setup first.")
-    stages = {folder.name: FinishedStage(folder, _json(folder / "manifest.json")) for folder in folders}
+    for folder in folders:
+        if lost := damage_in_words(folder):
+            raise AuditError(lost)
+    stages = {folder.name: FinishedStage(folder, read_json(folder / "manifest.json")) for folder in folders}
     for name, stage in stages.items():
         if any("gate" in row for row in stage.records("scored.jsonl")[:1]):
             raise AuditError(
@@ -141,7 +147,8 @@ def summarise_run(run_name: str, stages: Mapping[str, FinishedStage]) -> dict:
     at = {name: stages.get(name, nothing) for name in STAGES}
     untrained, audit, benchmark = (at[name].metrics for name in ("02_disagreement", "05_audit", "08_benchmark"))
     manifests = [stage.manifest for stage in stages.values()]
-    types, planted = at["06_findings"].json("types.json"), at["06_findings"].json("planted.json") or {}
+    types = at["06_findings"].json("types.json", list, dict)
+    planted = kept_planted(at["06_findings"].folder) if at["06_findings"].manifest else {}
     scored = at["05_audit"].records("scored.jsonl")
     outcomes = Counter(row["outcome"] for row in scored)
     findings: dict[str, Any] = {"total": outcomes["finding"]} if outcomes else {}
@@ -262,10 +269,3 @@ def _present(value):
         return value
     kept = {key: _present(inner) for key, inner in value.items()}
     return {key: inner for key, inner in kept.items() if inner is not None and inner != {}}
-
-
-def _json(path: Path):
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise AuditError(f"{path} cannot be read as JSON ({error}); run that stage's notebook again.") from error

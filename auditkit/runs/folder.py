@@ -10,7 +10,8 @@
 
 What a stage promises to whoever reads its folder:
 1) records are only ever appended; a stage run again skips the keys it has, so nothing is asked twice;
-2) DONE is written last and at once: with it the folder is complete, without it the stage was interrupted and goes on;
+2) DONE is written last and at once: with it the folder is complete, without it the stage was interrupted and goes on.
+   It lists the files there are (runs/inventory.py): a finished stage that has lost one is neither used nor passed over;
 3) everything in it was made with the parameters in its manifest. Opening it under others that matter to it, or after
    an earlier stage it was built on has been made anew, is refused, unless told to start over (`resume=False`);
 4) one process at a time writes to it, and one `auditkit run` at a time to the run's folder (`claimed`).
@@ -35,8 +36,9 @@ import filelock
 from auditkit import specs
 from auditkit.errors import AuditError
 from auditkit.params import DEFAULTS, FIELDS, MODELS, Params, matters_to, project_root, stages_of
-from auditkit.runs import costs, jsonl, loading
-from auditkit.runs.files import write_text
+from auditkit.runs import costs, inventory, jsonl, loading
+from auditkit.runs.disk import writing
+from auditkit.runs.files import read_json, write_text
 
 STAGES = {  # the stages in order, each with the parameters that its own records depend on
     name: matters_to(name[:2])
@@ -89,6 +91,8 @@ class Stage:
             raise AuditError(
                 f"{self.name} needs {shown_path(folder)}, which is not done: run {notebook_of(stage)} first."
             )
+        if lost := damage_in_words(folder, self.p.params_file):
+            raise AuditError(f"{self.name} needs {stage}, but {lost}")
         changed = differences(manifest, self.p, stage)
         if changed:
             raise AuditError(
@@ -170,9 +174,15 @@ class Stage:
         if hosted := costs.total([paid, judged, named]):
             self.manifest["hosted"] = hosted
             print("\n".join(costs.in_words(hosted)))
+        files = inventory.list_files(self.folder)
+        lost = self.manifest.pop("lost", {})
+        if any(
+            files.get(name) != its for name, its in lost.items()
+        ):  # not as it was when later stages were built on it
+            self.manifest["id"] = uuid.uuid4().hex[:12]
         self.manifest |= {"status": "done", "finished": _now(), "loads": list(loading.loads)}
         self._save()
-        write_text(self.folder / "DONE", self.manifest["finished"] + "\n")
+        write_text(self.folder / "DONE", json.dumps({"finished": self.manifest["finished"], "files": files}) + "\n")
         _unlock(self.folder)
         return self.manifest["metrics"]
 
@@ -192,6 +202,8 @@ def open_stage(p: Params, stage: str, resume: bool = True) -> Stage:
         stage: its folder's name, as in `STAGES`.
         resume: False empties the folder first, but for a person's word on the findings (KEPT).
 
+    A finished stage that has lost files is unfinished again: what is damaged is set aside, said, and made anew.
+
     Raises:
         AuditError: the folder was made with other parameters that matter (the difference is shown), another process is
             writing to it, a record is damaged, or the stage's name is unknown.
@@ -199,7 +211,10 @@ def open_stage(p: Params, stage: str, resume: bool = True) -> Stage:
     if stage not in STAGES:
         raise AuditError(f"No stage {stage}: the stages are {', '.join(STAGES)}.")
     folder = run_folder(p) / stage
-    folder.mkdir(parents=True, exist_ok=True)
+    if not resume and folder.is_symlink():
+        folder.unlink()  # what it points to is somebody's
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     _lock(folder)
     if not resume:
         _empty(folder)
@@ -212,6 +227,9 @@ def open_stage(p: Params, stage: str, resume: bool = True) -> Stage:
         manifest = {"stage": stage, "run_name": p.run_name, "id": uuid.uuid4().hex[:12]}
         manifest |= {"started": _now(), "seconds": 0.0}
         manifest |= {"needs": {}, "counts": {}, "metrics": {}}
+    if (folder / "DONE").is_file() and (found := inventory.damage(folder)):
+        print(f"{stage} is not whole: {inventory.in_words(found)}; that is made again.", flush=True)
+        manifest["lost"] = manifest.get("lost", {}) | inventory.clear_damage(folder, found)
     if not (folder / "DONE").is_file():  # a finished stage keeps the word of what made it
         manifest |= {"format": FORMAT, "parameters": asdict(p), "seed": p.seed, "status": "running"}
         manifest |= {"versions": versions(), "commit": commit(), "machine": machine()}
@@ -229,7 +247,8 @@ def claimed(p: Params) -> Iterator[None]:
     Raises AuditError when another has it.
     """
     folder = run_folder(p)
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     _lock(
         folder, "Another run is writing to", "wait for it, or give this one a name of its own with --set run_name=OTHER"
     )
@@ -251,8 +270,20 @@ def notebook_of(stage: str) -> str:
 
 
 def is_done(p: Params, stage: str) -> bool:
-    """Whether a stage is complete and nothing it depends on has changed."""
-    return (run_folder(p) / stage / "DONE").is_file() and not why_not_resume(p, stage)
+    """Whether a stage is complete and whole, and nothing it depends on has changed."""
+    folder = run_folder(p) / stage
+    return (folder / "DONE").is_file() and not why_not_resume(p, stage) and not inventory.damage(folder)
+
+
+def damage_in_words(folder: Path, params_file: str = "") -> str:
+    """What a finished stage has lost and the command that makes it again, as the end of a sentence; "" where it is
+    whole, or not finished.
+    """
+    found = inventory.damage(folder) if (folder / "DONE").is_file() else {}
+    if not found:
+        return ""
+    again = f"auditkit run {params_file or 'FILE'} --only {folder.name[:2]}"
+    return f"{shown_path(folder)} is not whole: {inventory.in_words(found)}. Make that again: {again}"
 
 
 def stage_counts(p: Params, stage: str) -> dict[str, int]:
@@ -311,25 +342,19 @@ def _same_models(name: str, before, now) -> bool:
 
 
 def start_over(p: Params, stages: Iterable[str]) -> None:
-    """Empty the folders of these stages, after making sure that no other process is writing to any of them."""
+    """Empty the folders of these stages, after making sure that no other process is writing to any of them.
+
+    Of a folder that is a link, the link is removed and nothing else.
+    """
     folders = [run_folder(p) / stage for stage in stages]
+    for link in [folder for folder in folders if folder.is_symlink()]:
+        link.unlink()  # what it points to is somebody's
     folders = [folder for folder in folders if folder.is_dir()]
     for folder in folders:
         _lock(folder)
     for folder in folders:
         _empty(folder)
         _unlock(folder)
-
-
-def last_checkpoint(folder: Path) -> str | None:
-    """The last of a trainer's checkpoints that was written to its end; one that a kill has torn is removed."""
-    whole = []
-    for path in folder.glob("checkpoint-*"):
-        if (path / "trainer_state.json").is_file():  # what the trainer writes last
-            whole.append(path)
-        else:
-            shutil.rmtree(path)
-    return str(max(whole, key=lambda path: int(path.name.split("-")[1]))) if whole else None
 
 
 def versions() -> dict[str, str]:
@@ -374,10 +399,12 @@ def _manifest(folder: Path) -> dict | None:
     file = folder / "manifest.json"
     if not file.is_file():
         return None
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError:
-        raise AuditError(f"{shown_path(file)} is damaged: start this stage over with {_anew(folder.name)}.") from None
+    advice = f"start this stage over with {_anew(folder.name)}"
+    manifest = read_json(file, advice=advice)
+    for name, kind in {"id": str, "parameters": dict, "needs": dict}.items():
+        if not isinstance(manifest.get(name), kind):
+            raise AuditError(f'{shown_path(file)} is damaged, for it has no "{name}": {advice}.')
+    return manifest
 
 
 def _bare(folder: Path) -> bool:
@@ -408,7 +435,8 @@ def _lock(
         return
     lock = filelock.FileLock(folder / ".lock")  # let go by the system when the process ends, however it ends
     try:
-        lock.acquire(timeout=LOCK_SECONDS)
+        with writing(folder / ".lock"):
+            lock.acquire(timeout=LOCK_SECONDS)
     except filelock.Timeout:
         raise AuditError(f"{trouble} {shown_path(folder)}: {advice}.") from None
     _locks[folder] = lock

