@@ -13,6 +13,7 @@ A `Plot` is a matplotlib Figure that shows itself as the last line of a notebook
 
 import io
 import textwrap
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -48,6 +49,12 @@ class Plot(Figure):
 
     def __init__(self, width: float, height: float):
         super().__init__(figsize=(width, height), layout="constrained", facecolor="white")
+
+    def draw(self, renderer) -> None:
+        """Draw, and say nothing of signs that the font lacks, which are drawn as boxes."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", r"(Glyph|Matplotlib currently does not support)", UserWarning)
+            super().draw(renderer)
 
     def _repr_png_(self) -> bytes:
         png = io.BytesIO()
@@ -342,7 +349,7 @@ def arms(found: Mapping[str, Mapping], label: str, unit: str = "%", width: float
     axis.set_ylim(len(names) - 0.5, -0.5)
     axis.xaxis.set_major_locator(MaxNLocator(5))
     axis.xaxis.set_major_formatter(_shares(unit))
-    axis.set_title(label, fontsize=9.5, color=INK, loc="left")
+    axis.set_title(_plain(label), fontsize=9.5, color=INK, loc="left")
     return figure
 
 
@@ -374,9 +381,9 @@ def curve(
     places = sorted({place for points in lines.values() for place, _ in points})
     axis.set_xticks(places, [f"{place:,}" for place in places])
     axis.xaxis.set_minor_locator(NullLocator())
-    axis.set_xlabel(x)
+    axis.set_xlabel(_plain(x))
     axis.yaxis.set_major_formatter(_shares(unit))
-    axis.set_title(label, fontsize=9.5, color=INK, loc="left")
+    axis.set_title(_plain(label), fontsize=9.5, color=INK, loc="left")
     axis.legend(fontsize=8.5, labelcolor=INK)
     return figure
 
@@ -481,8 +488,9 @@ def _open(image) -> Image.Image:
 
 def _plain(text: object, width: int | None = None) -> str:
     """Model-written text made harmless for matplotlib: no control characters, no mathematics, wrapped at `width`."""
-    clean = "".join(sign if sign.isprintable() else " " for sign in str(text)).replace("$", r"\$")
-    return "\n".join(textwrap.wrap(clean, width, max_lines=3, placeholder=" …")) if width else clean
+    clean = "".join(sign if sign.isprintable() else " " for sign in str(text))
+    lines = textwrap.wrap(clean, width, max_lines=3, placeholder=" …") if width else [clean]
+    return "\n".join(lines).replace("$", r"\$")  # after it is wrapped, which may part the two signs
 
 
 def _size(kind: Mapping) -> str:

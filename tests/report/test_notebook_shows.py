@@ -1,9 +1,11 @@
 """What the notebooks show: cards, tables, progress, widgets."""
 
+import warnings
 from types import SimpleNamespace
 
 import ipywidgets
 import numpy as np
+import pandas as pd
 import pytest
 from IPython.display import Code
 from PIL import Image
@@ -79,42 +81,41 @@ def test_what_is_to_be_learnt_is_the_consensus():
 
 def test_a_rate_that_was_not_measured_is_left_empty():
     rows = {"edit": {"probes": 3, "precision": RATE}, "question": {"probes": 4}}
-    table = tables.measured_table(rows, counts=("probes",), rates=("precision",))
+    table = tables.measured_table(rows, counts=("probes",), rates=("precision",)).data
     assert table.loc["edit", "precision"] == "90.0% of 50" and table["precision"].isna()["question"]
     assert list(table.columns) == ["probes", "precision"] and list(table.index) == ["edit", "question"]
 
 
 def test_without_names_all_that_is_there_is_a_rate():
-    assert tables.measured_table({"outside": {"before": RATE}}).loc["outside", "before"] == "90.0% of 50"
-    assert tables.measured_table({}).empty
+    assert tables.measured_table({"outside": {"before": RATE}}).data.loc["outside", "before"] == "90.0% of 50"
+    assert tables.measured_table({}).data.empty
 
 
 def test_outcomes_are_counted_most_frequent_first():
-    table = tables.outcomes_table([{"outcome": "agrees"}] * 3 + [{"outcome": "finding"}])
+    table = tables.outcomes_table([{"outcome": "agrees"}] * 3 + [{"outcome": "finding"}]).data
     assert list(table.index) == ["agrees", "finding"] and list(table["share"]) == ["75.0%", "25.0%"]
 
 
 def test_tables_of_a_run_without_anything_are_empty():
-    assert tables.planted_table({}).data.empty and tables.false_alarms_table({}).empty
+    assert tables.planted_table({}).data.empty and tables.false_alarms_table({}).data.empty
     assert tables.types_table([]).data.empty and tables.false_share_table({}).data.empty
-    assert tables.pictures_table([]).empty and tables.skills_table([]).data.empty
-    assert tables.accuracy_table({}, []).empty and len(tables.types_against_gaps([], {})) == 0
-    for empty in (tables.types_table([]), tables.planted_table({}), tables.false_share_table({}), tables.coloured(
-        tables.accuracy_table({}, [])
-    )):  # fmt: skip
-        empty.to_html()
+    assert tables.pictures_table([]).data.empty and tables.skills_table([]).data.empty
+    assert tables.accuracy_table({}, []).data.empty and len(tables.types_against_gaps([], {}).data) == 0
+    for empty in (tables.types_table([]), tables.planted_table({}), tables.false_share_table({}),
+                  tables.skills_table([]), tables.pictures_table([]), tables.accuracy_table({}, [])):  # fmt: skip
+        assert "<table" in empty._repr_html_() and repr(empty)
 
 
 def test_gaps_are_ticked_and_sorted_by_their_findings():
     gaps = [{"name": n, "skill": "s", "condition": "", "says": "", "probes": 9, "findings": f, "found": f > 2}
             for n, f in (("few", 1), ("many", 7))]  # fmt: skip
     table = tables.planted_table({"gaps": gaps})
-    assert list(table.data["name"]) == ["many", "few"] and "✗ missed" in table.to_html()
+    assert list(table.data["name"]) == ["many", "few"] and "✗ missed" in table._repr_html_()
 
 
 def test_the_ends_of_a_training_are_means_over_a_tenth():
     history = [{"step": i + 1, "reward/disagreement": i / 100, "entropy": 1.0} for i in range(100)]
-    ends = tables.ends_of_training(history)
+    ends = tables.ends_of_training(history).data
     assert ends.loc["reward/disagreement", "last tenth"] == pytest.approx(0.945)
     assert ends.loc["reward/disagreement", "first tenth"] == pytest.approx(0.05)
     assert np.isnan(ends.loc["kinds", "last tenth"])
@@ -128,7 +129,50 @@ def test_a_skill_shows_what_chance_has_to_do_with_it():
 
 def test_checks_are_ticked():
     checks = [{"key": "disk", "found": "0 GB free", "ok": False, "advice": "make room"}]
-    assert tables.checks_table(checks).loc["disk", "ok"] == "✗"
+    assert tables.checks_table(checks).data.loc["disk", "ok"] == "✗"
+
+
+HOSTILE = '<img src=x onerror="window.__ran=1"> $\\href{javascript:alert(1)}{x}$ [a](javascript:alert(1)) \x1b]0;t\x07'
+
+
+def test_whatever_others_wrote_is_text_in_a_table():
+    """In a cell, in the name of a row, of a column and of the columns; with and without formats."""
+    data = pd.DataFrame({HOSTILE: [HOSTILE, 0.5]}, index=pd.Index([HOSTILE, "b"], name=HOSTILE))
+    data.columns.name = HOSTILE
+    for shown in (notebook.table(data), notebook.table(data, {HOSTILE: str}), notebook.quote(HOSTILE)):
+        html, plain = shown._repr_html_(), repr(shown)
+        assert "<img" not in html and "&lt;img src=x onerror=&quot;" in html
+        assert "\x1b" not in html + plain and "\x07" not in html + plain and r"\x1b]0;t" in plain
+        assert html.startswith(('<div class="tex2jax_ignore mathjax_ignore">', '<blockquote class="tex2jax_ignore'))
+        assert not set(dir(shown)) & {"_repr_markdown_", "_repr_latex_", "_repr_javascript_", "_repr_mimebundle_"}
+    assert notebook.table(data)._repr_html_().count("&lt;img") == 5
+
+
+def test_a_cell_is_written_for_a_reader():
+    data = pd.DataFrame({"n": [1000.0, None], "x": [0.18213, 12345.678], "of": [{"a": 1}, RATE], "ok": [True, False]})
+    html = notebook.table(data, index=False)._repr_html_()
+    for text in ("1,000<", "0.182<", "12,345.7<", "a 1<", "90.0% of 50<", "yes<", "no<"):
+        assert f">{text}" in html, text
+    assert "nan" not in html.lower() and "…" not in html
+    long = notebook.table(pd.DataFrame({"text": ["word " * 200] * 70}))
+    assert "word " * 200 in long._repr_html_() and "and 10 more rows" in long._repr_html_()
+
+
+def test_signs_of_mathematics_are_drawn_as_they_are():
+    """However the text is wrapped, no half of an escape is left over, at which matplotlib would fail."""
+    for text in (
+        "$" * 200,
+        r"\$" * 90,
+        r"$\href{a}{b}$ $\frac{$",
+        "a" * 33 + "$x$",
+        "\ud800 \u202e \U0001f600 \x1b[31m",
+    ):
+        row = {"image": IMAGE, "question": text, "target": text, "consensus": "b", "references": {text: text}}
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert plots.gallery([row])._repr_png_() and plots.types_bar([{"name": text, "rate": RATE, "size": 1}])
+            plots.types_bar([{"name": text, "rate": RATE, "size": 1}])._repr_png_()
+            plots.curve({text: [(1, {"mean": 0.5})]}, text, text)._repr_png_()
 
 
 # ---- progress, source, widgets --------------------------------------------------------------------------------------
