@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from auditkit.errors import AuditError
 from auditkit.params import Params, project_root
-from auditkit.runs.folder import STAGES, is_done, run_folder, shown_path, stage_counts, why_not_resume
+from auditkit.runs.folder import STAGES, is_done, notebook_files, run_folder, shown_path, stage_counts, why_not_resume
 from auditkit.text import clock
 
 if TYPE_CHECKING:
@@ -54,8 +54,11 @@ def refuse_misfits(p: Params, stages: list[str], start_over: bool) -> None:
 
 def _needs(stage: str) -> set[str]:
     """The earlier stages that a stage's notebook asks for."""
-    found = (project_root() / "notebooks").glob(f"{stage[:2]}_*.ipynb")
-    asked = {name for path in found for name in re.findall(r'run\.need\(\\?"(\w+)', path.read_text(encoding="utf-8"))}
+    asked = {
+        name
+        for path in notebook_files(stage)
+        for name in re.findall(r'run\.need\(\\?"(\w+)', path.read_text(encoding="utf-8"))
+    }
     return asked & set(STAGES)
 
 
@@ -78,6 +81,8 @@ def run_notebooks(p: Params, notebooks: dict[str, Path], go_on: str, debug: bool
     Returns 0, or the exit code of what went wrong, which has then been said.
     """
     began = time.monotonic()
+    if debug:
+        os.environ["AUDITKIT_DEBUG"] = "1"  # the kernels tell all
     print(f"{p.run_name}: {p.params_file} -> {shown_path(run_folder(p))}", flush=True)
     with _kernels() as kernels:
         for stage, notebook in notebooks.items():
@@ -256,7 +261,7 @@ def _environment(**values: str) -> Iterator[None]:
 
 
 def _notebook(stage: str) -> Path:
-    found = sorted((project_root() / "notebooks").glob(f"{stage[:2]}_*.ipynb"))
+    found = notebook_files(stage)
     if len(found) != 1:
         raise AuditError(
             f"Expected one notebook {stage[:2]}_*.ipynb in {project_root() / 'notebooks'}, found {len(found)}; "
