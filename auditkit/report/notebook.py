@@ -1,8 +1,8 @@
 """The two ways into a notebook, for tables and for texts; and the library's own source, so the method is told once.
 
 In a trusted notebook HTML runs with the rights of the Jupyter server, and Markdown may hold HTML. So whatever a model,
-a server, a file or a stranger wrote goes through `table` or `quote`: both make their HTML here and escape every text in
-it, and no page takes the text for mathematics, whose commands can make links. A test refuses any other way.
+a server, a file or a stranger wrote goes through `escaped_table` or `quote`: both make their HTML here and escape every
+text in it, and no page takes the text for mathematics, whose commands can make links. A test refuses any other way.
 """
 
 import inspect
@@ -10,6 +10,7 @@ import numbers
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
+from typing import Any
 
 import matplotlib
 import pandas as pd
@@ -35,7 +36,7 @@ class Table:
     """
 
     data: pd.DataFrame
-    formats: Mapping[object, How] = field(default_factory=dict)
+    formats: Mapping[Any, How] = field(default_factory=dict)
     index: bool = True
     shaded: bool = False
 
@@ -109,8 +110,8 @@ class Source(Code):
         return f'<div class="{AS_IT_IS}">{highlight(self.data, self._get_lexer(), formatter)}</div>'
 
 
-def table(
-    data: pd.DataFrame, formats: Mapping[object, How] | None = None, index: bool = True, shaded: bool = False
+def escaped_table(
+    data: pd.DataFrame, formats: Mapping[Any, How] | None = None, index: bool = True, shaded: bool = False
 ) -> Table:
     """The one way in which a table reaches a notebook; arguments as of `Table`."""
     return Table(data, formats or {}, index, shaded)
@@ -146,7 +147,7 @@ def _text(value: object, how: How | None = None) -> str:
         return ", ".join(f"{_text(name)} {_text(one)}" for name, one in value.items())
     if isinstance(value, Sequence) and not isinstance(value, str):
         return ", ".join(_text(one) for one in value)
-    if value is None or pd.isna(value):  # type: ignore[call-overload]
+    if value is None or pd.isna(value):
         return ""
     if how is not None:
         return how.format(value) if isinstance(how, str) else how(value)

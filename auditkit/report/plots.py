@@ -16,6 +16,7 @@ import textwrap
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -50,7 +51,7 @@ class Plot(Figure):
     def __init__(self, width: float, height: float):
         super().__init__(figsize=(width, height), layout="constrained", facecolor="white")
 
-    def draw(self, renderer) -> None:
+    def draw(self, renderer: Any) -> None:
         """Draw, and say nothing of signs that the font lacks, which are drawn as boxes."""
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", r"(Glyph|Matplotlib currently does not support)", UserWarning)

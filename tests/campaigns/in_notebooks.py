@@ -52,8 +52,8 @@ import pandas as pd
 from IPython.display import display
 from auditkit.report import notebook, plots, tables, widgets
 frame = pd.DataFrame({text: [text] for text in PAYLOADS[:20]}, index=PAYLOADS[20:21])
-display(notebook.table(frame), notebook.table(frame.T, shaded=True))
-display(notebook.table(pd.DataFrame({"a": PAYLOADS}, PAYLOADS)))
+display(notebook.escaped_table(frame), notebook.escaped_table(frame.T, shaded=True))
+display(notebook.escaped_table(pd.DataFrame({"a": PAYLOADS}, PAYLOADS)))
 display(tables.column({text: text for text in PAYLOADS[-60:]}, PAYLOADS[0]))
 for start in range(0, len(PAYLOADS), 60):
     texts = PAYLOADS[start : start + 60]
@@ -84,7 +84,7 @@ from auditkit.errors import AuditError, say_errors_in_one_sentence
 say_errors_in_one_sentence()
 raise AuditError(" ".join(PAYLOADS))
 """
-LIVELY = """() => {
+LIVELY = r"""() => {
   const found = [];
   for (const root of document.querySelectorAll(".jp-OutputArea-output")) {
     for (const node of root.querySelectorAll("*")) {
@@ -115,13 +115,16 @@ LIVELY = """() => {
 def hostile_run(finished: Path, project: Path, turn: int = 0) -> Path:
     """A copy of a project and its smoke run, with EACH payloads in place of each text that a model or a person wrote.
 
-    The repair's folder is left out: it was trained on the texts that were there.
+    The repair is as if it had been interrupted before its first step, for it was trained on the texts that were there.
 
     Args:
         finished: the project with the run, `smoke`.
         turn: number of the payload with which the first text begins; equal texts become equal ones.
     """
-    shutil.copytree(finished, project, ignore=shutil.ignore_patterns("notebook.ipynb", "*.log", "07_rectify"))
+    shutil.copytree(finished, project, ignore=shutil.ignore_patterns("notebook.ipynb", "*.log"))
+    for path in (project / "outputs" / "smoke" / "07_rectify").iterdir():
+        if path.name not in ("manifest.json", "answers.jsonl"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
     became: dict[str, str] = {}
 
     def changed(value, known: bool = False):

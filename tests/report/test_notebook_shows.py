@@ -1,9 +1,13 @@
 """What the notebooks show: cards, tables, progress, widgets."""
 
+import ast
+import inspect
+import typing
 import warnings
 from types import SimpleNamespace
 
 import ipywidgets
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
@@ -76,6 +80,24 @@ def test_what_is_to_be_learnt_is_the_consensus():
     assert cards.example_cards([example]) == [{"image": IMAGE, "question": "how many?", "consensus": "two"}]
 
 
+def test_a_card_is_marked_by_the_truth_where_it_is_known():
+    """References can be wrong together: then the target is right, and so it says."""
+    row = {"image": IMAGE, "question": "q", "target": "square", "consensus": "circle"}
+
+    def said(row) -> list[str]:
+        return [text.get_text() for text in plots.gallery([row]).texts]
+
+    assert "✗ target: square" in said(row) and "✓ ✗ by the consensus" in said(row)
+    assert "✓ target: square" in said(row | {"truth": "square"}) and "✓ ✗ by the truth" in said(
+        row | {"truth": "square"}
+    )
+    assert "✗ target: square" in said(row | {"truth": "circle"})
+    assert "✓ target: square" in said(row | {"truth": "circle", "accepted": ["circle", "square"]})
+    assert "✗ target: square" in said(row | {"truth": "circle", "consensus": "square"}), "all of them wrong"
+    both = [text.get_text() for text in plots.gallery([row, row | {"truth": "square"}]).texts]
+    assert "✓ ✗ by the truth where it is known, else by the consensus" in both
+
+
 # ---- tables ---------------------------------------------------------------------------------------------------------
 
 
@@ -139,22 +161,62 @@ def test_whatever_others_wrote_is_text_in_a_table():
     """In a cell, in the name of a row, of a column and of the columns; with and without formats."""
     data = pd.DataFrame({HOSTILE: [HOSTILE, 0.5]}, index=pd.Index([HOSTILE, "b"], name=HOSTILE))
     data.columns.name = HOSTILE
-    for shown in (notebook.table(data), notebook.table(data, {HOSTILE: str}), notebook.quote(HOSTILE)):
+    for shown in (notebook.escaped_table(data), notebook.escaped_table(data, {HOSTILE: str}), notebook.quote(HOSTILE)):
         html, plain = shown._repr_html_(), repr(shown)
         assert "<img" not in html and "&lt;img src=x onerror=&quot;" in html
         assert "\x1b" not in html + plain and "\x07" not in html + plain and r"\x1b]0;t" in plain
         assert html.startswith(('<div class="tex2jax_ignore mathjax_ignore">', '<blockquote class="tex2jax_ignore'))
         assert not set(dir(shown)) & {"_repr_markdown_", "_repr_latex_", "_repr_javascript_", "_repr_mimebundle_"}
-    assert notebook.table(data)._repr_html_().count("&lt;img") == 5
+    assert notebook.escaped_table(data)._repr_html_().count("&lt;img") == 5
+
+
+OTHER_WAYS = {
+    "Markdown", "HTML", "Javascript", "SVG", "Latex", "Math", "IFrame", "FileLink", "FileLinks", "DisplayHandle",
+    "display_html", "display_markdown", "display_javascript", "display_svg", "display_latex", "publish_display_data",
+    "style", "to_html", "to_markdown", "to_latex", "HTMLMath", "Styler", "innerHTML", "insertAdjacentHTML",
+}  # fmt: skip
+
+
+def names_in(source: str) -> set[str]:
+    nodes = list(ast.walk(ast.parse(source)))
+    found = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+    found |= {node.name.split(".")[-1] for node in nodes if isinstance(node, ast.alias)}
+    found |= {node.id for node in nodes if isinstance(node, ast.Name)}
+    return found if "pandas" in source else found - {"style"}  # boards have one too
+
+
+def test_there_is_no_other_way_into_a_notebook(repository):
+    """Text and tables of others go through notebook.quote and notebook.escaped_table; only their module makes HTML."""
+    door = repository / "auditkit" / "report" / "notebook.py"
+    for file in (repository / "auditkit").rglob("*.py"):
+        source = file.read_text(encoding="utf-8")
+        assert not (file != door and names_in(source) & OTHER_WAYS), f"{file.name}: {names_in(source) & OTHER_WAYS}"
+        makes = {node.name for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef)}
+        makes = {name for name in makes if name.startswith("_repr_") or name == "_ipython_display_"}
+        assert makes <= ({"_repr_html_"} if file == door else {"_repr_png_"}), f"{file.name} shows {makes}"
+    for file in (repository / "notebooks").rglob("*.ipynb"):
+        for cell in nbformat.read(file, as_version=4).cells:
+            if cell.cell_type == "code":
+                assert not names_in(cell.source) & (OTHER_WAYS | {"pandas", "pd"}), cell.id
+    for file in (repository / "auditkit").rglob("*.js"):
+        assert not any(
+            way in file.read_text() for way in ("innerHTML", "outerHTML", "insertAdjacent", "eval(", "write(")
+        )
+
+
+def test_all_tables_are_tables_of_that_way():
+    for name, function in vars(tables).items():
+        if inspect.isfunction(function) and function.__module__ == tables.__name__ and not name.startswith("_"):
+            assert typing.get_type_hints(function)["return"] is notebook.Table, name
 
 
 def test_a_cell_is_written_for_a_reader():
     data = pd.DataFrame({"n": [1000.0, None], "x": [0.18213, 12345.678], "of": [{"a": 1}, RATE], "ok": [True, False]})
-    html = notebook.table(data, index=False)._repr_html_()
+    html = notebook.escaped_table(data, index=False)._repr_html_()
     for text in ("1,000<", "0.182<", "12,345.7<", "a 1<", "90.0% of 50<", "yes<", "no<"):
         assert f">{text}" in html, text
     assert "nan" not in html.lower() and "…" not in html
-    long = notebook.table(pd.DataFrame({"text": ["word " * 200] * 70}))
+    long = notebook.escaped_table(pd.DataFrame({"text": ["word " * 200] * 70}))
     assert "word " * 200 in long._repr_html_() and "and 10 more rows" in long._repr_html_()
 
 
