@@ -1,5 +1,7 @@
-"""One kind of error for what a user can put right."""
+"""One kind of error for what a user can put right, and how a notebook says it: in one sentence."""
 
+import os
+import sys
 from collections.abc import Sequence
 
 from auditkit.text import for_a_person
@@ -22,3 +24,30 @@ class Unfinished(AuditError):
     def __init__(self, message: str, answers: Sequence[str | None] = ()):
         super().__init__(message)
         self.answers = answers
+
+
+_at: list[str] = []  # how far a training in this process is, for what is said when it is stopped
+
+
+def note_step(step: int, steps: int) -> None:
+    """Remember how far a training is."""
+    _at[:] = [f" at step {step} of {steps}"] if step < steps else []
+
+
+def say_errors_in_one_sentence() -> None:
+    """From now on this notebook says an AuditError, and that it was stopped, in one sentence without a traceback.
+
+    The error still ends the cell, so papermill and "Run All" stop at it. With AUDITKIT_DEBUG=1, and outside of IPython,
+    all stays as it was.
+    """
+    if "IPython" in sys.modules and os.environ.get("AUDITKIT_DEBUG") != "1":
+        shell = sys.modules["IPython"].get_ipython()
+        if shell is not None:
+            shell.set_custom_exc((AuditError, KeyboardInterrupt), _say)
+
+
+def _say(shell, kind, error, trace, tb_offset=None) -> None:
+    sentence = str(error)
+    if isinstance(error, KeyboardInterrupt):
+        sentence = f"Stopped{''.join(_at)}. What was done is kept: run this notebook again to go on."
+    shell._showtraceback(kind, error, [sentence])

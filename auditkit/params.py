@@ -22,7 +22,7 @@ from pydantic.dataclasses import dataclass
 from pydantic.fields import FieldInfo
 
 from auditkit import specs
-from auditkit.errors import AuditError
+from auditkit.errors import AuditError, say_errors_in_one_sentence
 from auditkit.param_rules import Else, one_sentence, refuse_impossible
 from auditkit.text import nearest
 
@@ -368,6 +368,7 @@ def from_notebook(names: Mapping) -> Params:
         AuditError: as `load_params`, and for an injected name that neither notebook nor `Params` has (papermill only
             warns).
     """
+    say_errors_in_one_sentence()
     injected = _injected(names)
     own = set(names.get("__annotations__", {})) | {"resume"}
     _refuse_unknown([name for name in injected if name not in own], "the parameters given to the notebook")

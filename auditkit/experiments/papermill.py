@@ -28,6 +28,7 @@ from auditkit.runs.folder import (
     STAGES,
     damage_in_words,
     is_done,
+    notebook_files,
     run_folder,
     shown_path,
     stage_counts,
@@ -74,8 +75,11 @@ def refuse_misfits(p: Params, stages: list[str], start_over: bool) -> None:
 
 def _needs(stage: str) -> set[str]:
     """The earlier stages that a stage's notebook asks for."""
-    found = (project_root() / "notebooks").glob(f"{stage[:2]}_*.ipynb")
-    asked = {name for path in found for name in re.findall(r'run\.need\(\\?"(\w+)', path.read_text(encoding="utf-8"))}
+    asked = {
+        name
+        for path in notebook_files(stage)
+        for name in re.findall(r'run\.need\(\\?"(\w+)', path.read_text(encoding="utf-8"))
+    }
     return asked & set(STAGES)
 
 
@@ -101,6 +105,8 @@ def run_notebooks(
     Returns 0, or the exit code of what went wrong, which has then been said.
     """
     began = time.monotonic()
+    if debug:
+        os.environ["AUDITKIT_DEBUG"] = "1"  # the kernels tell all
     print(f"{p.run_name}: {p.params_file} -> {shown_path(run_folder(p))}", flush=True)
     with _kernels() as kernels:
         for stage, notebook in notebooks.items():
@@ -373,7 +379,7 @@ def _environment(**values: str) -> Iterator[None]:
 
 
 def _notebook(stage: str) -> Path:
-    found = sorted((project_root() / "notebooks").glob(f"{stage[:2]}_*.ipynb"))
+    found = notebook_files(stage)
     if len(found) != 1:
         raise AuditError(
             f"Expected one notebook {stage[:2]}_*.ipynb in {project_root() / 'notebooks'}, found {len(found)}; "

@@ -8,6 +8,7 @@ What asks a model needs three things of it: `name`, `batch_size`, and `write`, w
 here by transformers; models behind other engines (models/openai.py, models/vllm.py) have the same three.
 """
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -204,7 +205,8 @@ def _adapted(model, folder: Path):
     from peft import PeftModel
 
     try:
-        return PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
+        with warnings.catch_warnings(action="ignore", category=FutureWarning):  # of peft's own, about a next version
+            return PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
     except (RuntimeError, ValueError) as error:
         raise AuditError(f"the adapter in {folder} does not fit the model ({short_error(error)}).") from error
 

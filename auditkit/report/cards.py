@@ -57,6 +57,7 @@ def repaired_cards(rows: Sequence[Mapping], source: Source) -> list[dict]:
     return [
         {"image": source.picture(row["picture"]).image, "question": row["question"], "consensus": row["consensus"]}
         | {"target": row["after"], "references": {"before": row["before"]}}
+        | {"truth": source.truth(row["picture"], row["question"])}
         for row in rows
     ]
 

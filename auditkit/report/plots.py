@@ -13,8 +13,10 @@ A `Plot` is a matplotlib Figure that shows itself as the last line of a notebook
 
 import io
 import textwrap
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -22,7 +24,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator, PercentFormatter
 from PIL import Image
 
-from auditkit.consensus.normalise import same_text
+from auditkit.consensus.normalise import is_one_of, same_text
 
 INK, MUTED, GRID, PAPER = "#1f2933", "#66707c", "#dde2e8", "#fffffe"
 BEFORE, AFTER, PEER, WRONG = "#858c96", "#0072b2", "#009e73", "#d55e00"
@@ -49,6 +51,12 @@ class Plot(Figure):
     def __init__(self, width: float, height: float):
         super().__init__(figsize=(width, height), layout="constrained", facecolor="white")
 
+    def draw(self, renderer: Any) -> None:
+        """Draw, and say nothing of signs that the font lacks, which are drawn as boxes."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", r"(Glyph|Matplotlib currently does not support)", UserWarning)
+            super().draw(renderer)
+
     def _repr_png_(self) -> bytes:
         png = io.BytesIO()
         self.savefig(png, format="png", dpi=110)
@@ -60,7 +68,8 @@ def gallery(rows: Iterable[Mapping], n: int = 6, columns: int = 3) -> Plot:
 
     Args:
         rows: records with `image` (PIL image or path) and `question`; any of `target`, `consensus`, `references`
-            ({name: answer}) and `truth` are shown where they are there.
+            ({name: answer}) and `truth` are shown where they are there. ✓ and ✗ say whether the target is right: by
+            the truth (or the answers `accepted`) where it is known, else ✗ where it departs from the consensus.
         n: how many rows to show, the first n.
         columns: pictures side by side.
     """
@@ -71,8 +80,16 @@ def gallery(rows: Iterable[Mapping], n: int = 6, columns: int = 3) -> Plot:
     asked = [_plain(row.get("question") or "(no question)", 30) for row in rows]
     above = 0.18 + 0.15 * max((text.count("\n") + 1 for text in asked), default=1)
     side, below = 2.0, 0.2 + 0.17 * max(map(len, said), default=0)  # inches: picture, question, answers
-    width, height = columns * (side + 0.4), lines * (above + side + below)
+    marked = [
+        row.get("truth") is not None for row, its in zip(rows, said, strict=True) if its[:1] and its[0][0][0] in "✓✗"
+    ]
+    width, height = columns * (side + 0.4), lines * (above + side + below) + 0.25 * bool(marked)
     figure = Plot(width, height)
+    if marked:
+        how = "the truth" if all(marked) else "the truth where it is known, else by the consensus"
+        figure.text(
+            0.2 / width, 0.06 / height, f"✓ ✗ by {how if any(marked) else 'the consensus'}", fontsize=7.5, color=MUTED
+        )
     figure.set_layout_engine("none")
     for place, row in enumerate(rows):
         left = 0.2 + place % columns * (side + 0.4)
@@ -342,7 +359,7 @@ def arms(found: Mapping[str, Mapping], label: str, unit: str = "%", width: float
     axis.set_ylim(len(names) - 0.5, -0.5)
     axis.xaxis.set_major_locator(MaxNLocator(5))
     axis.xaxis.set_major_formatter(_shares(unit))
-    axis.set_title(label, fontsize=9.5, color=INK, loc="left")
+    axis.set_title(_plain(label), fontsize=9.5, color=INK, loc="left")
     return figure
 
 
@@ -374,9 +391,9 @@ def curve(
     places = sorted({place for points in lines.values() for place, _ in points})
     axis.set_xticks(places, [f"{place:,}" for place in places])
     axis.xaxis.set_minor_locator(NullLocator())
-    axis.set_xlabel(x)
+    axis.set_xlabel(_plain(x))
     axis.yaxis.set_major_formatter(_shares(unit))
-    axis.set_title(label, fontsize=9.5, color=INK, loc="left")
+    axis.set_title(_plain(label), fontsize=9.5, color=INK, loc="left")
     axis.legend(fontsize=8.5, labelcolor=INK)
     return figure
 
@@ -459,8 +476,13 @@ def _quiet(axis, grid: str) -> None:
 def _answers(row: Mapping) -> list[tuple[str, str]]:
     lines = []
     if row.get("target") is not None:
-        differs = row.get("consensus") is not None and not same_text(str(row["target"]), str(row["consensus"]))
-        lines.append((f"{'✗ ' if differs else ''}target: {_plain(row['target'], 34)}", WRONG if differs else INK))
+        said = str(row["target"])
+        differs = row.get("consensus") is not None and not same_text(said, str(row["consensus"]))
+        mark, colour = ("✗ ", WRONG) if differs else ("", INK)
+        if row.get("truth") is not None:
+            right = is_one_of(said, [*(row.get("accepted") or []), str(row["truth"])])
+            mark, colour = ("✓ ", PEER) if right else ("✗ ", WRONG)
+        lines.append((f"{mark}target: {_plain(row['target'], 34)}", colour))
     if row.get("consensus") is not None:
         lines.append((f"consensus: {_plain(row['consensus'], 30)}", AFTER))
     lines += [(f"{_plain(name)}: {_plain(said, 30)}", MUTED) for name, said in (row.get("references") or {}).items()]
@@ -481,8 +503,9 @@ def _open(image) -> Image.Image:
 
 def _plain(text: object, width: int | None = None) -> str:
     """Model-written text made harmless for matplotlib: no control characters, no mathematics, wrapped at `width`."""
-    clean = "".join(sign if sign.isprintable() else " " for sign in str(text)).replace("$", r"\$")
-    return "\n".join(textwrap.wrap(clean, width, max_lines=3, placeholder=" …")) if width else clean
+    clean = "".join(sign if sign.isprintable() else " " for sign in str(text))
+    lines = textwrap.wrap(clean, width, max_lines=3, placeholder=" …") if width else [clean]
+    return "\n".join(lines).replace("$", r"\$")  # after it is wrapped, which may part the two signs
 
 
 def _size(kind: Mapping) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from IPython.display import display
 
+from auditkit.errors import note_step
 from auditkit.report import plots
 from auditkit.runs import jsonl
 
@@ -30,6 +31,7 @@ class AuditorProgress:
 
     def __call__(self, row: Mapping) -> None:
         self.history.append(dict(row))
+        note_step(row["step"], self.steps)
         if row["step"] % self.every == 0:
             seen = NOT_YET | dict(row)
             print(
@@ -51,6 +53,7 @@ def repair_progress(steps: int) -> Callable[[Mapping], None]:
     every = max(1, steps // LINES)
 
     def say(row: Mapping) -> None:
+        note_step(row["step"], steps)
         if row["step"] % every == 0:
             print(f"step {row['step']}/{steps}  loss {row['loss']:.3f}", flush=True)
 

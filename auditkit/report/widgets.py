@@ -40,6 +40,7 @@ class EditWidget(widgets.VBox):
         self._steps = widgets.IntSlider(steps, 1, 50, description="steps")
         self._guidance = widgets.FloatSlider(scale, min=1, max=10, step=0.5, description="guidance")
         self._button, self._said, self._view = widgets.Button(description="edit"), widgets.Label(), widgets.Image()
+        self._said.add_class("mathjax_ignore")  # what stands there may quote a command
         self._button.on_click(self._edit)
         self._edit()
         sliders = [self._noise, self._steps, self._guidance]

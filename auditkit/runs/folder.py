@@ -22,6 +22,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import time
@@ -263,9 +264,15 @@ def run_folder(p: Params) -> Path:
     return project_root() / "outputs" / p.run_name
 
 
+def notebook_files(stage: str) -> list[Path]:
+    """The notebooks that make a stage, one in the project's folder; JupyterLab's copies (…-Copy1) are not counted."""
+    found = sorted((project_root() / "notebooks").glob(f"{stage[:2]}_*.ipynb"))
+    return [path for path in found if not re.search(r"-Copy\d+$", path.stem)]
+
+
 def notebook_of(stage: str) -> str:
     """The notebook that makes a stage, as a person would name it."""
-    found = sorted((project_root() / "notebooks").glob(f"{stage[:2]}_*.ipynb"))
+    found = notebook_files(stage)
     return f"notebooks/{found[0].name}" if found else f"notebook {stage[:2]}"
 
 

@@ -17,13 +17,14 @@ import yaml
 from smoke_run import as_if_ended_so, auditkit, make_project
 
 from auditkit.audit.allocation import checkpoint_shares
+from auditkit.experiments.papermill import stage_notebooks
 from auditkit.findings import review
 from auditkit.findings.recheck import ELSEWHERE, RECHECK_FILE
 from auditkit.params import FIELDS, load_params
 from auditkit.repair.provenance import probe_of
 from auditkit.report.export import export_run
 from auditkit.runs import jsonl
-from auditkit.runs.folder import STAGES
+from auditkit.runs.folder import STAGES, notebook_files, notebook_of
 from auditkit.runs.inventory import damage, listed_files
 from auditkit.runs.probe import OUTCOMES
 from auditkit.text import slug
@@ -138,6 +139,14 @@ def test_no_variable_takes_the_name_of_a_parameter(book):
                 stored = (n for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store))
                 names |= {name.id for name in stored}
         assert not names & FIELDS.keys(), cell.id
+
+
+def test_a_copy_that_jupyterlab_makes_is_not_the_stage_s_notebook(project):
+    for name in ("04_train_the_auditor", "04_train_the_auditor-Copy1", "04_train_the_auditor-Copy12"):
+        (project / "notebooks" / f"{name}.ipynb").write_text('run.need("02_disagreement")')
+    assert [path.stem for path in notebook_files("04_auditor")] == ["04_train_the_auditor"]
+    assert notebook_of("04_auditor") == "notebooks/04_train_the_auditor.ipynb"
+    assert list(stage_notebooks(["04_auditor"])) == ["04_auditor"]
 
 
 # ---- the smoke run -------------------------------------------------------------------------------------------------

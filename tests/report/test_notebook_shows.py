@@ -1,9 +1,15 @@
 """What the notebooks show: cards, tables, progress, widgets."""
 
+import ast
+import inspect
+import typing
+import warnings
 from types import SimpleNamespace
 
 import ipywidgets
+import nbformat
 import numpy as np
+import pandas as pd
 import pytest
 from IPython.display import Code
 from PIL import Image
@@ -74,47 +80,64 @@ def test_what_is_to_be_learnt_is_the_consensus():
     assert cards.example_cards([example]) == [{"image": IMAGE, "question": "how many?", "consensus": "two"}]
 
 
+def test_a_card_is_marked_by_the_truth_where_it_is_known():
+    """References can be wrong together: then the target is right, and so it says."""
+    row = {"image": IMAGE, "question": "q", "target": "square", "consensus": "circle"}
+
+    def said(row) -> list[str]:
+        return [text.get_text() for text in plots.gallery([row]).texts]
+
+    assert "✗ target: square" in said(row) and "✓ ✗ by the consensus" in said(row)
+    assert "✓ target: square" in said(row | {"truth": "square"}) and "✓ ✗ by the truth" in said(
+        row | {"truth": "square"}
+    )
+    assert "✗ target: square" in said(row | {"truth": "circle"})
+    assert "✓ target: square" in said(row | {"truth": "circle", "accepted": ["circle", "square"]})
+    assert "✗ target: square" in said(row | {"truth": "circle", "consensus": "square"}), "all of them wrong"
+    both = [text.get_text() for text in plots.gallery([row, row | {"truth": "square"}]).texts]
+    assert "✓ ✗ by the truth where it is known, else by the consensus" in both
+
+
 # ---- tables ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_rate_that_was_not_measured_is_left_empty():
     rows = {"edit": {"probes": 3, "precision": RATE}, "question": {"probes": 4}}
-    table = tables.measured_table(rows, counts=("probes",), rates=("precision",))
+    table = tables.measured_table(rows, counts=("probes",), rates=("precision",)).data
     assert table.loc["edit", "precision"] == "90.0% of 50" and table["precision"].isna()["question"]
     assert list(table.columns) == ["probes", "precision"] and list(table.index) == ["edit", "question"]
 
 
 def test_without_names_all_that_is_there_is_a_rate():
-    assert tables.measured_table({"outside": {"before": RATE}}).loc["outside", "before"] == "90.0% of 50"
-    assert tables.measured_table({}).empty
+    assert tables.measured_table({"outside": {"before": RATE}}).data.loc["outside", "before"] == "90.0% of 50"
+    assert tables.measured_table({}).data.empty
 
 
 def test_outcomes_are_counted_most_frequent_first():
-    table = tables.outcomes_table([{"outcome": "agrees"}] * 3 + [{"outcome": "finding"}])
+    table = tables.outcomes_table([{"outcome": "agrees"}] * 3 + [{"outcome": "finding"}]).data
     assert list(table.index) == ["agrees", "finding"] and list(table["share"]) == ["75.0%", "25.0%"]
 
 
 def test_tables_of_a_run_without_anything_are_empty():
-    assert tables.planted_table({}).data.empty and tables.false_alarms_table({}).empty
+    assert tables.planted_table({}).data.empty and tables.false_alarms_table({}).data.empty
     assert tables.types_table([]).data.empty and tables.false_share_table({}).data.empty
-    assert tables.pictures_table([]).empty and tables.skills_table([]).data.empty
-    assert tables.accuracy_table({}, []).empty and len(tables.types_against_gaps([], {})) == 0
-    for empty in (tables.types_table([]), tables.planted_table({}), tables.false_share_table({}), tables.coloured(
-        tables.accuracy_table({}, [])
-    )):  # fmt: skip
-        empty.to_html()
+    assert tables.pictures_table([]).data.empty and tables.skills_table([]).data.empty
+    assert tables.accuracy_table({}, []).data.empty and len(tables.types_against_gaps([], {}).data) == 0
+    for empty in (tables.types_table([]), tables.planted_table({}), tables.false_share_table({}),
+                  tables.skills_table([]), tables.pictures_table([]), tables.accuracy_table({}, [])):  # fmt: skip
+        assert "<table" in empty._repr_html_() and repr(empty)
 
 
 def test_gaps_are_ticked_and_sorted_by_their_findings():
     gaps = [{"name": n, "skill": "s", "condition": "", "says": "", "probes": 9, "findings": f, "found": f > 2}
             for n, f in (("few", 1), ("many", 7))]  # fmt: skip
     table = tables.planted_table({"gaps": gaps})
-    assert list(table.data["name"]) == ["many", "few"] and "✗ missed" in table.to_html()
+    assert list(table.data["name"]) == ["many", "few"] and "✗ missed" in table._repr_html_()
 
 
 def test_the_ends_of_a_training_are_means_over_a_tenth():
     history = [{"step": i + 1, "reward/disagreement": i / 100, "entropy": 1.0} for i in range(100)]
-    ends = tables.ends_of_training(history)
+    ends = tables.ends_of_training(history).data
     assert ends.loc["reward/disagreement", "last tenth"] == pytest.approx(0.945)
     assert ends.loc["reward/disagreement", "first tenth"] == pytest.approx(0.05)
     assert np.isnan(ends.loc["kinds", "last tenth"])
@@ -128,7 +151,90 @@ def test_a_skill_shows_what_chance_has_to_do_with_it():
 
 def test_checks_are_ticked():
     checks = [{"key": "disk", "found": "0 GB free", "ok": False, "advice": "make room"}]
-    assert tables.checks_table(checks).loc["disk", "ok"] == "✗"
+    assert tables.checks_table(checks).data.loc["disk", "ok"] == "✗"
+
+
+HOSTILE = '<img src=x onerror="window.__ran=1"> $\\href{javascript:alert(1)}{x}$ [a](javascript:alert(1)) \x1b]0;t\x07'
+
+
+def test_whatever_others_wrote_is_text_in_a_table():
+    """In a cell, in the name of a row, of a column and of the columns; with and without formats."""
+    data = pd.DataFrame({HOSTILE: [HOSTILE, 0.5]}, index=pd.Index([HOSTILE, "b"], name=HOSTILE))
+    data.columns.name = HOSTILE
+    for shown in (notebook.escaped_table(data), notebook.escaped_table(data, {HOSTILE: str}), notebook.quote(HOSTILE)):
+        html, plain = shown._repr_html_(), repr(shown)
+        assert "<img" not in html and "&lt;img src=x onerror=&quot;" in html
+        assert "\x1b" not in html + plain and "\x07" not in html + plain and r"\x1b]0;t" in plain
+        assert html.startswith(('<div class="tex2jax_ignore mathjax_ignore">', '<blockquote class="tex2jax_ignore'))
+        assert not set(dir(shown)) & {"_repr_markdown_", "_repr_latex_", "_repr_javascript_", "_repr_mimebundle_"}
+    assert notebook.escaped_table(data)._repr_html_().count("&lt;img") == 5
+
+
+OTHER_WAYS = {
+    "Markdown", "HTML", "Javascript", "SVG", "Latex", "Math", "IFrame", "FileLink", "FileLinks", "DisplayHandle",
+    "display_html", "display_markdown", "display_javascript", "display_svg", "display_latex", "publish_display_data",
+    "style", "to_html", "to_markdown", "to_latex", "HTMLMath", "Styler", "innerHTML", "insertAdjacentHTML",
+}  # fmt: skip
+
+
+def names_in(source: str) -> set[str]:
+    nodes = list(ast.walk(ast.parse(source)))
+    found = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+    found |= {node.name.split(".")[-1] for node in nodes if isinstance(node, ast.alias)}
+    found |= {node.id for node in nodes if isinstance(node, ast.Name)}
+    return found if "pandas" in source else found - {"style"}  # boards have one too
+
+
+def test_there_is_no_other_way_into_a_notebook(repository):
+    """Text and tables of others go through notebook.quote and notebook.escaped_table; only their module makes HTML."""
+    door = repository / "auditkit" / "report" / "notebook.py"
+    for file in (repository / "auditkit").rglob("*.py"):
+        source = file.read_text(encoding="utf-8")
+        assert not (file != door and names_in(source) & OTHER_WAYS), f"{file.name}: {names_in(source) & OTHER_WAYS}"
+        makes = {node.name for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef)}
+        makes = {name for name in makes if name.startswith("_repr_") or name == "_ipython_display_"}
+        assert makes <= ({"_repr_html_"} if file == door else {"_repr_png_"}), f"{file.name} shows {makes}"
+    for file in (repository / "notebooks").rglob("*.ipynb"):
+        for cell in nbformat.read(file, as_version=4).cells:
+            if cell.cell_type == "code":
+                assert not names_in(cell.source) & (OTHER_WAYS | {"pandas", "pd"}), cell.id
+    for file in (repository / "auditkit").rglob("*.js"):
+        assert not any(
+            way in file.read_text() for way in ("innerHTML", "outerHTML", "insertAdjacent", "eval(", "write(")
+        )
+
+
+def test_all_tables_are_tables_of_that_way():
+    for name, function in vars(tables).items():
+        if inspect.isfunction(function) and function.__module__ == tables.__name__ and not name.startswith("_"):
+            assert typing.get_type_hints(function)["return"] is notebook.Table, name
+
+
+def test_a_cell_is_written_for_a_reader():
+    data = pd.DataFrame({"n": [1000.0, None], "x": [0.18213, 12345.678], "of": [{"a": 1}, RATE], "ok": [True, False]})
+    html = notebook.escaped_table(data, index=False)._repr_html_()
+    for text in ("1,000<", "0.182<", "12,345.7<", "a 1<", "90.0% of 50<", "yes<", "no<"):
+        assert f">{text}" in html, text
+    assert "nan" not in html.lower() and "…" not in html
+    long = notebook.escaped_table(pd.DataFrame({"text": ["word " * 200] * 70}))
+    assert "word " * 200 in long._repr_html_() and "and 10 more rows" in long._repr_html_()
+
+
+def test_signs_of_mathematics_are_drawn_as_they_are():
+    """However the text is wrapped, no half of an escape is left over, at which matplotlib would fail."""
+    for text in (
+        "$" * 200,
+        r"\$" * 90,
+        r"$\href{a}{b}$ $\frac{$",
+        "a" * 33 + "$x$",
+        "\ud800 \u202e \U0001f600 \x1b[31m",
+    ):
+        row = {"image": IMAGE, "question": text, "target": text, "consensus": "b", "references": {text: text}}
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert plots.gallery([row])._repr_png_() and plots.types_bar([{"name": text, "rate": RATE, "size": 1}])
+            plots.types_bar([{"name": text, "rate": RATE, "size": 1}])._repr_png_()
+            plots.curve({text: [(1, {"mean": 0.5})]}, text, text)._repr_png_()
 
 
 # ---- progress, source, widgets --------------------------------------------------------------------------------------

