@@ -17,11 +17,6 @@ UNSEEN = re.compile(
 )
 HALVES = re.compile("[\ud800-\udfff]")  # lone surrogates, which no file takes
 
-# control characters, overrides of the direction of writing, breaks of lines that no editor shows, tags, half characters
-UNSEEN = re.compile(
-    "[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e007f]"
-)
-
 
 def clock(seconds: float) -> str:
     """Minutes and seconds, as 9:54."""
