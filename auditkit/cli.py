@@ -20,10 +20,12 @@ Exit codes: 0 done, 1 a notebook or a check failed, 2 something the user can put
 Everything heavy is imported where it is used, so that `--help` answers at once.
 """
 
+import contextlib
 import functools
 import shlex
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -34,18 +36,26 @@ from auditkit.errors import AuditError
 from auditkit.experiments.papermill import refuse_misfits, run_notebooks, stage_notebooks
 from auditkit.params import load_params, parse_setting, project_root
 from auditkit.runs.folder import STAGES, claimed, shown_path, start_over
-from auditkit.text import clock
+from auditkit.text import VisibleStream, clock, for_a_person
 
 GO_ON = ("run", "rounds", "benchmarks")  # commands that keep what is done
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code."""
+    """Run one command and return its exit code.
+
+    What others wrote, in names, messages and records, commands no terminal: all that is printed goes through
+    `text.for_a_person`.
+    """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments is None:
+        sys.excepthook = _visible_traceback
     try:
-        code = app(words, prog_name="auditkit", standalone_mode=False) or 0
+        with contextlib.redirect_stdout(VisibleStream(sys.stdout)):
+            code = app(words, prog_name="auditkit", standalone_mode=False) or 0
     except typer.TyperException as error:  # an option that is not there, or a value that does not fit it
-        print(f"auditkit: {error.format_message().rstrip('.')}; --help behind a command shows how.", file=sys.stderr)
+        said = for_a_person(error.format_message().rstrip("."))
+        print(f"auditkit: {said}; --help behind a command shows how.", file=sys.stderr)
         return error.exit_code
     except AuditError as error:
         if "--debug" in words:
@@ -55,12 +65,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         if "--debug" in words or error.filename is None:
             raise
-        print(f"auditkit: {error.filename}: {error.strerror}.", file=sys.stderr)
+        print(for_a_person(f"auditkit: {error.filename}: {error.strerror}."), file=sys.stderr)
         return 2
     if code == 130:  # what typer makes of a KeyboardInterrupt
         then = "goes on from here" if words[:1] and words[0] in GO_ON else "begins anew"
         print(f"auditkit: interrupted; the same command {then}.", file=sys.stderr)
     return code
+
+
+def _visible_traceback(*error) -> None:
+    print(for_a_person("".join(traceback.format_exception(*error))), file=sys.stderr, end="")
 
 
 plain: dict = {

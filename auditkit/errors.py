@@ -2,9 +2,18 @@
 
 from collections.abc import Sequence
 
+from auditkit.text import for_a_person
+
 
 class AuditError(ValueError):
-    """Something the user can put right: the message names the key, file or record, and what to do."""
+    """Something the user can put right: the message names the key, file or record, and what to do.
+
+    What others wrote may stand in it: it is shown as `text.for_a_person`. All such classes stand in this module, by
+    which the runner of notebooks knows them.
+    """
+
+    def __init__(self, message: object = ""):
+        super().__init__(for_a_person(str(message)))
 
 
 class Unfinished(AuditError):

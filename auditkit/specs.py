@@ -33,7 +33,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, Valida
 from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
 from auditkit.errors import AuditError
-from auditkit.text import nearest
+from auditkit.text import nearest, visible
 
 HUB_SECONDS = 10  # to wait for the hub's answer to one question
 
@@ -167,6 +167,8 @@ def parse(text: str | Path) -> Spec:
     ('b+bits=4', 'b+dtype=float16+revision=v2', 'big')
     """  # noqa: E501
     text = str(text)
+    if visible(text, keep="") != text:
+        raise AuditError(f'"{visible(text, keep="")}": a model\'s text holds no control characters.')
     if text.startswith(("http://", "https://")):
         address, model = urldefrag(text)
         parts = urlsplit(address)
@@ -193,6 +195,8 @@ def parse_pipeline(text: str | Path) -> Spec:
     >>> parse_pipeline("stabilityai/sdxl-turbo?steps=1&guidance=0&size=512&clip_skip=1").options
     {'steps': 1, 'guidance': 0.0, 'size': (512, 512), 'clip_skip': 1}
     """
+    if visible(str(text), keep="") != str(text):
+        raise AuditError(f'"{visible(str(text), keep="")}": a model\'s text holds no control characters.')
     place, _, query = str(text).partition("?")
     given = _query(place, query)
     options = _checked(

@@ -1,4 +1,4 @@
-"""Numbers, times and names as people read them."""
+"""Numbers, times and names as people read them, and text of others that neither hides nor commands anything."""
 
 from __future__ import annotations
 
@@ -6,6 +6,15 @@ import difflib
 import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TextIO
+
+from auditkit.redact import redacted, without_addresses_users
+
+# control characters, overrides of the direction of writing, breaks of lines that no editor shows, tags, half characters
+UNSEEN = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e007f]"
+)
+HALVES = re.compile("[\ud800-\udfff]")  # lone surrogates, which no file takes
 
 
 def clock(seconds: float) -> str:
@@ -89,6 +98,44 @@ def text_table(header: Sequence[str], rows: Iterable[Sequence[str]], align: str 
     how: dict = {"color_system": None, "markup": False, "emoji": False, "highlight": False}
     Console(file=lines, width=10_000, force_terminal=False, force_jupyter=False, **how).print(table)
     return "\n".join(line.rstrip() for line in lines.getvalue().splitlines())
+
+
+def visible(text: str, keep: str = "\n\t") -> str:
+    """Text that others wrote, for a person: what would command a terminal or hide something is shown as an escape.
+
+    >>> visible("a\\x1b[31mb"), visible("two\\nlines", keep="")
+    ('a\\\\x1b[31mb', 'two\\\\x0alines')
+    """
+    return UNSEEN.sub(lambda match: match[0] if match[0] in keep else _escape(match[0]), text)
+
+
+def storable(text: str) -> str:
+    """The text with its half characters (lone surrogates), which no file takes, as escapes."""
+    return HALVES.sub(lambda match: _escape(match[0]), text)
+
+
+def for_a_person(text: str) -> str:
+    """What may be shown of a text: `visible`, and without the keys, tokens and passwords of this machine."""
+    return visible(without_addresses_users(redacted(text)))
+
+
+def _escape(sign: str) -> str:
+    n = ord(sign)
+    return f"\\x{n:02x}" if n < 0x100 else f"\\u{n:04x}" if n < 0x10000 else f"\\U{n:08x}"
+
+
+class VisibleStream:
+    """A stream of text, such as sys.stdout, that takes everything as `for_a_person`."""
+
+    def __init__(self, stream: TextIO):
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        self.stream.write(for_a_person(text))
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
 
 
 def slug(key: str) -> str:

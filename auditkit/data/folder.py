@@ -11,6 +11,7 @@ from auditkit.data.pictures import SUFFIXES, is_other_image
 from auditkit.data.question_files import Labelled, read_questions
 from auditkit.data.source import Collection, Row
 from auditkit.errors import AuditError
+from auditkit.text import visible
 
 FOLDER_OPTIONS = {"links": "yes: folders that are linked are looked into; else they are named"}
 
@@ -59,7 +60,8 @@ class ImageFolder(Collection):
     @staticmethod
     def _key(path: str) -> str:
         # "/q" ends a picture's key inside an example's key, so no key may hold a slash of its own
-        return path.replace("/", ":")
+        # and it is stored and shown: control characters and bytes that are no UTF-8 are escapes in it
+        return visible(path.replace("/", ":"), keep="")
 
     def _file(self, key: str) -> Path:
         return self._paths[key]
@@ -85,7 +87,7 @@ class ImageFolder(Collection):
         beside = one.folder.relative_to(self.folder).as_posix()
         name = one.image.replace("\\", "/")
         for path in (posixpath.join(beside, name), name, posixpath.basename(name)):
-            if found := self._named.get(unicodedata.normalize("NFC", posixpath.normpath(path))):
+            if found := self._named.get(visible(unicodedata.normalize("NFC", posixpath.normpath(path)), keep="")):
                 return found
         raise AuditError(f"{one.where}: there is no image {one.image} in {self.folder}.")
 
@@ -119,5 +121,5 @@ def _names(paths: dict[str, Path]) -> dict[str, str]:
 
 def _some(paths: list[Path], one: str, several: str) -> str:
     """How many there are, and the first three by name."""
-    names = ", ".join(path.name for path in paths[:3]) + (", …" if len(paths) > 3 else "")
+    names = ", ".join(visible(path.name, keep="") for path in paths[:3]) + (", …" if len(paths) > 3 else "")
     return f"{len(paths)} {one if len(paths) == 1 else several} ({names})"

@@ -3,6 +3,7 @@
 The executed notebook is kept in its stage's folder. What is done is skipped, so a run that was killed goes on.
 """
 
+import builtins
 import contextlib
 import json
 import logging
@@ -18,10 +19,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from auditkit import errors
 from auditkit.errors import AuditError
 from auditkit.params import Params, project_root
+from auditkit.runs.files import fit_for_disk, write_text
 from auditkit.runs.folder import STAGES, is_done, run_folder, shown_path, stage_counts, why_not_resume
-from auditkit.text import clock
+from auditkit.text import VisibleStream, clock, for_a_person, visible
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -116,19 +119,21 @@ def _execute(p: Params, stage: str, notebook: Path, kernels: "Config", go_on: st
                 cwd=project_root(),
                 progress_bar=False,
                 stdout_file=status,
-                stderr_file=sys.stderr if debug else None,
+                stderr_file=VisibleStream(sys.stderr) if debug else None,
                 config=kernels,
             )
             if not (folder / "DONE").is_file():
                 code, trouble = 1, "the notebook ended without run.finish(...), so the stage is not done"
         except papermill.PapermillExecutionError as error:
-            code = 2 if error.ename == "AuditError" else 1
-            trouble = error.evalue if code == 2 else f"{error.ename}: {error.evalue}"
-            trace = "\n".join(error.traceback)
+            sentence = _to_put_right(error.ename, error.evalue)
+            code, trouble = (2, sentence) if sentence else (1, f"{error.ename}: {error.evalue}")
+            trace = re.sub(COLOUR, "", "\n".join(error.traceback))
         except DeadKernelError:
             code, trouble = 1, "the kernel died, as it does when memory runs out; a smaller batch_size needs less"
         except RuntimeError as error:  # what nbclient raises when the kernel never answers
             code, trouble = 1, f"the kernel did not start: {error}"
+        finally:
+            _without_keys(executed)
         status.end("FAILED" if code else "")
     if not code and (skipped := stage_counts(p, stage).get("unreadable")):
         print(
@@ -136,8 +141,34 @@ def _execute(p: Params, stage: str, notebook: Path, kernels: "Config", go_on: st
         )
     if code:
         message = [trouble, f"  notebook: {shown_path(executed)}", f"  go on:    {go_on}"]
-        print("\n".join(([trace] if debug else []) + message), file=sys.stderr, flush=True)
+        print(for_a_person("\n".join(([trace] if debug else []) + message)), file=sys.stderr, flush=True)
     return code
+
+
+COLOUR = r"\x1b\[[\d;]*m"  # as IPython puts it into tracebacks
+
+
+def _to_put_right(kind: str, said: str) -> str:
+    """The sentence of an error in a notebook that the user can put right, "" of any other.
+
+    Only names come from a kernel: those of our errors stand in errors.py. A file that cannot be had is told as the
+    command line tells it.
+    """
+    ours, system = getattr(errors, kind, None), getattr(builtins, kind, None)
+    if isinstance(ours, type) and issubclass(ours, AuditError):
+        return said
+    found = re.fullmatch(r"\[Errno \d+\] ([^:]+): '(.+?)'(?: -> '.+')?", said)
+    if isinstance(system, type) and issubclass(system, OSError) and system is not OSError and found:
+        return f"{found[2]}: {found[1]}."
+    return ""
+
+
+def _without_keys(notebook: Path) -> None:
+    """Take out what a library may have printed into a notebook."""
+    if notebook.is_file():
+        text = notebook.read_text(encoding="utf-8", errors="surrogateescape")
+        if fit_for_disk(text) != text:
+            write_text(notebook, text)
 
 
 class StatusLine:
@@ -160,7 +191,8 @@ class StatusLine:
             from rich.console import Console
             from rich.live import Live
 
-            self._live = Live(self, console=Console(file=self.stream), redirect_stdout=False, redirect_stderr=False)
+            console = Console(file=getattr(self.stream, "stream", self.stream))  # its own commands reach the terminal
+            self._live = Live(self, console=console, redirect_stdout=False, redirect_stderr=False)
             self._live.start()
         else:
             print(f"{self.title:<26} ...", file=self.stream, flush=True)
@@ -181,7 +213,7 @@ class StatusLine:
         *whole, self._line = (self._line + text.replace("\r", "\n")).split("\n")
         said = [line.strip() for line in (*whole, self._line) if line.strip()]
         if said:
-            self.words = said[-1]
+            self.words = for_a_person(said[-1])
             if self._live is None and time.monotonic() - self._shown >= self.LOG_SECONDS:
                 self._shown = time.monotonic()
                 print(self._text()[:160], file=self.stream, flush=True)
@@ -266,4 +298,4 @@ def _notebook(stage: str) -> Path:
 
 
 def _title(notebook: Path) -> str:
-    return notebook.stem.replace("_", " ")
+    return visible(notebook.stem.replace("_", " "), keep="")

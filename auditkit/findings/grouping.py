@@ -92,7 +92,7 @@ def group_name(findings: Sequence[dict]) -> str:
     >>> group_name([{"question": "what time is it?", "target": "6", "consensus": hour} for hour in ("7", "8")])
     'what time is it? — says “6” for 7, 8'
     """
-    return f"{common_template([r['question'] for r in findings])} {DASH} {says(findings)}"
+    return visible(f"{common_template([r['question'] for r in findings])} {DASH} {says(findings)}", keep="")
 
 
 def says(findings: Sequence[dict]) -> str:

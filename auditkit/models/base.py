@@ -15,7 +15,8 @@ class WrittenText(str):
     """What a model wrote, and what its row in answers.jsonl says beside it.
 
     `beside`: {"cut"?: True, where it ended by its limit and not by itself}; behind a server also {"tokens": [read,
-    written], or None where the server does not count, "retries"?: n, "refused"?: True}
+    written], or None where the server does not count, "retries"?: n, "refused"?: True, "redacted"?: True where a key
+    was taken out, "escaped"?: True where half characters became escapes}
     """
 
     beside: dict

@@ -58,6 +58,15 @@ def answers_cut(answers: Path) -> dict[str, tuple[int, int]]:
     return {name: (cut[name], n) for name, n in asked.items()}
 
 
+def answers_changed(answers: Path) -> dict[str, int]:
+    """How many answers were not kept as a server wrote them: {"answers_escaped"?, "answers_redacted"?}.
+
+    Escaped: half characters, which no file takes, are escapes. Redacted: a key that stood in it was taken out.
+    """
+    counted = Counter(mark for row in jsonl.read(answers) for mark in ("escaped", "redacted") if row.get(mark))
+    return {f"answers_{mark}": n for mark, n in counted.items()}
+
+
 def cut_in_words(counted: Mapping[str, tuple[int, int]], limit: int) -> list[str]:
     """A sentence for each model of whose answers more than a tenth were cut.
 

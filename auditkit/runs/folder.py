@@ -137,7 +137,8 @@ class Stage:
 
         Names used everywhere: asked, parsed, images_made, target_called, references_called, scored, failed,
         unreadable (pictures skipped because they could not be read). `finish` adds answers_cut where models answered
-        (by the limit, not by themselves), and judge_called and judge_unclear where a model said what means the same
+        (by the limit, not by themselves), answers_escaped and answers_redacted where a server's were not kept as they
+        came, and judge_called and judge_unclear where a model said what means the same
         (consensus/llm_judge.py).
         """
         self.manifest["counts"] |= {name: int(number) for name, number in counts.items()}
@@ -162,6 +163,7 @@ class Stage:
             self.manifest["counts"]["answers_cut"] = sum(cut for cut, _ in answered.values())
             for sentence in costs.cut_in_words(answered, self.p.max_answer_tokens):
                 print(sentence)
+        self.manifest["counts"] |= costs.answers_changed(self.folder / costs.ANSWERS_FILE)
         paid = costs.spent(self.folder / costs.ANSWERS_FILE, [self.p.target, self.p.peer, *self.p.references])
         judged = costs.spent(self.folder / costs.JUDGED_FILE, [self.p.same])
         named = costs.spent(self.folder / costs.NAMED_FILE, [self.p.namer])

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from auditkit.errors import AuditError
-from auditkit.runs.files import write_text
+from auditkit.runs.files import fit_for_disk, write_text
 
 
 def read(path: Path) -> list[dict]:
@@ -35,7 +35,7 @@ def append(path: Path, rows: Iterable[dict]) -> None:
     if text:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8", newline="\n") as file:
-            file.write(text)
+            file.write(fit_for_disk(text))
 
 
 def replace(path: Path, rows: Iterable[dict]) -> None:
