@@ -148,10 +148,23 @@ def short_error(error: BaseException) -> str:
     return str(error).strip().split("\n")[0][:200].rstrip(". ") or type(error).__name__
 
 
+def shortened(value: object, most: int = 80) -> str:
+    """A value as Python writes it, cut to `most` characters, for a message of one line.
+
+    >>> shortened("abc"), shortened("x" * 1000, 10)
+    ("'abc'", "'xxxxx...'")
+    """
+    try:
+        text = repr(value if not isinstance(value, str | list | tuple) else value[: most + 1])
+    except ValueError:  # an int of thousands of digits
+        return f"a {type(value).__name__} of thousands of digits"
+    return text if len(text) <= most else f"{text[: most - 4]}...{text[-1]}"
+
+
 def nearest(word: object, known: Iterable[str], cutoff: float = 0.6) -> str:
     """The known word that is spelt most like this one, "" where none is near: for "did you mean ...?".
 
     >>> nearest("grpo_step", ["grpo_steps", "seed"]), nearest("colour", ["seed"])
     ('grpo_steps', '')
     """
-    return next(iter(difflib.get_close_matches(str(word), list(known), 1, cutoff)), "")
+    return next(iter(difflib.get_close_matches(str(word)[:200], list(known), 1, cutoff)), "")
