@@ -22,11 +22,12 @@ Everything heavy is imported where it is used, so that `--help` answers at once.
 
 import contextlib
 import functools
+import re
 import shlex
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -34,13 +35,28 @@ import typer
 
 from auditkit.errors import AuditError
 from auditkit.experiments.papermill import refuse_misfits, run_notebooks, stage_notebooks
+from auditkit.param_rules import names_a_folder
 from auditkit.params import load_params, parse_setting, project_root
-from auditkit.runs.folder import STAGES, claimed, shown_path, start_over
-from auditkit.text import VisibleStream, clock, for_a_person
+from auditkit.runs.folder import STAGES, claimed, is_done, shown_path, start_over
+from auditkit.text import SteadyStream, VisibleStream, clock, for_a_person, shortened
 
 GO_ON = ("run", "rounds", "benchmarks")  # commands that keep what is done
 
 
+@contextlib.contextmanager
+def steady_output() -> Iterator[None]:
+    """While it lasts, a closed, broken or full stdout or stderr ends no command: its exit code is that of its work."""
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = steady = SteadyStream(sys.stdout), SteadyStream(sys.stderr)  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for stream in steady:
+            stream.flush()
+        sys.stdout, sys.stderr = before
+
+
+@steady_output()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code.
 
@@ -89,8 +105,8 @@ app.add_typer(miniature, name="miniature", short_help="the shipped tiny models: 
 
 
 def _above_0(text: str) -> int:
-    if not str(text).isdigit() or int(text) == 0:
-        raise typer.BadParameter(f"{str(text)!r} is not a whole number above 0")
+    if not re.fullmatch("[0-9]{1,9}", str(text)) or int(text) == 0:
+        raise typer.BadParameter(f"{shortened(str(text))} is not a whole number above 0")
     return int(text)
 
 
@@ -128,11 +144,12 @@ def run(
     Finished stages are skipped: run again to go on after an interruption.
     """
     from auditkit.experiments.study import is_study
+    from auditkit.planning.start import refuse_missing
 
-    if first and only:
+    if first is not None and only is not None:
         raise typer.BadParameter("not allowed with --from", param_hint="--only")
     if is_study(params):
-        if settings or first or only or anew:
+        if settings or first is not None or only is not None or anew:
             raise AuditError(f"{params} is a study: it takes --jobs alone; what its runs change stands in it.")
         return _study(params, jobs)
     p = load_params(params, **_given(settings))
@@ -140,6 +157,8 @@ def run(
     go_on = ["auditkit", "run", params, *(word for text in settings or [] for word in ("--set", text))]
     go_on += ["--only", only] if only else []
     notebooks = stage_notebooks(stages)
+    if anew or not all(is_done(p, stage) for stage in stages):
+        refuse_missing(p)
     with claimed(p):
         refuse_misfits(p, stages, anew)
         if anew:
@@ -158,14 +177,14 @@ def _study(params: str, jobs: int) -> int:
 
 def _selected(first: str | None, only: str | None) -> list[str]:
     stages = list(STAGES)
-    wanted = only or first
+    wanted = first if only is None else only
     if wanted is None:
         return stages
-    number = wanted[:2]
-    if not number.isdigit() or int(number) >= len(stages):
-        option = "only" if only else "from"
-        raise AuditError(f"--{option} {wanted}: give a notebook's number, 00 to {len(stages) - 1:02}.")
-    return [stages[int(number)]] if only else stages[int(number) :]
+    number = re.fullmatch(r"([0-9]{1,2})(_[\w.]+)?", wanted)  # a notebook's or stage's whole name is taken too
+    if not number or int(number[1]) >= len(stages):
+        option, shown = "from" if only is None else "only", wanted[:40] or '""'
+        raise AuditError(f"--{option} {shown}: give a notebook's number, 00 to {len(stages) - 1:02}.")
+    return stages[int(number[1]) :] if only is None else [stages[int(number[1])]]
 
 
 @app.command(short_help="audit and repair, round after round")
@@ -220,7 +239,7 @@ def check(
     from auditkit.planning.check import QUESTION, ROLES, check_model
 
     if role and role not in ROLES:
-        raise typer.BadParameter(f"{role} is none of {', '.join(ROLES)}", param_hint="--as")
+        raise typer.BadParameter(f"{shortened(role)} is none of {', '.join(ROLES)}", param_hint="--as")
     failed = 0
     for what, found, right in check_model(model, device, dtype, image, question or QUESTION, role or ""):
         print(f"{what:<14} {'' if right else 'NO: '}{found}", flush=True)
@@ -244,9 +263,11 @@ def plan(
     bench, time. A run that cannot fit is refused with the keys to change.
     """
     from auditkit.planning.plan import plan_text, refuse_misfit, this_machine
+    from auditkit.planning.start import refuse_missing
 
     p = load_params(params, **_given(settings))
     here = this_machine(gpu, gpus, p.device)
+    refuse_missing(p)
     print(plan_text(p, here), flush=True)
     refuse_misfit(p, here)
 
@@ -333,6 +354,8 @@ def export(
 
     if push:
         refuse_repository_name(push)
+    if not names_a_folder(run_name):
+        raise AuditError(f"{shortened(run_name)} is no run's name; give that of a folder of outputs/.")
     told = export_run(project_root() / "outputs" / run_name, out, push or "")
     print(f"{told['findings']} findings: {out / 'findings'}")
     if told["rejected"] or told["relabelled"]:

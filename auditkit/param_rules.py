@@ -81,7 +81,7 @@ def names_a_folder(name: str) -> bool:
 
 
 def refuse_missing_packages(p: Any) -> None:
-    """Raise AuditError for the first setting that needs a package which is not installed: at the start, not hours later.
+    """Raise AuditError for the first setting that needs a package which is not installed, at the start of a run.
 
     Args:
         p: the parameters.
@@ -122,7 +122,9 @@ def refuse_impossible(p: Any, ways: Mapping[str, str]) -> None:
         ways: way of making a probe -> the key of the pipeline it needs, "" for none.
     """
     if p.same not in ("text", "embedding") and not re.search("[/:]", p.same):
-        raise AuditError(f'same: "{p.same[:80]}" is none of text, embedding, or a model (a folder, a hub id, a server).')
+        raise AuditError(
+            f'same: "{p.same[:80]}" is none of text, embedding, or a model (a folder, a hub id, a server).'
+        )
     if specs.parse(p.auditor).engine != "transformers" or "bits" in specs.parse(p.auditor).options:
         raise AuditError(f'auditor: "{p.auditor}" cannot be trained; name a folder or a hub id, without ?bits.')
     for way in p.ways:

@@ -293,6 +293,11 @@ def stages_of(name: str) -> list[str]:
     return stages.numbers.split()
 
 
+def keys_naming(p: Params, text: str) -> str:
+    """The keys of models whose value is this text, or holds it, with commas between them; "" for none."""
+    return ", ".join(key for key in MODELS if text == getattr(p, key) or text in [*getattr(p, key)])
+
+
 def project_root() -> Path:
     """The project folder: the nearest of the working folder and its parents with a `params/`, else the former."""
     here = Path.cwd()
@@ -315,7 +320,9 @@ def load_params(path: str | Path, **overrides) -> Params:
     _refuse_unknown(overrides, "the settings given beside the file")
     named = values.get("params_file")
     if named is not None and Path(str(named)).name != file.name:
-        raise AuditError(f"{file.name}: params_file says {shortened(named)}; write the file's own name, {_shown(file)}.")
+        raise AuditError(
+            f"{file.name}: params_file says {shortened(named)}; write the file's own name, {_shown(file)}."
+        )
     return _checked(values | overrides | {"params_file": _shown(file)}, file.name)
 
 
@@ -436,6 +443,14 @@ def is_file(path: Path) -> bool:
     """Whether there is such a file; a name that is too long for one, or has a NUL in it, is none."""
     try:
         return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def is_folder(path: Path) -> bool:
+    """Whether there is such a folder; a name that is too long for one, or has a NUL in it, is none."""
+    try:
+        return path.is_dir()
     except (OSError, ValueError):
         return False
 

@@ -116,7 +116,9 @@ class PipelineOptions(Loaded, total=False):
 
     device: str
     steps: Whole  # of denoising
-    guidance: Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)]  # how much the text counts, under the name that the pipeline has for it
+    guidance: Annotated[
+        float, Field(ge=0, le=1000, allow_inf_nan=False)
+    ]  # how much the text counts, under the name that the pipeline has for it
     size: Annotated[tuple[int, int], BeforeValidator(_size)]  # pixels: one side of a square, or WIDTHxHEIGHT
     max_length: Whole  # tokens of a text that are read
     offload: Literal["none", "model", "sequential", "group"]  # weights wait in CPU memory: whole models, layers, groups
@@ -239,6 +241,18 @@ def same_model(one: str, other: str) -> bool:
         for s in (parse(one), parse(other))
     )
     return a == b
+
+
+def is_hub_id(text: str) -> bool:
+    """Whether a text can be the id of a model or data set on the hub, by the hub's own rules."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(text)
+    except HFValidationError:
+        return False
+    return True
 
 
 def shown_address(text: str) -> str:

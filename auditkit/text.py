@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import io
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TextIO
@@ -136,6 +137,52 @@ class VisibleStream:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
+
+
+class SteadyStream:
+    """A stream of text that nothing can break: where its reader is gone (`| head`), it is closed, or the disk behind it
+    is full, what is written from then on goes nowhere. Signs that its encoding lacks are written as escapes.
+    """
+
+    def __init__(self, stream: TextIO | None):
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        try:
+            if self.stream:
+                self.stream.write(text)
+        except UnicodeEncodeError as error:
+            self.write(text.encode(error.encoding, "backslashreplace").decode(error.encoding))
+        except (OSError, ValueError):  # ValueError: it was closed
+            self._give_up()
+        return len(text)
+
+    def flush(self) -> None:
+        try:
+            if self.stream:
+                self.stream.flush()
+        except (OSError, ValueError):
+            self._give_up()
+
+    def isatty(self) -> bool:
+        try:
+            return bool(self.stream and self.stream.isatty())
+        except (OSError, ValueError):
+            return False
+
+    def _give_up(self) -> None:
+        """Let what is left in its buffer, and what Python writes at its end, go nowhere as well."""
+        try:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            if self.stream:
+                os.dup2(nowhere, self.stream.fileno())
+            os.close(nowhere)
+        except (OSError, ValueError):  # it is no file
+            pass
+        self.stream = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream or io.StringIO(), name)
 
 
 def slug(key: str) -> str:

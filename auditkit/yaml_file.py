@@ -119,9 +119,7 @@ class _Loader(yaml.SafeLoader):
             raise
         except (ValueError, TypeError, AttributeError, KeyError, IndexError, ArithmeticError):
             kind = node.tag.rpartition(":")[2]
-            raise _refused(
-                f"{str(node.value)[:40]!r} is no {kind}; text is put in quotes", node.start_mark
-            ) from None
+            raise _refused(f"{str(node.value)[:40]!r} is no {kind}; text is put in quotes", node.start_mark) from None
 
     def construct_mapping(self, node: yaml.Node, deep: bool = False) -> dict:
         if isinstance(node, yaml.MappingNode):

@@ -3,11 +3,14 @@ in a process of its own, with little time and memory. A template can loop for ho
 pattern; neither can read a file or reach a network, for templates run in jinja2's sandbox.
 """
 
+import atexit
 import functools
 import importlib.util
 import json
+import os
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,9 +19,9 @@ from auditkit.errors import AuditError
 from auditkit.models import confined_child
 from auditkit.models.lora import TEXT_PART, WHOLE_TEXT_PART
 from auditkit.models.weights import ADAPTER, read_object
-from auditkit.text import short_error, shortened
+from auditkit.text import shortened
 
-SECONDS = 5  # of computing; the largest templates take some milliseconds
+SECONDS = 2  # of computing; the largest templates take some milliseconds
 WAIT = 30  # seconds until an answer, on however busy a machine
 SIZE = 512_000_000  # bytes of memory, the interpreter's included
 LONGEST_TEMPLATE, LONGEST_TEXT = 1_000_000, 100_000  # characters, of what is rendered and of what it writes
@@ -66,7 +69,9 @@ def _trouble(template: str, tokens: str, image: bool) -> str:
         return f"{NOT_TAKEN} ({first})."
     longest = max(length for length in told["found"] if isinstance(length, int))
     if longest > LONGEST_TEXT:
-        return f"its chat template writes {longest:,} characters to one question; it is not that of its instruct version."
+        return (
+            f"its chat template writes {longest:,} characters to one question; it is not that of its instruct version."
+        )
     return ""
 
 
@@ -95,23 +100,56 @@ def refuse_endless_patterns(folder: Path, names: Sequence[str]) -> None:
         )
 
 
+class _Child:
+    """The other process, which does one job after another for this one: starting it costs more than a job."""
+
+    def __init__(self) -> None:
+        homes = {str(Path(spec.origin).parents[1]) for name in ("jinja2", "markupsafe")
+                 if (spec := importlib.util.find_spec(name)) and spec.origin}  # fmt: skip
+        command = [sys.executable, "-I", "-S", confined_child.__file__, str(SECONDS), str(SIZE), *sorted(homes)]
+        how: dict = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+        self.process = subprocess.Popen(command, **how)
+        self.owner = os.getpid()
+
+    def answer(self, job: dict) -> bytes:
+        """What it says of a job; nothing where it was ended by its limits, or by us after WAIT seconds."""
+        assert self.process.stdin and self.process.stdout
+        late = threading.Timer(WAIT, self.process.kill)
+        late.start()
+        try:
+            self.process.stdin.write(json.dumps(job).encode() + b"\n")
+            self.process.stdin.flush()
+            return self.process.stdout.readline()
+        except OSError:  # it ended before it had read all
+            return b""
+        finally:
+            late.cancel()
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+_children: list[_Child] = []  # one at most
+
+
+@atexit.register
+def _end_child() -> None:
+    while _children:
+        child = _children.pop()
+        if child.owner == os.getpid():  # not of the process that this one was forked from
+            child.end()
+
+
 def _confined(job: dict) -> dict:
     """{"found": ...} of confined_child.py, or {"why": there is nothing}."""
-    homes = {str(Path(spec.origin).parents[1]) for name in ("jinja2", "markupsafe")
-             if (spec := importlib.util.find_spec(name)) and spec.origin}  # fmt: skip
-    command = [sys.executable, "-I", "-S", confined_child.__file__, *sorted(homes)]
-    given = json.dumps(job | {"seconds": SECONDS, "size": SIZE}).encode()
-    try:
-        done = subprocess.run(command, input=given, capture_output=True, timeout=WAIT)
-    except subprocess.TimeoutExpired:
-        return {"why": f"it takes more than {WAIT} seconds"}
-    except OSError as error:
-        return {"why": f"it could not be tried: {short_error(error)}"}
-    try:
-        told = json.loads(done.stdout)
-    except ValueError:
-        over = "it was ended" if done.returncode >= 0 else f"it takes more than {SECONDS} seconds or its memory"
-        return {"why": over}
+    if not _children or _children[0].owner != os.getpid():
+        _children[:] = [_Child()]
+    said = _children[0].answer(job)
+    if not said:
+        _end_child()
+        return {"why": f"it takes more than {SECONDS} seconds, or more memory than {SIZE // 1_000_000} MB"}
+    told = json.loads(said)
     if "memory" in told:
         return {"why": f"it takes more than {SIZE // 1_000_000} MB of memory"}
     return told if "found" in told else {"why": told["error"]}

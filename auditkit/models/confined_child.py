@@ -3,7 +3,7 @@
 It is run as a file, without auditkit, torch or transformers, so that it starts in some fifty milliseconds. The template
 environment is that of transformers.utils.chat_template_utils (5.23): the same sandbox, filters, functions and tags.
 
-    python -I -S confined_child.py FOLDER_WITH_JINJA2 ... < job.json
+    python -I -S confined_child.py SECONDS BYTES FOLDER_WITH_JINJA2 ...      one job in JSON a line, one answer a line
 """
 
 import json
@@ -14,12 +14,13 @@ from typing import Any
 
 
 def confine(seconds: int, size: int) -> None:
-    """Limit this process to seconds of computing and bytes of memory, where the system can."""
+    """Limit this process to seconds of computing from now on, and bytes of memory, where the system can."""
     try:
         import resource
     except ImportError:  # not on Windows, where the time alone is limited, from outside
         return
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    resource.setrlimit(resource.RLIMIT_CPU, (int(used.ru_utime + used.ru_stime) + 1 + seconds, resource.RLIM_INFINITY))
     resource.setrlimit(resource.RLIMIT_AS, (size, size))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
@@ -75,20 +76,21 @@ def matched(patterns: list[str], names: list[str]) -> int:
 
 
 def main() -> None:
-    """Do the job that stands in stdin, and write what came of it to stdout, as JSON."""
-    job = json.loads(sys.stdin.buffer.read())
-    sys.path += sys.argv[1:]
-    confine(job["seconds"], job["size"])
-    try:
-        found: Any = (
-            rendered_lengths(job["template"], job["chats"]) if "template" in job else matched(**job["matching"])
-        )
-        told = {"found": found}
-    except MemoryError:
-        told = {"memory": True}
-    except Exception as error:
-        told = {"error": f"{type(error).__name__}: {error}"[:300]}
-    print(json.dumps(told))
+    """Do the jobs that stand in stdin, and write what came of each to stdout."""
+    seconds, size, *homes = sys.argv[1:]
+    sys.path += homes
+    for line in sys.stdin.buffer:
+        confine(int(seconds), int(size))
+        told: dict[str, Any]
+        try:
+            job = json.loads(line)
+            given = job.get("matching")
+            told = {"found": matched(**given) if given else rendered_lengths(job["template"], job["chats"])}
+        except MemoryError:
+            told = {"memory": True}
+        except Exception as error:
+            told = {"error": f"{type(error).__name__}: {error}"[:300]}
+        print(json.dumps(told), flush=True)
 
 
 if __name__ == "__main__":

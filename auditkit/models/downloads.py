@@ -15,7 +15,7 @@ from typing import Any
 from auditkit import specs
 from auditkit.errors import AuditError
 from auditkit.models import weights
-from auditkit.params import project_root
+from auditkit.params import is_folder, project_root
 from auditkit.specs import HUB_SECONDS
 from auditkit.text import short_error
 
@@ -230,23 +230,11 @@ def resolve(spec: str | Path, like: str = "google/gemma-3-4b-it") -> str:
     for found in entry_points(group=SHIPPED, name=scheme) if name else ():
         return str(found.load()(name))
     for folder in (Path(text).expanduser(), project_root() / text):
-        if weights.is_folder(folder):
+        if is_folder(folder):
             return str(folder)
-    if text.count("/") == 1 and not text.startswith((".", "/", "~", "outputs/")) and is_hub_id(text):
+    if text.count("/") == 1 and not text.startswith((".", "/", "~", "outputs/")) and specs.is_hub_id(text):
         return text
     raise AuditError(f'"{text[:200]}": no such model; write miniature:NAME, a folder or a hub id like {like}.')
-
-
-def is_hub_id(text: str) -> bool:
-    """Whether a text can be the id of a model or data set on the hub, by the hub's own rules."""
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
-
-    try:
-        validate_repo_id(text)
-    except HFValidationError:
-        return False
-    return True
 
 
 def refuse_absent(text: str | Path, index: str = "config.json") -> str:

@@ -93,7 +93,9 @@ def load_transformers(
     """
     own, name = parsed.options, parsed.name
     place = downloads.resolve(spec)
-    adapters = [weights.adapter_folder(folder) for folder in (*parsed.adapters, *([] if adapter is None else [adapter]))]
+    adapters = [
+        weights.adapter_folder(folder) for folder in (*parsed.adapters, *([] if adapter is None else [adapter]))
+    ]
     if adapter is not None:
         name = f"{name}+{Path(adapter).name}"
     if (Path(place) / "adapter_config.json").is_file():

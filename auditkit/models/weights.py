@@ -14,21 +14,13 @@ from unittest import mock
 from safetensors import SafetensorError, safe_open
 
 from auditkit.errors import AuditError
-from auditkit.params import is_file, project_root
+from auditkit.params import is_file, is_folder, project_root
 from auditkit.text import short_error, shortened
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 LARGEST_JSON = 50_000_000  # bytes; the index of the largest models has a few million
 CONVERT = "convert them to safetensors, as model.save_pretrained writes them."
 ADAPTER = "adapter_config.json"
-
-
-def is_folder(path: Path) -> bool:
-    """Whether there is such a folder; a name that is too long for one, or has a NUL in it, is none."""
-    try:
-        return path.is_dir()
-    except (OSError, ValueError):
-        return False
 
 
 def read_object(file: Path, spec: str | Path) -> dict:
@@ -115,7 +107,9 @@ def adapter_folder(adapter: str | Path) -> Path:
         )
     refuse_unsafe(folder, folder)
     if (folder / ADAPTER).is_file() and not (folder / "adapter_model.safetensors").is_file():
-        raise AuditError(f"{folder} has no adapter_model.safetensors; name the folder that a finished training has left.")
+        raise AuditError(
+            f"{folder} has no adapter_model.safetensors; name the folder that a finished training has left."
+        )
     return folder
 
 
