@@ -38,7 +38,7 @@ from auditkit.experiments.papermill import refuse_misfits, run_notebooks, stage_
 from auditkit.param_rules import names_a_folder
 from auditkit.params import load_params, parse_setting, project_root
 from auditkit.runs.folder import STAGES, claimed, is_done, shown_path, start_over
-from auditkit.text import SteadyStream, VisibleStream, clock, for_a_person, shortened
+from auditkit.text import SteadyStream, VisibleStream, clock, for_a_person, shortened, visible
 
 GO_ON = ("run", "rounds", "benchmarks")  # commands that keep what is done
 
@@ -70,13 +70,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with contextlib.redirect_stdout(VisibleStream(sys.stdout)):
             code = app(words, prog_name="auditkit", standalone_mode=False) or 0
     except typer.TyperException as error:  # an option that is not there, or a value that does not fit it
-        said = for_a_person(error.format_message().rstrip("."))
-        print(f"auditkit: {said}; --help behind a command shows how.", file=sys.stderr)
+        print(f"auditkit: {_one_line(error.format_message()).rstrip('.')}; --help behind a command shows how.", file=sys.stderr)
         return error.exit_code
     except AuditError as error:
         if "--debug" in words:
             raise
-        print(f"auditkit: {error}", file=sys.stderr)
+        print(f"auditkit: {_one_line(str(error))}", file=sys.stderr)
         return 2
     except OSError as error:
         if "--debug" in words or error.filename is None:
@@ -87,6 +86,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         then = "goes on from here" if words[:1] and words[0] in GO_ON else "begins anew"
         print(f"auditkit: interrupted; the same command {then}.", file=sys.stderr)
     return code
+
+
+def _one_line(said: str, most: int = 1500) -> str:
+    """What was said, on one line and no longer than a person reads, whatever stands in a name that it holds."""
+    said = visible(for_a_person(said), keep="")
+    return said if len(said) <= most else f"{said[:most]}..."
 
 
 def _visible_traceback(*error) -> None:
