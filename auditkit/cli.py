@@ -47,7 +47,7 @@ GO_ON = ("run", "rounds", "benchmarks")  # commands that keep what is done
 def steady_output() -> Iterator[None]:
     """While it lasts, a closed, broken or full stdout or stderr ends no command: its exit code is that of its work."""
     before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = steady = SteadyStream(sys.stdout), SteadyStream(sys.stderr)  # type: ignore[assignment]
+    sys.stdout, sys.stderr = steady = SteadyStream(sys.stdout), SteadyStream(sys.stderr)
     try:
         yield
     finally:
@@ -70,17 +70,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with contextlib.redirect_stdout(VisibleStream(sys.stdout)):
             code = app(words, prog_name="auditkit", standalone_mode=False) or 0
     except typer.TyperException as error:  # an option that is not there, or a value that does not fit it
-        print(f"auditkit: {_one_line(error.format_message()).rstrip('.')}; --help behind a command shows how.", file=sys.stderr)
+        said = one_line(error.format_message()).rstrip(".")
+        print(f"auditkit: {said}; --help behind a command shows how.", file=sys.stderr)
         return error.exit_code
     except AuditError as error:
         if "--debug" in words:
             raise
-        print(f"auditkit: {_one_line(str(error))}", file=sys.stderr)
+        print(f"auditkit: {one_line(str(error))}", file=sys.stderr)
         return 2
     except OSError as error:
         if "--debug" in words or error.filename is None:
             raise
-        print(for_a_person(f"auditkit: {error.filename}: {error.strerror}."), file=sys.stderr)
+        print(f"auditkit: {one_line(f'{error.filename}: {error.strerror}')}.", file=sys.stderr)
         return 2
     if code == 130:  # what typer makes of a KeyboardInterrupt
         then = "goes on from here" if words[:1] and words[0] in GO_ON else "begins anew"
@@ -88,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code
 
 
-def _one_line(said: str, most: int = 1500) -> str:
+def one_line(said: str, most: int = 1500) -> str:
     """What was said, on one line and no longer than a person reads, whatever stands in a name that it holds."""
     said = visible(for_a_person(said), keep="")
     return said if len(said) <= most else f"{said[:most]}..."

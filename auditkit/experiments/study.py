@@ -209,13 +209,13 @@ def load_study(path: str | Path) -> Study:
     Raises AuditError naming the key, or the arm, that is wrong.
     """
     file = find_params_file(path)
-    values = read_yaml(file)
-    if not isinstance(values, dict):
+    read = read_yaml(file)
+    if not isinstance(read, dict):
         raise AuditError(f"{file.name}: expected lines of `key: value`, as in params/study_ways.yaml.")
-    for name in values:
+    for name in read:
         if name not in KEYS | OPTIONAL:
             raise AuditError(f"{file.name}: unknown key {name}; a study has {', '.join(KEYS | OPTIONAL)}.")
-    values = {"settings": {}, "measures": list(MEASURES), "curve": {}} | values
+    values: dict = {"settings": {}, "measures": list(MEASURES), "curve": {}} | read
     for name, kind in (KEYS | OPTIONAL).items():
         if not isinstance(values.get(name), kind):
             raise AuditError(f"{file.name}: {name} must be there, as a {kind.__name__}.")

@@ -57,8 +57,8 @@ def refuse_unsafe(folder: Path, spec: str | Path) -> None:
                     "again."
                 )
     for config in (path for path in files if path.name == "config.json"):
-        if name := read_object(config, spec).get("transformers_weights"):
-            refuse_pickle(str(name), spec, "config.json names")
+        if named := read_object(config, spec).get("transformers_weights"):
+            refuse_pickle(str(named), spec, "config.json names")
     safe = [path for path in files if path.name.endswith(".safetensors")]
     for file in safe:
         refuse_cut(file, spec)

@@ -109,12 +109,13 @@ def called(function: Callable[[], object]) -> Callable[[], int]:
     """A function of the kit, whose errors are told as the command line tells them."""
 
     def act() -> int:
+        from auditkit.cli import one_line
         from auditkit.errors import AuditError
 
         try:
             function()
         except AuditError as error:
-            print(f"auditkit: {error}", file=sys.stderr)
+            print(f"auditkit: {one_line(str(error))}", file=sys.stderr)
             return 2
         return 0
 
