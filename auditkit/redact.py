@@ -75,8 +75,10 @@ def _secrets() -> list[str]:
             for match in USER_IN_ADDRESS.finditer(value):
                 user = match[0].partition("://")[2][:-1]
                 found |= {user, *user.split(":", 1)[1:]}
-    found |= _in_file(*_stamp(_hub_token_file())) | _in_netrc(*_stamp(Path.home() / ".netrc"))
-    forms = {form for secret in found for form in (secret, unquote(secret), secret.replace("\\", r"\\").replace('"', r"\""))}
+    found |= _in_file(*_stamp(_hub_token_file())) | _in_netrc(*_stamp(Path(os.path.expanduser("~/.netrc"))))
+    forms = {
+        form for secret in found for form in (secret, unquote(secret), secret.replace("\\", r"\\").replace('"', r"\""))
+    }
     return sorted((form for form in forms if len(form) >= SHORTEST), key=len, reverse=True)
 
 

@@ -103,6 +103,27 @@ def test_a_failing_cell_says_what_where_and_how_to_go_on(notebooks, notebook, pr
     traced = auditkit("run", "params/demo.yaml", "--only", "08", "--set", "run_name=b", "--debug").stderr
     assert "return 1 / 0" in re.sub(r"\x1b\[[^m]*m", "", traced)
 
+    raising = "import os\nfrom auditkit.errors import Unfinished\nprint('with', os.environ['MY_TOKEN'])\n"
+    raising += "raise Unfinished('the server says \\x1b[31mno')"
+    notebook("08_before_and_after.ipynb", SETUP, "print('\\x1b]0;owned\\x07')", raising)
+    unfinished = auditkit(
+        "run",
+        "params/demo.yaml",
+        "--only",
+        "08",
+        "--set",
+        "run_name=e",
+        env=os.environ | {"MY_TOKEN": "tok_0123456789"},
+    )
+    assert unfinished.returncode == 2 and unfinished.stderr.startswith("the server says \\x1b[31mno\n")
+    executed = (project / "outputs/e/08_benchmark/notebook.ipynb").read_text()
+    assert "with (the key)" in executed and "tok_0123456789" not in executed + unfinished.stdout + unfinished.stderr
+    assert "\x1b" not in unfinished.stdout + unfinished.stderr
+
+    notebook("08_before_and_after.ipynb", SETUP, "open('params')")
+    directory = auditkit("run", "params/demo.yaml", "--only", "08", "--set", "run_name=f")
+    assert directory.returncode == 2 and directory.stderr.startswith("params: Is a directory.\n")
+
     notebook("08_before_and_after.ipynb", SETUP)
     forgot = auditkit("run", "params/demo.yaml", "--only", "08", "--set", "run_name=c")
     assert forgot.returncode == 1 and "ended without run.finish" in forgot.stderr

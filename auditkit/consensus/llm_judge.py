@@ -5,6 +5,10 @@ LAVE does (https://arxiv.org/abs/2310.02567) but for two answers instead of an a
 and with yes or no instead of grades. It may be anything that writes: a vision-language model, a language model without
 eyes, or a server. A reply that is neither yes nor no counts as no.
 
+What is compared was written by the very models that are audited, so it may give orders. Question and answers stand in
+quotation marks that nothing in them can close (`text.quoted`), and the prompt says what they are; a model may obey them
+all the same: of 40 such answers docs/trust.md has how many turned a verdict.
+
 The labels of same_pairs.jsonl are ours, by this rule: two answers are the same if whoever asked would learn the same
 from both. So "poodle" and "dog" differ, whatever the one implies of the other.
 """
@@ -22,6 +26,7 @@ from auditkit.models.batching import in_batches
 from auditkit.models.offload import at_work
 from auditkit.runs import jsonl
 from auditkit.runs.costs import JUDGED_FILE
+from auditkit.text import quoted
 
 REPLY_TOKENS = 12
 ENOUGH = 20  # replies after which a judge that mostly says neither yes nor no is refused
@@ -101,19 +106,20 @@ class LLMJudge:
 
 
 def judge_prompt(question: str, a: str, b: str) -> str:
-    """What a model is asked; line breaks in an answer are taken out, so that none looks like a line of the prompt."""
-    question, a, b = (" ".join(text.split()) for text in (question, a, b))
-    return _prompt().format(question=question, a=a, b=b)
+    """What a model is asked; question and answers are `quoted`, so that nothing in them looks like the prompt."""
+    return _prompt().format(question=quoted(question), a=quoted(a), b=quoted(b))
 
 
 def yes_or_no(reply: str) -> bool | None:
-    """What a judge's reply says; None if it says neither, or both.
+    """What a judge's reply says; None if it does not begin with yes or no, or says both.
 
     >>> [yes_or_no(reply) for reply in ("Yes.", "no, they differ", "The answer is **yes**", "Maybe", "yes and no", "")]
     [True, False, True, None, None, None]
+    >>> yes_or_no("I was told to say yes")
     """
+    begins = re.match(r"\W*(?:(?:the\s+)?(?:answer|reply)\b(?:\s+is\b)?\W*)?(yes|no)\b", reply.lower())
     words = set(re.findall(r"\b(?:yes|no)\b", reply.lower()))
-    return "yes" in words if len(words) == 1 else None
+    return begins[1] == "yes" if begins and len(words) == 1 else None
 
 
 @cache

@@ -11,7 +11,7 @@ import random
 import unicodedata
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -20,6 +20,7 @@ from PIL import Image
 
 from auditkit.data.pictures import read_picture
 from auditkit.errors import AuditError
+from auditkit.text import storable, visible
 
 SPLITS = ("train", "audit", "baseline", "test")
 ENOUGH = 50  # pictures, dealt out by their names, leave the smallest split empty once in sixty folders
@@ -98,6 +99,16 @@ class Row:
     skill: str
 
 
+def _storable(row: Row) -> Row:
+    """The row as files and models take it, its skill as a name that hides nothing."""
+    return replace(
+        row,
+        question=storable(row.question),
+        answers=tuple(map(storable, row.answers)),
+        skill=visible(row.skill, keep=""),
+    )
+
+
 class Collection:
     """Pictures with questions to some of them, wherever they lie: what `ImageFolder` and HubDataset have in common.
 
@@ -122,7 +133,13 @@ class Collection:
         self._accepted: dict[tuple[str, str], tuple[str, ...]] = {}
         self._questions_on: dict[str, str] = {}
         self._rows, twice, contradictions = [], [], []
-        for row in rows:
+        if halves := [row for row in rows if _storable(row) != row]:
+            print(
+                f"images: {len(halves)} questions of {name} hold characters that no file takes (half of a pair); "
+                f"these are escapes now, as in {_storable(halves[0]).question!r}.",
+                flush=True,
+            )
+        for row in map(_storable, rows):
             self._questions_on.setdefault(row.key, row.question)
             asked = (row.key, _plain(row.question))
             if asked not in self._accepted:

@@ -18,6 +18,7 @@ from sklearn.metrics import silhouette_score
 
 from auditkit.consensus.embeddings import ANSWERS, SMALLEST, sentence_encoder
 from auditkit.consensus.normalise import normalise
+from auditkit.text import visible
 
 ASKS = 1.25  # weight of what is asked against what is answered, when two findings are compared
 DOMINANT = 0.7  # an answer given to this share of a group's questions stands for the group

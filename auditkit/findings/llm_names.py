@@ -27,6 +27,7 @@ from auditkit.models.offload import at_work
 from auditkit.params import Params
 from auditkit.runs import jsonl
 from auditkit.runs.costs import NAMED_FILE
+from auditkit.text import quoted, visible
 
 REPLY_TOKENS = 16
 WORDS, LETTERS = 6, 48  # a longer reply is no name
@@ -73,10 +74,10 @@ def named_failure_types(scored: Sequence[dict], p: Params, folder: Path) -> tupl
 
 
 def naming_prompt(kind: FailureType) -> str:
-    """What the model is asked about a type; line breaks in what models wrote are taken out."""
+    """What the model is asked about a type; what models wrote is `quoted`: nothing in it looks like the prompt."""
     said = [f"{pair['target'] or 'nothing'} for {pair['consensus']}" for pair in kind.confusion[:CONFUSIONS]]
     texts = " ".join(dict.fromkeys([kind.template, *kind.questions[:QUESTIONS]])), f"says {', '.join(said)}"
-    questions, wrong = (" ".join(text.split()) for text in texts)
+    questions, wrong = map(quoted, texts)
     return _prompt().format(questions=questions, wrong=wrong)
 
 
@@ -91,7 +92,8 @@ def name_in(reply: str) -> str | None:
     words = name.split()
     wordy = len(words) > WORDS or len(name) > LETTERS or max(map(len, words), default=0) > LETTERS // 2
     said = bool(words) and words[0].lower() in NO_NAMES
-    return None if wordy or said or not re.search(r"[^\W\d_]{3}", name) or re.search(r"[?:;!<>{}\[\]]", name) else name
+    strange = re.search(r"[?:;!<>{}\[\]=@#$%^|\\\"`]|www\.", name) or visible(name, keep="") != name
+    return None if wordy or said or strange or not re.search(r"[^\W\d_]{3}", name) else name
 
 
 def _unlike(kind: FailureType, name: str | None, often: Counter) -> str:

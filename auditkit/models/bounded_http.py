@@ -14,18 +14,24 @@ import zlib
 from collections.abc import Iterator
 from typing import Any
 
-import openai
-
-http: Any = importlib.import_module(openai.DefaultHttpxClient.__mro__[1].__module__.partition(".")[0])  # httpx, or its heir
+http: Any
+Client: Any
+try:
+    import openai
+except ImportError:  # Endpoint.of says which package that is
+    http, Client = None, object
+else:
+    Client = openai.DefaultHttpxClient
+    http = importlib.import_module(Client.__mro__[1].__module__.partition(".")[0])  # httpx, or its heir
 
 ATTEMPTS = 2  # that may take all of a request's seconds, for one answer
 REDIRECTS = 5  # on the same server
-MOST = 1_000_000  # bytes of a reply that is no answer, such as the list of a server's models
+MOST_LISTED = 4_000_000  # bytes of a reply that is no answer: a hosted server's list of its models
 PASSED_ON = ("content-type", "retry-after", "retry-after-ms", "x-should-retry")
 ZIPPED = ("gzip", "x-gzip", "deflate")
 
 
-class BoundedClient(openai.DefaultHttpxClient):
+class BoundedClient(Client):
     """An HTTP client whose replies are whole in memory when they are given, and bounded.
 
     What was bounded is said in a response's `extensions`: {"cut": True} where its body was longer, {"late": True} with
@@ -42,20 +48,26 @@ class BoundedClient(openai.DefaultHttpxClient):
         self._here = threading.local()
 
     @contextlib.contextmanager
-    def one_answer(self, most_bytes: int) -> Iterator[None]:
-        """While it lasts, this thread's requests are attempts for one answer, of so many bytes at most."""
-        self._here.bounds = most_bytes, time.monotonic() + ATTEMPTS * self.seconds
+    def one_answer(self, most_bytes: int, seconds: float | None = None) -> Iterator[None]:
+        """While it lasts, this thread's requests are attempts for one answer, of so many bytes at most.
+
+        Args:
+            seconds: for all attempts; default: ATTEMPTS times those of a request.
+        """
+        before = getattr(self._here, "bounds", None)
+        self._here.bounds = most_bytes, time.monotonic() + (seconds or ATTEMPTS * self.seconds)
         try:
             yield
         finally:
-            del self._here.bounds
+            self._here.bounds = before
 
     def send(self, request: Any, **_: Any) -> Any:
         """The response to a request, read to its end or its bound.
 
         Raises what the library raises, its ReadTimeout where the time is over but another attempt may be made.
         """
-        most, until = getattr(self._here, "bounds", (MOST, time.monotonic() + self.seconds))
+        bounds = getattr(self._here, "bounds", None)
+        most, until = bounds or (MOST_LISTED, time.monotonic() + self.seconds)
         left = min(self.seconds, until - time.monotonic())
         found: concurrent.futures.Future = concurrent.futures.Future()
         given_up = threading.Event()
@@ -88,18 +100,20 @@ class BoundedClient(openai.DefaultHttpxClient):
                 break
             response.close()
             if _origin(onward.url) != _origin(request.url):
-                said = {"elsewhere": f"{onward.url.scheme}://{onward.url.host}"}
-                return http.Response(response.status_code, request=request, extensions=said)
+                where = {"elsewhere": f"{onward.url.scheme}://{onward.url.host}"}
+                return http.Response(response.status_code, request=request, extensions=where)
             request = onward
+        else:
+            raise http.TooManyRedirects(f"it sends on more than {REDIRECTS} times", request=request)
         try:
             body, cut = _body(response, most, given_up)
         finally:
             response.close()
-        headers = {name: response.headers[name] for name in PASSED_ON if name in response.headers}
+        headers = {name: response.headers[name] for name in PASSED_ON if response.headers.get(name, "\xff").isascii()}
         if "content-type" in headers:  # without the name of an encoding, which may be none
             headers["content-type"] = headers["content-type"].partition(";")[0]
-        said = {"cut": True} if cut else {}
-        return http.Response(response.status_code, headers=headers, content=body, request=request, extensions=said)
+        bounded = {"cut": True} if cut else {}
+        return http.Response(response.status_code, headers=headers, content=body, request=request, extensions=bounded)
 
 
 def _body(response: Any, most: int, given_up: threading.Event) -> tuple[bytes, bool]:

@@ -6,6 +6,7 @@ or a machine without network is told in seconds.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import re
 from importlib.metadata import entry_points
@@ -36,6 +37,8 @@ def source(place: str, spec: str | Path, own: dict, index: str = "config.json") 
     Raises AuditError for a hub id that is missing, gated or out of reach.
     """
     how = {"trust_remote_code": own.get("trust_remote_code") == "yes", "revision": own.get("revision", "main")}
+    if how["trust_remote_code"]:
+        _say_what_is_allowed(place, how["revision"])
     if Path(place).is_dir():
         return place, how
     import huggingface_hub
@@ -77,6 +80,19 @@ def source(place: str, spec: str | Path, own: dict, index: str = "config.json") 
     else:
         return place, how
     return str(Path(cached).parent), how
+
+
+@functools.cache
+def _say_what_is_allowed(place: str, revision: str) -> None:
+    """Once a process and model: what its user has permitted."""
+    fixed = Path(place).is_dir() or re.fullmatch("[0-9a-f]{40}", revision)
+    pinned = "" if fixed else f" {revision} may be other code tomorrow: ?revision=COMMIT, 40 digits, pins it."
+    print(
+        f"{place}: ?trust_remote_code=yes lets Python code that comes with this model run on this machine, now and "
+        "each time it is loaded, with all that you may do: read, change and delete your files, use your network, and "
+        f"read the keys in your environment. Nothing here confines it.{pinned}",
+        flush=True,
+    )
 
 
 def config_of(place: str, spec: str | Path, how: dict) -> Any:

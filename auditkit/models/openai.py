@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 AT_ONCE = 8  # requests under way
 RETRIES = 5  # after pauses of 0.5, 1, 2, 4 and 8 s, or of what the server's Retry-After asks for, up to two minutes
 SECONDS = 300  # for one request; all attempts for one answer: twice as many
-CONNECTING = 10  # seconds
+CONNECTING, LISTING = 10, 10  # seconds: for a connection, for the list of a server's models
 LETTERS = 32  # of a token at most, on the average of an answer: a longer answer than its tokens can make is cut
 ENVELOPE, BYTES = 65_536, 256  # of a reply: for what stands around an answer, and for each of its tokens
 OPENAI = "api.openai.com"
@@ -219,8 +219,8 @@ class Endpoint:
         bounded = error.response.extensions if isinstance(error, openai.APIStatusError) else {}
         if host := bounded.get("elsewhere"):
             return (
-                f"{where} sends on to another server, {_short(host)} ({status}), which is not followed, for picture and "
-                "question would go there too; name that address if you trust it."
+                f"{where} sends on to another server, {_short(host)} ({status}), which is not followed, for picture "
+                "and question would go there too; name that address if you trust it."
             )
         if isinstance(error, openai.APITimeoutError) or bounded.get("late"):
             return f"{where} did not answer within {SECONDS} s {tried}; ask it less at once (?batch_size=)."
@@ -248,8 +248,12 @@ class Endpoint:
         """What to put in place of a model that the server does not have."""
         import openai
 
+        from auditkit.models.bounded_http import MOST_LISTED
+
         try:
-            names = [_short(model.id) for model in self.client.with_options(max_retries=0).models.list(timeout=10)]
+            with self.http.one_answer(MOST_LISTED, LISTING):
+                listed = self.client.with_options(max_retries=0).models.list(timeout=LISTING)
+            names = [_short(model.id) for model in listed]
         except (openai.OpenAIError, ValueError, TypeError, AttributeError, RecursionError):
             names = []
         if not names:

@@ -36,7 +36,7 @@ from auditkit.report.summary import FinishedStage, read_run, summarise_run
 from auditkit.runs import jsonl
 from auditkit.runs.folder import STAGES, notebook_of, shown_path
 from auditkit.runs.probe import only_findings
-from auditkit.text import SPACE, interval, percent, short_error
+from auditkit.text import SPACE, for_a_person, interval, percent, short_error
 
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 TEMPLATES = Path(__file__).parent / "templates"
@@ -258,7 +258,7 @@ def inline(text: str) -> str:
     >>> print(inline("<b>two</b> | [x](http://a.org)\n# no"))
     \<b\>two\</b\> \| \[x\]\(http://a\.org\) \# no
     """
-    return re.sub(r"([\\`*_{}\[\]()#+.!|<>~$&-])", r"\\\1", " ".join(text.split()))
+    return re.sub(r"([\\`*_{}\[\]()#+.!|<>~$&-])", r"\\\1", " ".join(for_a_person(text).split()))
 
 
 def _base(target: str) -> str:

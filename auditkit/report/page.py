@@ -24,7 +24,7 @@ from auditkit.errors import AuditError
 from auditkit.report import plots
 from auditkit.runs import costs
 from auditkit.runs.probe import OUTCOMES, SUMMARY_KEYS
-from auditkit.text import SPACE, duration, interval, percent, slug
+from auditkit.text import SPACE, duration, for_a_person, interval, percent, slug
 
 THEME = {  # colour in a figure -> CSS variable of the page
     plots.INK: "ink",
@@ -130,11 +130,18 @@ def render_rounds(summary: Mapping) -> str:
 
 def _template(name: str) -> jinja2.Template:
     folder = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
-    pages = jinja2.Environment(loader=folder, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    pages = jinja2.Environment(
+        loader=folder, autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=_without_commands
+    )
     pages.filters |= {"percent": percent, "interval": interval, "confusion": confusion, "duration": duration}
     pages.filters |= {"points": lambda share: f"{100 * share:+.1f}"}
     pages.filters |= {"shown": measure_text, "change": change_text}
     return pages.get_template(name)
+
+
+def _without_commands(value: Any) -> Any:
+    """A value on its way into a page: what hides or turns text round is shown as an escape."""
+    return type(value)(for_a_person(str(value))) if isinstance(value, str) else value
 
 
 def measure_text(value: float, measure: Any) -> str:

@@ -145,6 +145,45 @@ def test_unreadable_images_are_counted_named_and_skipped(folder, capsys):
         ImageFolder(folder).benchmarks(3)
 
 
+def test_names_that_are_no_utf8_or_hold_escapes_are_keys_that_can_be_stored_and_shown(tmp_path, capsys):
+    import os
+
+    from auditkit.runs import jsonl
+
+    names = [b"gr\xfcn.png", b"\x1b[31mred.png", b"x\x07\n.png", "\u202egnp.exe.png".encode(), b"plain.png"]
+    for i, name in enumerate(names):
+        save(tmp_path, f"{i}.png", colour=(i, 0, 0))
+        os.rename(tmp_path / f"{i}.png", os.path.join(os.fsencode(tmp_path), name))
+    (tmp_path / "broken\x1b[31m.png").write_text("no picture")
+    write(
+        tmp_path, {"image": "\x1b[31mred.png", "question": "what is it?", "answer": "red"},
+        {"image": "plain.png", "question": "half \ud83d?", "answer": "\ud83d", "skill": "co\x1b[31mlour"},
+    )  # fmt: skip
+    images = ImageFolder(tmp_path)
+    rows = [{"key": key} for key in sorted(images._paths)]
+    jsonl.append(tmp_path / "out" / "records.jsonl", rows)
+    assert jsonl.read(tmp_path / "out" / "records.jsonl") == rows
+    shown = {
+        r"\x1b[31mred.png",
+        r"\u202egnp.exe.png",
+        r"gr\udcfcn.png",
+        r"x\x07\x0a.png",
+        r"broken\x1b[31m.png",
+        "plain.png",
+    }
+    assert {row["key"] for row in rows} == shown
+    assert images.picture(r"gr\udcfcn.png").image.size == (8, 6)
+    assert images.truth(r"\x1b[31mred.png", "what is it?") == "red"
+    assert images.truth("plain.png", r"half \ud83d?") == r"\ud83d"
+    assert {row.skill for row in images._rows} == {tmp_path.name, r"co\x1b[31mlour"}
+    for split in ("train", "audit"):
+        images.pictures(split, 6, seed=1)
+    said = capsys.readouterr().out
+    assert (
+        r"1 questions of" in said and r"half \\ud83d" in said and "\x1b" not in said and r"broken\x1b[31m.png" in said
+    )
+
+
 def test_a_folder_too_small_for_a_split_says_how_many_pictures_it_needs(tmp_path):
     for i in range(3):
         save(tmp_path, f"{i}.png")

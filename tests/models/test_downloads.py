@@ -158,7 +158,7 @@ def test_a_chat_template_that_takes_no_images_or_fails_is_refused(copy):
 
 
 @needs_weights
-def test_code_of_its_own_is_run_when_asked_for_by_name(copy, tmp_path, monkeypatch):
+def test_code_of_its_own_is_run_when_asked_for_by_name(copy, tmp_path, monkeypatch, capsys):
     from PIL import Image
     from transformers import dynamic_module_utils
 
@@ -173,6 +173,10 @@ def test_code_of_its_own_is_run_when_asked_for_by_name(copy, tmp_path, monkeypat
         "class Model(PaliGemmaForConditionalGeneration):\n    config_class = Own\n"
     )
     mine = load_model(f"{copy}?trust_remote_code=yes")
+    load_model(f"{copy}?trust_remote_code=yes")
+    said = capsys.readouterr().out
+    assert said.count("trust_remote_code") == 1, "once, in full"
+    assert "run on this machine" in said and "delete your files" in said and "keys in your environment" in said
     assert type(mine.model).__name__ == "Model" and mine.name == "mine"
     red = [Image.new("RGB", (64, 64), (200, 30, 30))]
     assert answer_questions(mine, red, ["is there a cat?"]) == answer_questions(

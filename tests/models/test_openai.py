@@ -116,11 +116,12 @@ def server():
                     self.send_header(name, str(value))
                 self.end_headers()
                 self.wfile.write(text.encode())
+                there.drip(self.wfile)
 
         def log_message(self, *_):
             pass
 
-    there = SimpleNamespace(requests=[], reply=lambda request: completion(prompt_of(request)))
+    there = SimpleNamespace(requests=[], drip=lambda file: None, reply=lambda request: completion(prompt_of(request)))
     listening = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=listening.serve_forever, args=(0.02,), daemon=True).start()
     there.place = f"http://127.0.0.1:{listening.server_port}/v1"
@@ -422,6 +423,121 @@ def test_refusals_are_empty_answers_that_are_counted(server, tmp_path):
     assert costs.in_words({"m": spent}) == [
         "m: 4 answers by its server, 90 tokens read, 6 written, 3 refused, $0.00011"
     ]
+
+
+def test_a_key_in_an_answer_is_taken_out_and_half_characters_are_escapes_and_both_are_counted(
+    server, monkeypatch, project
+):
+    monkeypatch.setenv("MY_KEY", KEY)
+    said = {
+        "is it a?": f"red {KEY}", "is it b?": "red \ud83d", "is it c?": "Authorization: Bearer abc.def0123456789", 
+        "is it d?": "\x1b[31mred 👍",
+    }  # fmt: skip
+    server.reply = lambda request: completion(said[prompt_of(request)])
+    spec = f"{server.place}?key=MY_KEY#m"
+    run = open_stage(
+        load_params("params/smoke.yaml", references=[spec, "miniature:llava", "miniature:gemma3"]), "01_models"
+    )
+    answers = AnswerBook(run.path("answers.jsonl")).ask(load_model(spec), pictures(4), list(said))
+    assert answers == ["red (the key)", r"red \ud83d", "Authorization: Bearer (the key)", "\x1b[31mred 👍"]
+    assert AnswerBook(run.path("answers.jsonl")).ask(load_model(spec), pictures(4), list(said)) == answers
+    run.finish({"models": 4})
+    counts = json.loads((run.folder / "manifest.json").read_text())["counts"]
+    assert counts == {"answers_cut": 0, "answers_escaped": 1, "answers_redacted": 2}
+
+
+# ---- how much, how long, from where ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [300, 100_000, 1_000_000])
+def test_an_answer_longer_than_its_tokens_can_be_is_cut_and_counted(server, tmp_path, capsys, size):
+    server.reply = lambda request: completion("r" * size)
+    book = AnswerBook(tmp_path / "answers.jsonl")
+    assert book.ask(load(server), pictures(2), ["is it?", "is it not?"], 8) == ["r" * 8 * openai.LETTERS] * 2
+    assert costs.answers_cut(book.path) == {"m": (2, 2)}
+    assert capsys.readouterr().out == (
+        '"m" writes more than the 8 tokens it was asked for; answers are cut after 256 characters.\n'
+    )
+
+
+def test_no_more_of_a_body_is_read_than_its_answer_can_fill(server, tmp_path):
+    import tracemalloc
+
+    long, model = completion("red " * 5_000_000), load(server)
+    server.reply = lambda request: long
+    tracemalloc.start()
+    assert len(model.write([None], ["is it?"], 8)[0]) <= 8 * openai.LETTERS
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 30_000_000, "the server's own copy is of 20 MB"
+    server.reply = lambda request: (200, {}, " " * 3_000_000)
+    with pytest.raises(AuditError, match=r"no chat completion in its first 67,584 bytes \(''\)"):
+        model.write([None], ["is it?"], 8)
+
+
+def drips(server, pause):
+    """The next replies come a byte at a time."""
+    whole = completion("red")[2].encode()
+
+    class Slow(str):
+        def encode(self):
+            return b""
+
+    def write(handler_file):
+        for i in range(len(whole)):
+            handler_file.write(whole[i : i + 1])
+            handler_file.flush()
+            time.sleep(pause)
+
+    server.drip = write
+    return Slow("x" * len(whole))
+
+
+def test_an_answer_that_drips_takes_no_longer_than_one_that_never_comes(server, monkeypatch):
+    monkeypatch.setattr(openai, "SECONDS", 0.5)
+    body = drips(server, 0.1)
+    server.reply = lambda request: (200, {}, body)
+    began = time.monotonic()
+    with pytest.raises(AuditError, match="did not answer within 0.5 s after 2 attempts"):
+        load(server).write([None], ["is it?"], 8)
+    assert 0.9 < time.monotonic() - began < 2.5, "two attempts, of RETRIES + 1 that would be made for other reasons"
+
+
+def test_a_long_list_of_models_is_read_and_one_that_never_comes_is_not_waited_for(server, monkeypatch):
+    about = "x" * 2000
+    models = [{"id": f"model-{i}", "object": "model", "about": about} for i in range(300)]
+    listed = json.dumps({"object": "list", "data": models})
+    server.reply = lambda request: (200, {}, listed) if request["path"].endswith("/models") else failure(404)
+    with pytest.raises(AuditError, match="it serves model-27, .* and 290 more"):
+        load(server, model="model-27x").write([None], ["is it?"], 8)
+    monkeypatch.setattr(openai, "LISTING", 0.3)
+    server.reply = lambda request: (request["path"].endswith("/models") and time.sleep(1)) or failure(404)
+    began = time.monotonic()
+    with pytest.raises(AuditError, match="has no model m .404.; an address usually ends in /v1"):
+        load(server).write([None], ["is it?"], 8)
+    assert time.monotonic() - began < 0.9
+
+
+def test_a_redirect_on_the_same_server_is_followed(server):
+    server.reply = lambda request: (
+        completion("red") if "there" in request["path"] else (307, {"Location": "/v1/there"}, "")
+    )
+    assert load(server).write([None], ["is it?"], 8) == ["red"]
+
+
+@pytest.mark.parametrize(
+    "usage", ['{"prompt_tokens": Infinity, "completion_tokens": 1}', '{"prompt_tokens": -5, "completion_tokens": 1}',
+              '{"prompt_tokens": NaN, "completion_tokens": 1}', "[" * 20_000 + "]" * 20_000, "[1, 2]", '"many"', "null",
+              '{"prompt_tokens": ' + "9" * 5000 + ', "completion_tokens": 1}', '{"prompt_tokens": "3"}'],
+)  # fmt: skip
+def test_a_count_that_is_none_is_unknown(server, tmp_path, usage):
+    status, headers, text = completion("red")
+    text = text.replace('{"prompt_tokens": 30, "completion_tokens": 2}', usage)
+    assert usage in text
+    server.reply = lambda request: (status, headers, text)
+    book = AnswerBook(tmp_path / "answers.jsonl")
+    assert book.ask(load(server), pictures(1), ["is it?"]) == ["red"]
+    assert costs.spent(book.path, [f"{server.place}?price_in=1#m"]) == {"m": {"calls": 1}}
 
 
 def test_a_server_that_does_not_count_tokens_has_no_price(server, tmp_path):
