@@ -35,7 +35,7 @@ import typer
 
 from auditkit.errors import AuditError
 from auditkit.experiments.papermill import refuse_misfits, run_notebooks, stage_notebooks
-from auditkit.param_rules import names_a_folder
+from auditkit.param_rules import names_a_folder, refuse_missing_packages
 from auditkit.params import load_params, parse_setting, project_root
 from auditkit.runs.folder import STAGES, claimed, is_done, shown_path, start_over
 from auditkit.text import SteadyStream, VisibleStream, clock, for_a_person, shortened, visible
@@ -269,13 +269,15 @@ def plan(
     bench, time. A run that cannot fit is refused with the keys to change.
     """
     from auditkit.planning.plan import plan_text, refuse_misfit, this_machine
-    from auditkit.planning.start import refuse_missing
+    from auditkit.planning.start import refuse_missing_models
 
     p = load_params(params, **_given(settings))
     here = this_machine(gpu, gpus, p.device)
-    refuse_missing(p)
+    refuse_missing_models(p)
     print(plan_text(p, here), flush=True)
     refuse_misfit(p, here)
+    if gpu is None:  # a GPU that is named may be another machine's, with other packages
+        refuse_missing_packages(p)
 
 
 @app.command(short_help="how fast this GPU is, and whether the plan is true")

@@ -320,10 +320,12 @@ def test_params_says_where_each_value_is_from(project, capsys):
 @pytest.mark.parametrize(
     "arguments",
     [
-        *(["run", "params/demo.yaml", option, odd] for option in ("--only", "--from") for odd in ("", "00,01", "²", "9", "1 ")),
+        *(["run", "params/demo.yaml", option, odd] for option in ("--only", "--from")
+          for odd in ("", "00,01", "²", "9", "1 ")),
         *(["plan", "params/demo.yaml", "--gpu", odd] for odd in ("nan", "inf", "-1", "0", "1e9")),
         *(["plan", "params/demo.yaml", "--gpus", odd] for odd in ("0", "-1", "999999999")),
-        *(["params", "params/demo.yaml", "--set", f"run_name={odd}"] for odd in ("", "..", "a/b", "example", "n" * 300, "a\x1b[31m")),
+        *(["params", "params/demo.yaml", "--set", f"run_name={odd}"]
+          for odd in ("", "..", "a/b", "example", "n" * 300, "a\x1b[31m")),
         ["params", "params/demo.yaml", "--set", "target=http://localhost:99999999/v1#x"],
         ["rounds", "params/demo.yaml", "--most", "²"],
         ["export", "../demo", "--out", "x"],

@@ -12,6 +12,11 @@ from auditkit.params import MODELS, WAYS, Params
 def refuse_missing(p: Params) -> None:
     """Raise AuditError for the first setting that needs a package, a model's folder or an adapter that is not there."""
     refuse_missing_packages(p)
+    refuse_missing_models(p)
+
+
+def refuse_missing_models(p: Params) -> None:
+    """Raise AuditError for the first key that names a model's folder, or an adapter's, that is not there or whole."""
     for key, text in named_models(p):
         try:
             downloads.refuse_absent(text, "model_index.json" if key in WAYS.values() else "config.json")

@@ -40,37 +40,51 @@ TEXTS = [
     "a/b?bits=5", "a/b?bits=4&bits=8", "a/b?batch_size=0", "a/b?batch_size=1e9", "a/b?max_pixels=nan", "a/b?x=y",
     "a/b?device=cuda:99999999999", "a/b?name=" + "n" * 400, "a/b?name=../x", "a/b?adapter=", "a/b?adapter=,,,",
     "a/b?adapter=/nowhere", "a/b?size=0x0", "a/b?size=9999999999999999999999", "a/b?guidance=inf",
-    "a/b?batch_size=" + "9" * 5000, "x" * 300, "x/" * 5000, "y" * 100_000, "a\x1b[31mb/c", "a\x9b31m/b", "\u202eevil/x",
+    "a/b?batch_size=" + "9" * 5000, "x" * 300, "x/" * 5000, "y" * 100_000, "a\x1b[31mb/c", "a\x9b31m/b",
+    "\u202eevil/x",
     "a\nb", "a\tb/c", "𝕬/𝖇", "ä/ö", "²", "٣", "é" * 200, "${HOME}", "$(ls)", "%s%n", "{0}", "\ud800", "null", "~/x/y",
-    "C:\\x", "CON", "/dev/zero", "/dev/stdin", "/proc/self/mem", "/etc/passwd", "a/b/c/d", "<script>", "'", '"', "`", "#",
+    "C:\\x", "CON", "/dev/zero", "/dev/stdin", "/proc/self/mem", "/etc/passwd", "a/b/c/d", "<script>", "'", '"',
+    "`", "#",
 ]  # fmt: skip
 NUMBERS = [
-    "nan", "-nan", "inf", "-inf", "1e999", "-1", "0", "-0.0", "0.5", "2", "4294967296", "1e10", "1_0", "0x10", "²", "٣",
-    "9" * 30, "9" * 5000, "", " ", "1,000", "1e-400", "true", "None", "[1]", "{}", "1 2", "1\x1b[0m", "--1", "+1", "007",
+    "nan", "-nan", "inf", "-inf", "1e999", "-1", "0", "-0.0", "0.5", "2", "4294967296", "1e10", "1_0", "0x10",
+    "²", "٣",
+    "9" * 30, "9" * 5000, "", " ", "1,000", "1e-400", "true", "None", "[1]", "{}", "1 2", "1\x1b[0m", "--1", "+1",
+    "007",
 ]  # fmt: skip
 VALUES = [
-    None, True, False, 0, -1, 1, 2**32, 10**30, 1.5, -0.5, float("nan"), float("inf"), 1e308, "", "x", " ", "x" * 1000,
+    None, True, False, 0, -1, 1, 2**32, 10**30, 1.5, -0.5, float("nan"), float("inf"), 1e308, "", "x", " ",
+    "x" * 1000,
     "../x", [], [1], [None], ["a", "a"], [["a"]], {}, {"a": 1}, {"a": {"b": []}}, [{}], "\x1b]0;t\x07", "1e-5", "no",
     ["x" * 300], [True], "a\nb", "2026-02-30",
 ]  # fmt: skip
+BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
+    f"{chr(98 + i)}: &{chr(98 + i)} [{','.join(['*' + chr(97 + i)] * 9)}]\n" for i in range(9)
+)
 PIECES = [
     "a: 2026-02-30", "a: 2026-02-20", "a: 0b_", "a: 0x_", "a: !!int x", "a: !!float x", "a: !!bool x", "a: !!null x",
     "a: !!timestamp x", "a: !!binary x", "a: !!omap x", "a: !!set [x]", "a: !!python/object/apply:os.system [ls]",
     "a: " + "9" * 5000, "a: 0x" + "f" * 5000, "a: " + "[" * 3000, "- " * 3000, "a: " + "{a: " * 3000, "? " * 3000,
-    "a: &a [*a]", "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(f"{chr(98 + i)}: &{chr(98 + i)} [{','.join(['*' + chr(97 + i)] * 9)}]\n" for i in range(9)),
+    "a: &a [*a]", BOMB,
     "a: *b", "a: 1\na: 2", "seed: 1\nseed: 2", "\ta: 1", "a:\t1\n\tb: 2", "a: \0", 'a: "\\x1b[31m"', '"\\x1b[31m": 1',
-    'a: "\\ud800"', "a: 'x", 'a: "x', "a: |\n x\x7f", "%YAML 9.0\n---\na: 1", "---\na: 1\n---\nb: 2", "a: b: c", "- a\nb: 1",
-    "{[a]: 1}", "? {a: 1}\n: 2", "<<: [1]", "<<: *x", "a: =", "=: a", "a: <<", "a: @x", "a: `x", "a: %x", "a: !x y", "...",
+    'a: "\\ud800"', "a: 'x", 'a: "x', "a: |\n x\x7f", "%YAML 9.0\n---\na: 1", "---\na: 1\n---\nb: 2", "a: b: c",
+    "- a\nb: 1",
+    "{[a]: 1}", "? {a: 1}\n: 2", "<<: [1]", "<<: *x", "a: =", "=: a", "a: <<", "a: @x", "a: `x", "a: %x",
+    "a: !x y", "...",
     "1: 2", "null: 3", "2026-01-01: 3", "~: ~", "true: 1", "a: " + "1:" * 500 + "1", "x" * 200_000, "a: 1\n" * 30_000,
-    "#" * 99_000, "\ufeff\ufeffa: 1", "a: \u2028b", "a: \x85b", "a: \u202eb", "", "null", "[]", "3", "text", "--- !!map x",
+    "#" * 99_000, "\ufeff\ufeffa: 1", "a: \u2028b", "a: \x85b", "a: \u202eb", "", "null", "[]", "3", "text",
+    "--- !!map x",
 ]  # fmt: skip
 TEMPLATES = [
-    "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "{{ 'x' * 10**10 }}", "{{ 1/0 }}",
+    "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "{{ 'x' * 10**10 }}",
+    "{{ 1/0 }}",
     "{{ 10.0**1000 }}", "{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}", "{% if", "{{", "{{ 'x' * 10**8 }}",
     "{{ ''.__class__.__mro__ }}", "{{ cycler.__init__.__globals__.os.popen('touch ran').read() }}", "{{ 9**9**9 }}",
     "{{ raise_exception('\x1b[31mred') }}", "{% include 'x' %}", "{{ messages[7].content }}", "{{ messages.x.y.z }}",
-    "{{ undefined() }}", "{{ [1]|join(2) }}", "{{ '%999999999d'|format(1) }}", "{{ range(10**9)|list }}", "{{ lipsum(9999) }}",
-    "{% set x = namespace(a=[]) %}{% for i in range(9999) %}{% set x.a = x.a + x.a + [1] %}{% endfor %}", "", "{" * 9000,
+    "{{ undefined() }}", "{{ [1]|join(2) }}", "{{ '%999999999d'|format(1) }}", "{{ range(10**9)|list }}",
+    "{{ lipsum(9999) }}",
+    "{% set x = namespace(a=[]) %}{% for i in range(9999) %}{% set x.a = x.a + x.a + [1] %}{% endfor %}", "",
+    "{" * 9000,
 ]  # fmt: skip
 PATTERNS = [
     "(a+)+$",
@@ -196,7 +210,8 @@ def model_texts(rng: random.Random) -> Input:
     key, text = rng.choice(["target", "peer", "references", "auditor", "same", "generator", "editor", "images"]), ""
     text = rng.choice(TEXTS)
     if rng.random() < 0.5:
-        text = f"{rng.choice(['miniature:target', 'a/b', 'vllm:a/b', ''])}?{rng.choice(OPTIONS)}={rng.choice([*NUMBERS, *TEXTS])}"
+        model, option = rng.choice(["miniature:target", "a/b", "vllm:a/b", ""]), rng.choice(OPTIONS)
+        text = f"{model}?{option}={rng.choice([*NUMBERS, *TEXTS])}"
     value = json.dumps([text, "miniature:llava"]) if key == "references" else text
     rest = ["--set", "ways=[question, regenerate, edit]"] if key in ("generator", "editor") else []
     return Input(
@@ -204,8 +219,10 @@ def model_texts(rng: random.Random) -> Input:
     )
 
 
-OPTIONS = ["bits", "batch_size", "max_pixels", "dtype", "device", "attention", "name", "adapter", "memory", "gpus", "revision",
-           "trust_remote_code", "key", "price_in", "steps", "guidance", "size", "max_length", "offload", "cache", "nobody"]  # fmt: skip
+OPTIONS = ["bits", "batch_size", "max_pixels", "dtype", "device", "attention", "name", "adapter", "memory", "gpus",
+           "revision",
+           "trust_remote_code", "key", "price_in", "steps", "guidance", "size", "max_length", "offload", "cache",
+           "nobody"]  # fmt: skip
 
 
 def command_lines(rng: random.Random) -> Input:
@@ -218,9 +235,12 @@ def command_lines(rng: random.Random) -> Input:
         ["rounds", odd], ["rounds", "params/smoke.yaml", "--most", f"-{odd}"], ["check", odd],
         ["check", odd, "--as", "target"], ["check", "miniature:target", "--as", odd or "x"],
         ["check", "miniature:target", "--device", odd or "x"], ["check", "miniature:target", "--dtype", odd or "x"],
-        ["export", odd, "--out", "out"], ["export", "none", "--out", odd], ["export", "none", "--out", "o", "--push", odd],
-        ["bench", "--models", odd or "x", "--out", "o"], ["miniature", odd], ["miniature", "build", odd, "--out", "o"],
-        ["miniature", "table", odd], ["miniature", "plant", odd, "--out", "o"], ["miniature", "build", "clean", "--steps", f"-{odd}"],
+        ["export", odd, "--out", "out"], ["export", "none", "--out", odd], ["export", "none", "--out", "o",
+        "--push", odd],
+        ["bench", "--models", odd or "x", "--out", "o"], ["miniature", odd], ["miniature", "build", odd, "--out",
+        "o"],
+        ["miniature", "table", odd], ["miniature", "plant", odd, "--out", "o"], ["miniature", "build", "clean",
+        "--steps", f"-{odd}"],
         ["judge", f"x{odd}"], [odd], [odd, odd], ["--" + odd], ["run", "--help" + odd], [],
     ])  # fmt: skip
     return Input("command line", " ".join(map(repr, words))[:100], command(*words))
@@ -307,8 +327,10 @@ def adapters(rng: random.Random) -> Input:
     said = way
     if way == "pattern":
         pattern = rng.choice(PATTERNS)
-        config |= rng.choice([{"target_modules": pattern}, {"exclude_modules": pattern}, {"rank_pattern": {pattern: 4}},
-                              {"alpha_pattern": {pattern: 4}}, {"layers_pattern": pattern, "layers_to_transform": [0]}])  # fmt: skip
+        config |= rng.choice([{"target_modules": pattern}, {"exclude_modules": pattern},
+        {"rank_pattern": {pattern: 4}},
+                              {"alpha_pattern": {pattern: 4}}, {"layers_pattern": pattern,
+                              "layers_to_transform": [0]}])  # fmt: skip
         said = f"pattern {pattern}"
     elif way == "key":
         key = rng.choice(list(config))
@@ -344,7 +366,8 @@ def _adapter() -> Path:
 
 
 KINDS: list[tuple[Callable[[random.Random], Input], float]] = [
-    (parameter_files, 0.16), (yaml_files, 0.14), (keys, 0.18), (settings, 0.14), (model_texts, 0.09), (command_lines, 0.11),
+    (parameter_files, 0.16), (yaml_files, 0.14), (keys, 0.18), (settings, 0.14), (model_texts, 0.09),
+    (command_lines, 0.11),
     (studies, 0.04), (gap_tables, 0.03), (model_folders, 0.07), (adapters, 0.04),
 ]  # fmt: skip
 
