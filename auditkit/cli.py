@@ -24,11 +24,12 @@ Everything heavy is imported where it is used, so that `--help` answers at once.
 
 import contextlib
 import functools
+import re
 import shlex
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -37,14 +38,29 @@ import typer
 
 from auditkit.errors import AuditError
 from auditkit.experiments.papermill import refuse_misfits, run_notebooks, stage_notebooks
+from auditkit.param_rules import names_a_folder, refuse_missing_packages
 from auditkit.params import Params, load_params, parse_setting, project_root
 from auditkit.runs.disk import DiskError, disk_sentence
-from auditkit.runs.folder import STAGES, claimed, run_folder, shown_path, start_over, why_not_resume
-from auditkit.text import VisibleStream, clock, for_a_person
+from auditkit.runs.folder import STAGES, claimed, is_done, run_folder, shown_path, start_over, why_not_resume
+from auditkit.text import SteadyStream, VisibleStream, clock, for_a_person, shortened, visible
 
 GO_ON = ("run", "rounds", "benchmarks")  # commands that keep what is done
 
 
+@contextlib.contextmanager
+def steady_output() -> Iterator[None]:
+    """While it lasts, a closed, broken or full stdout or stderr ends no command: its exit code is that of its work."""
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = steady = SteadyStream(sys.stdout), SteadyStream(sys.stderr)
+    try:
+        yield
+    finally:
+        for stream in steady:
+            stream.flush()
+        sys.stdout, sys.stderr = before
+
+
+@steady_output()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code.
 
@@ -58,13 +74,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with contextlib.redirect_stdout(VisibleStream(sys.stdout)):
             code = app(words, prog_name="auditkit", standalone_mode=False) or 0
     except typer.TyperException as error:  # an option that is not there, or a value that does not fit it
-        said = for_a_person(error.format_message().rstrip("."))
+        said = one_line(error.format_message()).rstrip(".")
         print(f"auditkit: {said}; --help behind a command shows how.", file=sys.stderr)
         return error.exit_code
     except AuditError as error:
         if "--debug" in words:
             raise
-        print(f"auditkit: {error}", file=sys.stderr)
+        print(f"auditkit: {one_line(str(error))}", file=sys.stderr)
         return 2
     except OSError as error:
         if "--debug" in words:
@@ -74,12 +90,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 1
         if error.filename is None:
             raise
-        print(for_a_person(f"auditkit: {error.filename}: {error.strerror}."), file=sys.stderr)
+        print(f"auditkit: {one_line(f'{error.filename}: {error.strerror}')}.", file=sys.stderr)
         return 2
     if code == 130:  # what typer makes of a KeyboardInterrupt
         then = "goes on from here" if words[:1] and words[0] in GO_ON else "begins anew"
         print(f"auditkit: interrupted; the same command {then}.", file=sys.stderr)
     return code
+
+
+def one_line(said: str, most: int = 1500) -> str:
+    """What was said, on one line and no longer than a person reads, whatever stands in a name that it holds."""
+    said = visible(for_a_person(said), keep="")
+    return said if len(said) <= most else f"{said[:most]}..."
 
 
 def _visible_traceback(*error) -> None:
@@ -98,8 +120,8 @@ app.add_typer(miniature, name="miniature", short_help="the shipped tiny models: 
 
 
 def _above_0(text: str) -> int:
-    if not str(text).isdigit() or int(text) == 0:
-        raise typer.BadParameter(f"{str(text)!r} is not a whole number above 0")
+    if not re.fullmatch("[0-9]{1,9}", str(text)) or int(text) == 0:
+        raise typer.BadParameter(f"{shortened(str(text))} is not a whole number above 0")
     return int(text)
 
 
@@ -140,13 +162,14 @@ def run(
     Finished stages are skipped: run again to go on after an interruption.
     """
     from auditkit.experiments.study import is_study
+    from auditkit.planning.start import refuse_missing
 
-    if first and only:
+    if first is not None and only is not None:
         raise typer.BadParameter("not allowed with --from", param_hint="--only")
     if pilot and (first or only):
         raise typer.BadParameter("goes through all stages: leave out --from and --only", param_hint="--pilot")
     if is_study(params):
-        if settings or first or only or anew or pilot:
+        if settings or first is not None or only is not None or anew or pilot:
             raise AuditError(f"{params} is a study: it takes --jobs alone; what its runs change stands in it.")
         return _study(params, jobs)
     p = load_params(params, **_given(settings))
@@ -156,6 +179,8 @@ def run(
     go_on = ["auditkit", "run", params, *(word for text in settings or [] for word in ("--set", text))]
     go_on += ["--only", only] if only else []
     notebooks = stage_notebooks(stages)
+    if anew or not all(is_done(p, stage) for stage in stages):
+        refuse_missing(p)
     with claimed(p):
         refuse_misfits(p, stages, anew)
         if anew:
@@ -196,14 +221,14 @@ def _study(params: str, jobs: int) -> int:
 
 def _selected(first: str | None, only: str | None) -> list[str]:
     stages = list(STAGES)
-    wanted = only or first
+    wanted = first if only is None else only
     if wanted is None:
         return stages
-    number = wanted[:2]
-    if not number.isdigit() or int(number) >= len(stages):
-        option = "only" if only else "from"
-        raise AuditError(f"--{option} {wanted}: give a notebook's number, 00 to {len(stages) - 1:02}.")
-    return [stages[int(number)]] if only else stages[int(number) :]
+    number = re.fullmatch(r"([0-9]{1,2})(_[\w.]+)?", wanted)  # a notebook's or stage's whole name is taken too
+    if not number or int(number[1]) >= len(stages):
+        option, shown = "from" if only is None else "only", wanted[:40] or '""'
+        raise AuditError(f"--{option} {shown}: give a notebook's number, 00 to {len(stages) - 1:02}.")
+    return stages[int(number[1]) :] if only is None else [stages[int(number[1])]]
 
 
 @app.command(short_help="audit and repair, round after round")
@@ -258,7 +283,7 @@ def check(
     from auditkit.planning.check import QUESTION, ROLES, check_model
 
     if role and role not in ROLES:
-        raise typer.BadParameter(f"{role} is none of {', '.join(ROLES)}", param_hint="--as")
+        raise typer.BadParameter(f"{shortened(role)} is none of {', '.join(ROLES)}", param_hint="--as")
     failed = 0
     for what, found, right in check_model(model, device, dtype, image, question or QUESTION, role or ""):
         print(f"{what:<14} {'' if right else 'NO: '}{found}", flush=True)
@@ -331,11 +356,15 @@ def plan(
     bench, time. A run that cannot fit is refused with the keys to change.
     """
     from auditkit.planning.plan import plan_text, refuse_misfit, this_machine
+    from auditkit.planning.start import refuse_missing_models
 
     p = load_params(params, **_given(settings))
     here = this_machine(gpu, gpus, p.device)
+    refuse_missing_models(p)
     print(plan_text(p, here), flush=True)
     refuse_misfit(p, here)
+    if gpu is None:  # a GPU that is named may be another machine's, with other packages
+        refuse_missing_packages(p)
 
 
 @app.command(short_help="how fast this GPU is, and whether the plan is true")
@@ -420,6 +449,8 @@ def export(
 
     if push:
         refuse_repository_name(push)
+    if not names_a_folder(run_name):
+        raise AuditError(f"{shortened(run_name)} is no run's name; give that of a folder of outputs/.")
     told = export_run(project_root() / "outputs" / run_name, out, push or "")
     print(f"{told['findings']} findings: {out / 'findings'}")
     if told["rejected"] or told["relabelled"]:

@@ -3,8 +3,10 @@
 The types and ranges themselves stand beside the keys, in auditkit/params.py.
 """
 
+import importlib.util
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from datetime import date
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 from pydantic import ValidationError
@@ -12,12 +14,14 @@ from pydantic.fields import FieldInfo
 
 from auditkit import specs
 from auditkit.errors import AuditError
+from auditkit.text import shortened
 
 
 class Else(NamedTuple):
     """What is said of a number out of its range, after the key and the number."""
 
     sentence: str
+    both: bool = True  # also of one that is too large, not only of one that is too small
 
 
 def one_sentence(error: ValidationError, values: Mapping, fields: Mapping[str, FieldInfo]) -> str:
@@ -32,17 +36,20 @@ def one_sentence(error: ValidationError, values: Mapping, fields: Mapping[str, F
     name, wrong = str(first["loc"][0]), first["type"]
     value, field = values[name], fields[name]
     if wrong == "value_error":
-        return str(first["ctx"]["error"])
+        return f"{name}: {first['ctx']['error']}"
     if wrong == "finite_number":
         return f"{name}: {value} is not a number one can use; write a finite one."
     if wrong == "literal_error" and isinstance(first["input"], str):
         (allowed,) = [kind for kind in (field.annotation, *get_args(field.annotation)) if get_origin(kind) is Literal]
-        return f"{name}: {first['input']!r} is not one of {', '.join(get_args(allowed))}."
+        return f"{name}: {shortened(first['input'])} is not one of {', '.join(get_args(allowed))}."
     if wrong in ("greater_than_equal", "greater_than", "less_than_equal", "less_than"):
-        own = [mark.sentence for mark in field.metadata if isinstance(mark, Else)]
-        too_small = f"is too small, the least is {first['ctx'].get('ge', 0):g}"
-        number = float(value) if field.annotation is float else value
-        return f"{name}: {number} {own[0] if own else too_small}."
+        large = wrong.startswith("less")
+        own = [mark.sentence for mark in field.metadata if isinstance(mark, Else) and (mark.both or not large)]
+        bound = next(iter(first["ctx"].values()))
+        bound = int(bound) if bound == int(bound) else bound
+        said = f"is too large, the most is {bound}" if large else f"is too small, the least is {bound}"
+        number = float(value) if field.annotation is float and abs(value) < 1e300 else value
+        return f"{name}: {shortened(number)} {own[0] if own else said}."
     return _wrong_type(name, value, field.annotation)
 
 
@@ -52,11 +59,59 @@ def _wrong_type(name: str, value: object, kind: Any) -> str:
         mantissa, exponent = re.split("[eE]", value.strip())
         mantissa = mantissa if "." in mantissa else mantissa + ".0"
         exponent = exponent if exponent[0] in "+-" else "+" + exponent
-        return f"{name}: YAML reads {value} as a string; write {mantissa}e{exponent}."
-    if text and isinstance(value, (bool, int, float)):
-        return f"{name}: YAML reads this as {value!r}, not as text; put it in quotes."
+        return f"{name}: YAML reads {value[:80]} as a string; write {mantissa}e{exponent}."
+    if text and isinstance(value, (bool, int, float, date)):
+        shown = str(value) if isinstance(value, date) else shortened(value)
+        return f"{name}: YAML reads this as {shown}, not as text; put it in quotes."
     wanted = "text" if text else {int: "a whole number", float: "a number"}.get(kind, "a list of texts, as in [a, b]")
-    return f"{name}: expected {wanted}, got {value!r}."
+    return f"{name}: expected {wanted}, got {shortened(value)}."
+
+
+LONGEST_NAME = 100  # of a run; a folder's name has 255 bytes, and rounds and studies add to it
+SHIPPED_RUN = "example"  # its report and summary lie in outputs/
+
+
+def names_a_folder(name: str) -> bool:
+    """Whether a text can be a run's name: a folder's, and nothing that leads elsewhere.
+
+    >>> names_a_folder("demo_seed-1.b"), names_a_folder(".."), names_a_folder("a/b"), names_a_folder("")
+    (True, False, False, False)
+    """
+    return re.fullmatch(r"\w[\w.-]*", name) is not None and len(name.encode()) <= LONGEST_NAME
+
+
+def refuse_missing_packages(p: Any) -> None:
+    """Raise AuditError for the first setting that needs a package which is not installed, at the start of a run.
+
+    Args:
+        p: the parameters.
+    """
+    for key, value, package, extra in _wanted_packages(p):
+        if importlib.util.find_spec(package) is None:
+            raise AuditError(f'{key}: {value} needs the extra `{extra}`: pip install "auditkit[{extra}]".')
+
+
+def _wanted_packages(p: Any) -> Iterator[tuple[str, str, str, str]]:
+    """(key, value, package, extra) of each setting that needs more than auditkit brings along."""
+    if p.engine == "ray":
+        yield "engine", "ray", "ray", "ray"
+    if p.same == "embedding":
+        yield "same", "embedding", "sentence_transformers", "embed"
+    if p.types_by == "embedding":
+        yield "types_by", "embedding", "sentence_transformers", "embed"
+    if p.grpo_rollouts != "transformers":
+        yield "grpo_rollouts", p.grpo_rollouts, "vllm", "vllm"
+    models = {"target": [p.target], "peer": [p.peer], "references": p.references, "same": [p.same]}
+    models |= {"paraphraser": [p.paraphraser], "namer": [p.namer]}
+    for key, texts in models.items():
+        for text in texts:
+            spec = specs.parse(text)
+            if spec.engine == "endpoint":
+                yield key, spec.place, "openai", "endpoint"
+            if spec.engine == "vllm":
+                yield key, text, "vllm", "vllm"
+            if "bits" in spec.options:
+                yield key, text, "bitsandbytes", "quantize"
 
 
 def refuse_impossible(p: Any, ways: Mapping[str, str]) -> None:
@@ -67,7 +122,9 @@ def refuse_impossible(p: Any, ways: Mapping[str, str]) -> None:
         ways: way of making a probe -> the key of the pipeline it needs, "" for none.
     """
     if p.same not in ("text", "embedding") and not re.search("[/:]", p.same):
-        raise AuditError(f'same: "{p.same}" is none of text, embedding, or a model (a folder, a hub id, a server).')
+        raise AuditError(
+            f'same: "{p.same[:80]}" is none of text, embedding, or a model (a folder, a hub id, a server).'
+        )
     if specs.parse(p.auditor).engine != "transformers" or "bits" in specs.parse(p.auditor).options:
         raise AuditError(f'auditor: "{p.auditor}" cannot be trained; name a folder or a hub id, without ?bits.')
     for way in p.ways:
@@ -80,12 +137,22 @@ def refuse_impossible(p: Any, ways: Mapping[str, str]) -> None:
             )
     checks = [
         (
-            re.fullmatch(r"\w[\w.-]*", p.run_name),
-            f"run_name: {p.run_name!r} becomes a folder's name; use letters, digits, '.', '-' and '_' only.",
+            names_a_folder(p.run_name),
+            f"run_name: {shortened(p.run_name)} becomes a folder's name; use letters, digits, '.', '-' and '_' only, "
+            f"and at most {LONGEST_NAME} of them.",
         ),
         (
-            re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", p.device),
-            f"device: {p.device!r} is not one of auto, cpu, mps, cuda, cuda:N.",
+            p.run_name.casefold() != SHIPPED_RUN,
+            f"run_name: {p.run_name} is the run that is shipped, outputs/{SHIPPED_RUN}, which a run would write over; "
+            "take another name.",
+        ),
+        (
+            all(map(names_a_folder, p.earlier)),
+            f"earlier: {shortened(p.earlier)} are to be the run_names of other runs, folders of outputs/.",
+        ),
+        (
+            re.fullmatch("auto|cpu|mps|cuda(:[0-9]{1,3})?", p.device),
+            f"device: {shortened(p.device)} is not one of auto, cpu, mps, cuda, cuda:N.",
         ),
         (
             p.engine != "ray" or p.device in ("auto", "cpu", "cuda"),

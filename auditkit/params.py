@@ -24,7 +24,8 @@ from pydantic.fields import FieldInfo
 from auditkit import specs
 from auditkit.errors import AuditError, say_errors_in_one_sentence
 from auditkit.param_rules import Else, one_sentence, refuse_impossible
-from auditkit.text import nearest
+from auditkit.text import nearest, shortened
+from auditkit.yaml_file import parse_yaml, read_yaml
 
 OWN_RUN = frozenset(("images", "auditor", "target", "references"))  # whoever gives one of these means no run of ours
 DEFAULTS_FILE = "params/demo.yaml"  # the notebooks' parameters cells repeat this file's values; a test holds them equal
@@ -44,10 +45,17 @@ def _pipeline(text: str) -> str:
 _MODEL = AfterValidator(_model)
 Model = Annotated[str, _MODEL]
 Pipeline = Annotated[str, AfterValidator(_pipeline)]
-Count = Annotated[int, Field(ge=1)]
-CountOrNone = Annotated[int, Field(ge=0)]
+# What is more than the upper bounds is a slip of the keyboard, or nothing that numpy, torch or a disk could hold.
+Count = Annotated[int, Field(ge=1, le=10_000_000)]
+CountOrNone = Annotated[int, Field(ge=0, le=10_000_000)]
+Few = Annotated[int, Field(ge=1, le=10_000)]
+FewOrNone = Annotated[int, Field(ge=0, le=10_000)]
+Tokens = Annotated[int, Field(ge=1, le=100_000)]
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]  # numpy takes no other
 Way = Literal["question", "regenerate", "edit"]
-Weight = Annotated[float, Field(ge=0)]
+Weight = Annotated[float, Field(ge=0, le=1000)]
+Temperature = Annotated[float, Field(ge=0, le=10)]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Stages(NamedTuple):
@@ -76,7 +84,7 @@ class Params:
     """Its folder under outputs/."""
     params_file: Annotated[str, NONE] = ""
     """The file itself, filled in when it is read. State it in a file that papermill gets with `-f`."""
-    seed: Annotated[CountOrNone, ALL] = 0
+    seed: Annotated[Seed, ALL] = 0
     """Seed of the image draw, the sampling and the training."""
 
     # --- Images
@@ -103,9 +111,9 @@ class Params:
     """together: all models stay on the device. turns: each is there only while it writes."""
     engine: Annotated[Literal["local", "ray"], NONE] = "local"
     """What runs the audit: local, this process; ray, a Ray Data job over many GPUs and nodes."""
-    workers: Annotated[Count, NONE] = 1
+    workers: Annotated[Few, NONE] = 1
     """Sets of models that answer at once, under ray."""
-    batch_size: Annotated[Count, NONE] = 16
+    batch_size: Annotated[Few, NONE] = 16
     """Prompts in one forward pass. It decides speed and memory, and which questions an audit happens to draw."""
     report_to: Annotated[list[Literal["trackio", "wandb", "tensorboard"]], NONE] = Field(
         default_factory=lambda: list[Literal["trackio", "wandb", "tensorboard"]]()
@@ -135,14 +143,14 @@ class Params:
     """Share of the references that must agree before there is a consensus."""
     same: Annotated[Model, ASKING] = "text"
     """When two answers mean the same: `text` (normalised), `embedding` (extra `embed`), or a model that is asked."""
-    temperature: Annotated[Weight, TEXTS] = 0.7
+    temperature: Annotated[Temperature, TEXTS] = 0.7
     """Temperature at which the auditor writes, 0 being greedy. The models under test always answer greedily."""
-    min_token_probability: Annotated[Weight, ASKING] = 1e-5
+    min_token_probability: Annotated[Share, ASKING] = 1e-5
     """A question is well-formed if the untrained auditor gives each of its tokens this much. A vocabulary of some
     hundreds of words wants a larger value."""
-    max_question_tokens: Annotated[int, Field(ge=4), TEXTS] = 96
+    max_question_tokens: Annotated[int, Field(ge=4, le=100_000), TEXTS] = 96
     """Tokens of the longest note and question; a caption and its check take more than a question."""
-    max_answer_tokens: Annotated[Count, TEXTS] = 32
+    max_answer_tokens: Annotated[Tokens, TEXTS] = 32
     """Tokens of the longest answer, where its model does not end it before. Models that answer in a word or two need 8;
     answers that this cut are counted, and above a tenth the stage says so."""
 
@@ -153,21 +161,23 @@ class Params:
     # --- 04, training the auditor with GRPO
     grpo_steps: Annotated[Count, Stages("04")] = 1000
     """Optimiser steps (1000 in the paper)."""
-    grpo_images: Annotated[Count, Stages("04")] = 32
+    grpo_images: Annotated[Few, Stages("04")] = 32
     """Pictures a step."""
     group_size: Annotated[
         int,
-        Field(ge=2),
-        Else("is too small, the least is 2: GRPO compares the questions of a group with each other"),
+        Field(ge=2, le=1000),
+        Else("is too small, the least is 2: GRPO compares the questions of a group with each other", both=False),
         Stages("04"),
     ] = 8
     """Questions written for each picture and compared with each other; 32 x 8 is the paper's batch of 256."""
-    grpo_learning_rate: Annotated[float, Field(gt=0), Else("trains nothing; write more than 0"), Stages("04")] = 3e-6
+    grpo_learning_rate: Annotated[
+        float, Field(gt=0, le=1), Else("trains nothing; write more than 0", both=False), Stages("04")
+    ] = 3e-6
     """Learning rate (the paper's; a LoRA adapter often takes ten times as much)."""
     grpo_temperature: Annotated[
         float,
-        Field(gt=0),
-        Else("makes all questions of a group equal, which teaches nothing; use more"),
+        Field(gt=0, le=10),
+        Else("makes all questions of a group equal, which teaches nothing; use more", both=False),
         Stages("04"),
     ] = 1.0
     """As temperature, while the auditor learns: a group that writes alike teaches nothing."""
@@ -178,7 +188,7 @@ class Params:
         Stages("04"),
     ] = 0.1
     """Share of the steps over which the learning rate rises (0.1 in the paper)."""
-    grpo_last_learning_rate: Annotated[Weight, Stages("04")] = 1e-6
+    grpo_last_learning_rate: Annotated[Share, Stages("04")] = 1e-6
     """The learning rate falls to this, as a cosine (the paper's)."""
     grpo_micro_batch: Annotated[CountOrNone, NONE] = 0
     """Questions in one forward and backward pass, for memory; 0 for all of a step."""
@@ -186,13 +196,13 @@ class Params:
     """What generates the questions in training: transformers, or one of TRL's two ways of using vLLM."""
     grpo_beta: Annotated[Weight, Stages("04")] = 0.0
     """Weight of staying near the untrained auditor (KL divergence); 0 for none."""
-    grpo_lora_rank: Annotated[Count, Stages("04")] = 32
+    grpo_lora_rank: Annotated[Few, Stages("04")] = 32
     """Rank of the LoRA adapter."""
     replay_weight: Annotated[Weight, Stages("04")] = 0.15
     """Weight of the supervised replay of the auditor's own successes, which keeps coverage; 0 for none."""
-    replay_clusters: Annotated[Count, Stages("04")] = 20
+    replay_clusters: Annotated[Few, Stages("04")] = 20
     """Clusters of texts over which the replay is balanced."""
-    grpo_checkpoints: Annotated[Count, Stages("04")] = 5
+    grpo_checkpoints: Annotated[Few, Stages("04")] = 5
     """Checkpoints kept, evenly spaced; the last is the trained auditor."""
     grpo_patience: Annotated[CountOrNone, NONE] = 10
     """Steps in a row, of one way, that show a collapse before training stops; 0: never."""
@@ -200,19 +210,19 @@ class Params:
     # --- 05 and 06, the audit and its findings
     audit_probes: Annotated[Count, Stages("05")] = 20000
     """Probes of one audit, over all checkpoints (the paper rates search success on 20,000 pictures)."""
-    candidates: Annotated[Count, Stages("05")] = 1
+    candidates: Annotated[Few, Stages("05")] = 1
     """Questions written about a picture by all checkpoints but the last; one is asked."""
     gates: Annotated[list[Literal["reproduces", "sound", "visual"]], Stages("05")] = Field(default_factory=list)
     """Optional checks of a finding, beyond the consensus."""
-    repeats: Annotated[CountOrNone, Stages("05")] = 4
+    repeats: Annotated[FewOrNone, Stages("05")] = 4
     """Times a finding is put to the models again, sampled, for the gates reproduces and sound."""
     paraphraser: Annotated[Model, Stages("05")] = ""
     """A model that says a finding's question in other words, which is put again too; empty for none."""
-    blind_candidates: Annotated[Count, Stages("05")] = 40
+    blind_candidates: Annotated[Few, Stages("05")] = 40
     """Fixed questions tried to find the best one that needs no look at the picture."""
     blind_images: Annotated[Count, Stages("05")] = 1000
     """Pictures that each fixed question is asked about."""
-    failure_types: Annotated[Count, Stages("06 07")] = 15
+    failure_types: Annotated[Few, Stages("06 07")] = 15
     """Most failure types the findings are grouped into (the paper names fifteen)."""
     types_by: Annotated[Literal["text", "embedding"], Stages("06 07")] = "text"
     """What makes findings alike: text (their words), or embedding (their meaning, extra `embed`)."""
@@ -227,13 +237,15 @@ class Params:
     """Runs of earlier rounds whose findings are learnt too."""
     rectify_steps: Annotated[Count, Stages("07")] = 2000
     """Optimiser steps."""
-    rectify_batch: Annotated[Count, Stages("07")] = 64
+    rectify_batch: Annotated[Few, Stages("07")] = 64
     """Examples a step."""
     rectify_micro_batch: Annotated[CountOrNone, NONE] = 0
     """Examples in one forward and backward pass, for memory; 0 for all of a step."""
-    rectify_learning_rate: Annotated[float, Field(gt=0), Else("trains nothing; write more than 0"), Stages("07")] = 1e-4
+    rectify_learning_rate: Annotated[
+        float, Field(gt=0, le=1), Else("trains nothing; write more than 0", both=False), Stages("07")
+    ] = 1e-4
     """Learning rate of a LoRA adapter; all weights want a tenth."""
-    rectify_lora_rank: Annotated[CountOrNone, Stages("07")] = 16
+    rectify_lora_rank: Annotated[FewOrNone, Stages("07")] = 16
     """Rank of the LoRA adapter; 0: all weights of the text part are trained instead."""
     rectify_original: Annotated[CountOrNone, Stages("07")] = 0
     """Labelled original examples drawn; those the target knows are mixed in against forgetting. 0: none."""
@@ -285,6 +297,11 @@ def stages_of(name: str) -> list[str]:
     return stages.numbers.split()
 
 
+def keys_naming(p: Params, text: str) -> str:
+    """The keys of models whose value is this text, or holds it, with commas between them; "" for none."""
+    return ", ".join(key for key in MODELS if text == getattr(p, key) or text in [*getattr(p, key)])
+
+
 def project_root() -> Path:
     """The project folder: the nearest of the working folder and its parents with a `params/`, else the former."""
     here = Path.cwd()
@@ -307,7 +324,9 @@ def load_params(path: str | Path, **overrides) -> Params:
     _refuse_unknown(overrides, "the settings given beside the file")
     named = values.get("params_file")
     if named is not None and Path(str(named)).name != file.name:
-        raise AuditError(f"{file.name}: params_file says {named!r}; write the file's own name, {_shown(file)}.")
+        raise AuditError(
+            f"{file.name}: params_file says {shortened(named)}; write the file's own name, {_shown(file)}."
+        )
     return _checked(values | overrides | {"params_file": _shown(file)}, file.name)
 
 
@@ -393,7 +412,7 @@ def parse_setting(text: str) -> tuple[str, object]:
     """
     key, equals, value = text.partition("=")
     if not equals:
-        raise AuditError(f"--set {text}: write key=value, as in --set grpo_steps=20.")
+        raise AuditError(f"--set {text[:80]}: write key=value, as in --set grpo_steps=20.")
     _refuse_unknown([key], "--set")
     kind = FIELDS[key].annotation
     if kind is str or get_origin(kind) is Literal:
@@ -404,9 +423,10 @@ def parse_setting(text: str) -> tuple[str, object]:
         except ValueError:
             return key, value  # refused later, with the key's name
     try:
-        return key, yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise AuditError(f"--set {text}: not readable; a list is written as in references=[a, b].") from None
+        return key, parse_yaml(value, "")
+    except AuditError:
+        shown = text if len(text) <= 80 else f"{text[:80]}..."
+        raise AuditError(f"--set {shown}: not readable; a list is written as in references=[a, b].") from None
 
 
 def find_params_file(path: str | Path) -> Path:
@@ -416,33 +436,32 @@ def find_params_file(path: str | Path) -> Path:
     """
     path = Path(path)
     for candidate in (path, project_root() / path):
-        if candidate.is_file():
+        if is_file(candidate):
             return candidate
     there = sorted(file.name for file in (project_root() / "params").glob("*.yaml"))
     near = nearest(path.name, there)
     hint = f"did you mean params/{near}?" if near else f"params/ holds {', '.join(there) or 'no file'}."
-    raise AuditError(f"No parameter file {path}: {hint}")
+    raise AuditError(f"No parameter file {str(path)[:200]}: {hint}")
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML that refuses a key given twice; plain YAML would keep the last in silence."""
+def is_file(path: Path) -> bool:
+    """Whether there is such a file; a name that is too long for one, or has a NUL in it, is none."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        keys = [key.value for key, _ in node.value]
-        twice = sorted({key for key in keys if keys.count(key) > 1})
-        if twice:
-            raise AuditError(f"{Path(self.name).name}: {twice[0]} is given twice; keep one.")
-        return super().construct_mapping(node, deep)
+
+def is_folder(path: Path) -> bool:
+    """Whether there is such a folder; a name that is too long for one, or has a NUL in it, is none."""
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
 
 
 def _read(file: Path) -> dict:
-    try:
-        with file.open(encoding="utf-8") as stream:
-            values = yaml.load(stream, _Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        raise AuditError(f"{file.name}{where}: not readable as YAML ({getattr(error, 'problem', error)}).") from None
+    values = read_yaml(file)
     if not isinstance(values, dict):
         raise AuditError(f"{file.name}: expected lines of `key: value`, as in params/demo.yaml.")
     return values
@@ -459,7 +478,7 @@ def _refuse_unknown(names, where: str) -> None:
         if name not in FIELDS:
             near = nearest(name, FIELDS)
             hint = f"did you mean {near}?" if near else "docs/parameters.md lists every key."
-            raise AuditError(f"{where}: unknown key {name}; {hint}")
+            raise AuditError(f"{where}: unknown key {str(name)[:80]}; {hint}")
 
 
 def _injected(names: Mapping) -> set[str]:
@@ -508,8 +527,8 @@ def _type_in_words(key: str) -> str:
         return f"list of {', '.join(f'`{word}`' for word in get_args(items[0])) or 'texts'}"
     if field.annotation is str:
         return "model" if key in MODELS else "pipeline" if key in WAYS.values() else "text"
-    signs = {Ge: "≥", Gt: ">", Le: "≤", Lt: "<"}
-    bounds = [f"{signs[type(mark)]} {getattr(mark, type(mark).__name__.lower()):g}" for mark in field.metadata
+    signs: dict[type, str] = {Ge: "≥", Gt: ">", Le: "≤", Lt: "<"}
+    bounds = [f"{signs[type(mark)]} {getattr(mark, type(mark).__name__.lower())}" for mark in field.metadata
               if type(mark) in signs]  # fmt: skip
     return " ".join(["whole number" if field.annotation is int else "number", ", ".join(bounds)]).strip()
 

@@ -23,6 +23,7 @@ arguments of the pipeline's own call:
 
 import functools
 import json
+import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,12 +34,14 @@ from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, Valida
 from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
 from auditkit.errors import AuditError
-from auditkit.text import nearest, visible
+from auditkit.text import nearest, shortened, visible
 
 HUB_SECONDS = 10  # to wait for the hub's answer to one question
 
-Whole = Annotated[int, BeforeValidator(int), Field(gt=0)]  # by Python's int, which does not take 2.0 for 2
-Positive = Annotated[float, Field(gt=0)]
+Whole = Annotated[int, BeforeValidator(int), Field(gt=0, le=10**9)]  # by Python's int, which does not take 2.0 for 2
+Positive = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
+LONGEST = 4000  # characters of a model's text: a few folders of adapters
+LONGEST_NAME = 100
 
 
 def _key(value: str) -> str:
@@ -50,13 +53,17 @@ def _key(value: str) -> str:
 def _size(value: str) -> tuple[int, int]:
     found = re.fullmatch(r"([1-9]\d*)(?:x([1-9]\d*))?", value)
     if not found:
-        raise AuditError(f"size is written 512 or 768x512 (WIDTHxHEIGHT), not {value!r}.")
+        raise AuditError(f"size is written 512 or 768x512 (WIDTHxHEIGHT), not {shortened(value)}.")
+    if max(len(side or "") for side in found.groups()) > 5:
+        raise AuditError(f"size is at most 99999 pixels a side, not {shortened(value)}.")
     return int(found[1]), int(found[2] or found[1])
 
 
 def _name(value: str) -> str:
-    if not re.fullmatch(r"[\w.+=-]+", value):
-        raise AuditError(f"name is made of letters, digits and . _ - + =, not {value!r}.")
+    if not re.fullmatch(r"[\w.+=-]+", value) or len(value) > LONGEST_NAME:
+        raise AuditError(
+            f"name is made of letters, digits and . _ - + =, at most {LONGEST_NAME}, not {shortened(value)}."
+        )
     return value
 
 
@@ -89,7 +96,7 @@ class VLLM(Loaded, total=False):
     name: Name
     max_pixels: Whole
     gpus: Whole  # over how many the model is split
-    memory: Positive  # share of the GPU's memory vLLM may take
+    memory: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]  # share of the GPU's memory vLLM may take
     max_length: Whole  # longest prompt and answer, in tokens
 
 
@@ -109,7 +116,9 @@ class PipelineOptions(Loaded, total=False):
 
     device: str
     steps: Whole  # of denoising
-    guidance: Annotated[float, Field(ge=0)]  # how much the text counts, under the name that the pipeline has for it
+    guidance: Annotated[
+        float, Field(ge=0, le=1000, allow_inf_nan=False)
+    ]  # how much the text counts, under the name that the pipeline has for it
     size: Annotated[tuple[int, int], BeforeValidator(_size)]  # pixels: one side of a square, or WIDTHxHEIGHT
     max_length: Whole  # tokens of a text that are read
     offload: Literal["none", "model", "sequential", "group"]  # weights wait in CPU memory: whole models, layers, groups
@@ -166,14 +175,20 @@ def parse(text: str | Path) -> Spec:
     >>> parse("a/b?bits=4&device=cuda:1").name, parse("a/b?dtype=float16&revision=v2").name, parse("a/b?name=big").name
     ('b+bits=4', 'b+dtype=float16+revision=v2', 'big')
     """  # noqa: E501
-    text = str(text)
-    if visible(text, keep="") != text:
-        raise AuditError(f'"{visible(text, keep="")}": a model\'s text holds no control characters.')
+    text = _refused_if_no_name(str(text))
     if text.startswith(("http://", "https://")):
-        address, model = urldefrag(text)
-        parts = urlsplit(address)
+        try:
+            address, model = urldefrag(text)
+            parts = urlsplit(address)
+            there = bool(parts.hostname) and (parts.port is None or parts.port > 0)
+        except ValueError:  # a port beyond 65535, or brackets without an IPv6 address in them
+            there = False
+        if not there:
+            raise AuditError(
+                f'"{shown_address(text)}": is no address of a server; write one like http://localhost:8000/v1#MODEL.'
+            )
         if not model:
-            shown = text.partition("?")[0]  # a query may hold what is not to be shown
+            shown = shown_address(text)
             raise AuditError(f'"{shown}": say which of the server\'s models, as in {shown}#google/gemma-3-12b-it.')
         if parts.username or parts.password:
             raise AuditError(
@@ -195,9 +210,7 @@ def parse_pipeline(text: str | Path) -> Spec:
     >>> parse_pipeline("stabilityai/sdxl-turbo?steps=1&guidance=0&size=512&clip_skip=1").options
     {'steps': 1, 'guidance': 0.0, 'size': (512, 512), 'clip_skip': 1}
     """
-    if visible(str(text), keep="") != str(text):
-        raise AuditError(f'"{visible(str(text), keep="")}": a model\'s text holds no control characters.')
-    place, _, query = str(text).partition("?")
+    place, _, query = _refused_if_no_name(str(text)).partition("?")
     given = _query(place, query)
     options = _checked(
         place, {name: value for name, value in given.items() if name in PIPELINE_OPTIONS}, PipelineOptions
@@ -230,6 +243,35 @@ def same_model(one: str, other: str) -> bool:
     return a == b
 
 
+def is_hub_id(text: str) -> bool:
+    """Whether a text can be the id of a model or data set on the hub, by the hub's own rules."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(text)
+    except HFValidationError:
+        return False
+    return True
+
+
+def shown_address(text: str) -> str:
+    """An address without its query, which may hold what is not to be shown, and at most 200 characters of it.
+
+    >>> shown_address("https://example.org/v1?key=1#org/large")
+    'https://example.org/v1'
+    """
+    return text.partition("?")[0][:200]
+
+
+def _refused_if_no_name(text: str) -> str:
+    if len(text) > LONGEST:
+        raise AuditError(f'"{text[:80]}...": a model\'s text has at most {LONGEST} characters, not {len(text):,}.')
+    if visible(text, keep="") != text:
+        raise AuditError(f'"{visible(text, keep="")}": a model\'s text holds no control characters.')
+    return text
+
+
 def _query(text: str, query: str) -> dict[str, str]:
     try:
         return dict(parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query)))
@@ -257,13 +299,15 @@ def _one_sentence(error: ValidationError, known: type) -> str:
     if wrong == "extra_forbidden":
         names = list(known.__annotations__)
         near = nearest(name, names)
-        return f"unknown option {name}; " + (f"did you mean {near}?" if near else f"there are {', '.join(names)}.")
+        return f"unknown option {name[:80]}; " + (f"did you mean {near}?" if near else f"there are {', '.join(names)}.")
     if wrong == "value_error" and isinstance(first["ctx"]["error"], AuditError):
         return str(first["ctx"]["error"])
     if wrong == "literal_error":
         allowed = first["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", ")
-        return f"{name} is one of {', '.join(sorted(allowed))}, not {value!r}."
-    return f"{name} wants a number above 0, not {value!r}."
+        return f"{name} is one of {', '.join(sorted(allowed))}, not {shortened(value)}."
+    if wrong.startswith("less"):
+        return f"{name} is at most {first['ctx']['le']:g}, not {shortened(value)}."
+    return f"{name} wants a number above 0, not {shortened(value)}."
 
 
 def _plain(value: str):
@@ -273,6 +317,11 @@ def _plain(value: str):
     (0.5, True, None, 'blurred')
     """
     try:
-        return json.loads(value)
-    except ValueError:
+        found = json.loads(value, parse_constant=_no_number)
+        return value if isinstance(found, float) and not math.isfinite(found) else found
+    except (ValueError, RecursionError):
         return value
+
+
+def _no_number(name: str):
+    raise ValueError(f"{name} is no number")

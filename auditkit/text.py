@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import io
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TextIO
@@ -148,6 +149,52 @@ class VisibleStream:
         return getattr(self.stream, name)
 
 
+class SteadyStream:
+    """A stream of text that nothing can break: where its reader is gone (`| head`), it is closed, or the disk behind it
+    is full, what is written from then on goes nowhere. Signs that its encoding lacks are written as escapes.
+    """
+
+    def __init__(self, stream: TextIO | None):
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        try:
+            if self.stream:
+                self.stream.write(text)
+        except UnicodeEncodeError as error:
+            self.write(text.encode(error.encoding, "backslashreplace").decode(error.encoding))
+        except (OSError, ValueError):  # ValueError: it was closed
+            self._give_up()
+        return len(text)
+
+    def flush(self) -> None:
+        try:
+            if self.stream:
+                self.stream.flush()
+        except (OSError, ValueError):
+            self._give_up()
+
+    def isatty(self) -> bool:
+        try:
+            return bool(self.stream and self.stream.isatty())
+        except (OSError, ValueError):
+            return False
+
+    def _give_up(self) -> None:
+        """Let what is left in its buffer, and what Python writes at its end, go nowhere as well."""
+        try:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            if self.stream:
+                os.dup2(nowhere, self.stream.fileno())
+            os.close(nowhere)
+        except (OSError, ValueError):  # it is no file
+            pass
+        self.stream = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream or io.StringIO(), name)
+
+
 LONGEST_NAME = 120  # characters of a key in a file's name, which may have 255 bytes in all
 
 
@@ -180,10 +227,23 @@ def short_error(error: BaseException) -> str:
     return str(error).strip().split("\n")[0][:200].rstrip(". ") or type(error).__name__
 
 
+def shortened(value: object, most: int = 80) -> str:
+    """A value as Python writes it, cut to `most` characters, for a message of one line.
+
+    >>> shortened("abc"), shortened("x" * 1000, 10)
+    ("'abc'", "'xxxxx...'")
+    """
+    try:
+        text = repr(value if not isinstance(value, str | list | tuple) else value[: most + 1])
+    except ValueError:  # an int of thousands of digits
+        return f"a {type(value).__name__} of thousands of digits"
+    return text if len(text) <= most else f"{text[: most - 4]}...{text[-1]}"
+
+
 def nearest(word: object, known: Iterable[str], cutoff: float = 0.6) -> str:
     """The known word that is spelt most like this one, "" where none is near: for "did you mean ...?".
 
     >>> nearest("grpo_step", ["grpo_steps", "seed"]), nearest("colour", ["seed"])
     ('grpo_steps', '')
     """
-    return next(iter(difflib.get_close_matches(str(word), list(known), 1, cutoff)), "")
+    return next(iter(difflib.get_close_matches(str(word)[:200], list(known), 1, cutoff)), "")

@@ -16,7 +16,16 @@ MODULES = {
     ".".join(("auditkit", *file.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__"): file
     for file in PACKAGE.rglob("*.py")
 }
-TOP = ("redact", "text", "errors", "stats", "specs", "param_rules", "params")  # read by all rooms, in this order
+TOP = (
+    "redact",
+    "text",
+    "errors",
+    "yaml_file",
+    "stats",
+    "specs",
+    "param_rules",
+    "params",
+)  # read by all rooms, in this order
 
 
 def imports(module: str) -> set[str]:

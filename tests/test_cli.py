@@ -336,3 +336,59 @@ def test_params_says_where_each_value_is_from(project, capsys):
     rows = {line.split()[0]: line.split() for line in lines[1:]}
     assert rows["seed"][1:] == ["7", "--set"]
     assert rows["run_name"][1] == "smoke" and rows["run_name"][2] != "--set"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *(["run", "params/demo.yaml", option, odd] for option in ("--only", "--from")
+          for odd in ("", "00,01", "²", "9", "1 ")),
+        *(["plan", "params/demo.yaml", "--gpu", odd] for odd in ("nan", "inf", "-1", "0", "1e9")),
+        *(["plan", "params/demo.yaml", "--gpus", odd] for odd in ("0", "-1", "999999999")),
+        *(["params", "params/demo.yaml", "--set", f"run_name={odd}"]
+          for odd in ("", "..", "a/b", "example", "n" * 300, "a\x1b[31m")),
+        ["params", "params/demo.yaml", "--set", "target=http://localhost:99999999/v1#x"],
+        ["rounds", "params/demo.yaml", "--most", "²"],
+        ["export", "../demo", "--out", "x"],
+        ["x" * 100_000],
+    ],
+)  # fmt: skip
+def test_odd_command_lines_are_one_short_sentence(notebooks, capsys, monkeypatch, arguments):
+    monkeypatch.setattr(cli, "run_notebooks", lambda *_: pytest.fail("something was run"))
+    assert main(arguments) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith("auditkit: ") and said.err.count("\n") == 1 and said.out == ""
+    assert len(said.err) < 1700 and not re.search("[\x00-\x09\x0b-\x1f]", said.err)
+
+
+def test_one_notebook_is_named_by_its_number_or_its_whole_name():
+    for wanted in ("05", "5", "05_audit", "05_run_the_audit.ipynb"):
+        assert cli._selected(None, wanted) == ["05_audit"]
+    assert cli._selected("07", None) == ["07_rectify", "08_benchmark"]
+
+
+@pytest.mark.parametrize("how", ["| head -1", "| true", "> /dev/full", ">&-", "> /dev/full 2>&1", ">&- 2>&-"])
+def test_a_closed_or_full_stdout_ends_no_command(project, how):
+    """What the shell reads of the exit code is the command's own."""
+    shell = [
+        "bash",
+        "-c",
+        f"{sys.executable} -m auditkit.cli params params/smoke.yaml {how}; echo ${{PIPESTATUS[0]}} >&3",
+    ]
+    read, write = os.pipe()
+    told = subprocess.run([*shell[:2], shell[2].replace(">&3", f">&{write}")], pass_fds=[write], capture_output=True)
+    os.close(write)
+    assert os.read(read, 100) == b"0\n" and told.stderr == b""
+    os.close(read)
+
+
+def test_a_run_whose_reader_is_gone_is_finished(notebooks, project):
+    command = f"{sys.executable} -m auditkit.cli run params/demo.yaml --from 07 | head -1; echo ${{PIPESTATUS[0]}}"
+    told = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert told.stdout.endswith("\n0\n") and told.stderr == ""
+    assert (project / "outputs/demo/07_rectify/DONE").is_file()
+
+
+def test_a_refused_command_keeps_its_exit_code_where_stderr_is_full(project):
+    told = subprocess.run(["bash", "-c", f"{sys.executable} -m auditkit.cli params nothing.yaml 2> /dev/full"])
+    assert told.returncode == 2

@@ -25,11 +25,12 @@ from typing import Any
 
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from torch.nn import functional as F
 
 from auditkit import specs
 from auditkit.errors import AuditError
-from auditkit.models import downloads
+from auditkit.models import downloads, weights
 from auditkit.models.base import quiet
 from auditkit.models.batching import in_batches
 from auditkit.models.device import choose_device, choose_dtype
@@ -83,9 +84,11 @@ def load_picture_check(p: Params) -> PictureCheck:
                 f'picture_check: "{spec}" is no model that compares pictures with texts ({short_error(error)}); name '
                 "one of CLIP's or SigLIP's kind, such as openai/clip-vit-base-patch32."
             ) from error
+        downloads.refuse_unsafe_index(place, spec, how)
         try:
-            model = kind.from_pretrained(place, use_safetensors=True, dtype=dtype, **how)
-        except (OSError, ValueError, RuntimeError) as error:
+            with weights.no_pickles():
+                model = kind.from_pretrained(place, use_safetensors=True, dtype=dtype, **how)
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             downloads.refuse_weights(error, place, spec, how)
     model = model.eval().to("cpu" if turns else device)
     return PictureCheck(

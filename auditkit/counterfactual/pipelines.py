@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 
 from auditkit import specs
 from auditkit.errors import AuditError
-from auditkit.models import downloads
+from auditkit.models import downloads, weights
 from auditkit.models.base import quiet
 from auditkit.models.trainer_internals import empty_cache
 from auditkit.text import nearest, short_error
@@ -155,8 +155,11 @@ def read_pipeline(place: str, spec: str | Path, dtype: torch.dtype, how: dict) -
     """The pipeline with its weights, on the CPU. Raises AuditError for what of it is missing."""
     from diffusers import DiffusionPipeline
 
+    if Path(place).is_dir():
+        weights.refuse_unsafe(Path(place), spec)
     try:
-        return DiffusionPipeline.from_pretrained(place, use_safetensors=True, dtype=dtype, **how)
+        with weights.no_pickles():
+            return DiffusionPipeline.from_pretrained(place, use_safetensors=True, dtype=dtype, **how)
     except ImportError as error:
         raise AuditError(f'"{spec}": it needs a package that is missing: {short_error(error)}.') from error
     except (OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError) as error:

@@ -12,6 +12,7 @@ A picture's key is a hash of its bytes. So a picture that comes once for each of
 its key and its split when rows are added, and one that is in both the train and the test split counts as test only.
 """
 
+import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +22,9 @@ from urllib.parse import parse_qsl
 from auditkit.data import columns
 from auditkit.data.source import Collection, Row
 from auditkit.errors import AuditError
-from auditkit.specs import HUB_SECONDS
-from auditkit.text import short_error
+from auditkit.params import is_folder, project_root
+from auditkit.specs import HUB_SECONDS, is_hub_id
+from auditkit.text import short_error, shortened
 
 HUB_OPTIONS = {
     "config": "one of the data set's configurations",
@@ -116,8 +118,13 @@ options={'train': 'validation', 'limit': '1000'})
     for name in options:
         if name not in HUB_OPTIONS:
             raise place.error(f"there is no option {name}; there are {', '.join(HUB_OPTIONS)}.")
-    if "limit" in options and not (options["limit"].isdigit() and int(options["limit"])):
-        raise place.error(f"limit is a number of rows, not {options['limit']!r}.")
+    if "limit" in options and not (re.fullmatch("[0-9]{1,12}", options["limit"]) and int(options["limit"])):
+        raise place.error(f"limit is a number of rows, not {shortened(options['limit'])}.")
+    if _folder(path) is None and not is_hub_id(path):
+        raise place.error(
+            "there is no such folder." if _is_local(path) else
+            "this is neither a folder nor a data set's id, as in hub:HuggingFaceM4/the_cauldron."
+        )  # fmt: skip
     return place
 
 
@@ -157,8 +164,7 @@ def _files(place: Place, config: str | None) -> dict[str, list[str]]:
     from datasets.exceptions import DatasetNotFoundError
 
     folder = _folder(place.path)
-    local = Path(place.path).is_absolute() or place.path.startswith((".", "~")) or place.path.count("/") > 1
-    if local and folder is None:
+    if _is_local(place.path) and folder is None:
         raise place.error("there is no such folder.")
     if folder is None:
         _reach(place)
@@ -260,8 +266,10 @@ def _rows(place: Place, split: str, files: list[str], limit: int):
     return data.select(range(min(limit, len(data)))) if limit else data
 
 
-def _folder(path: str) -> Path | None:
-    from auditkit.params import project_root
+def _is_local(path: str) -> bool:
+    return Path(path).is_absolute() or path.startswith((".", "~")) or path.count("/") > 1
 
+
+def _folder(path: str) -> Path | None:
     candidates = (Path(path).expanduser(), project_root() / path)
-    return next((folder.resolve() for folder in candidates if folder.is_dir()), None)
+    return next((folder.resolve() for folder in candidates if is_folder(folder)), None)

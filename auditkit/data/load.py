@@ -6,7 +6,7 @@ from pathlib import Path
 from auditkit.data.folder import ImageFolder
 from auditkit.data.source import Source
 from auditkit.errors import AuditError
-from auditkit.params import project_root
+from auditkit.params import is_folder, project_root
 
 SOURCES = (
     "auditkit.images"  # the entry points by which a package adds sources, as our pyproject.toml adds the miniature
@@ -32,7 +32,7 @@ def load_images(spec: str) -> Source:
         return found.load()(rest)
     path, _, options = spec.partition("?")
     for folder in (Path(path).expanduser(), project_root() / path):
-        if folder.is_dir():
+        if is_folder(folder):
             return ImageFolder(folder, options)
     known = ", ".join(f'"{name}"' for name in sorted(entry_points(group=SOURCES).names))
     raise AuditError(

@@ -35,12 +35,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import yaml
-
 from auditkit.errors import AuditError
 from auditkit.params import FIELDS, Params, find_params_file, load_params, project_root
 from auditkit.runs.files import write_json, write_text
 from auditkit.runs.folder import STAGES, damage_in_words, is_done, run_folder, shown_path, would_fit
+from auditkit.yaml_file import read_yaml
 
 KEYS = {"study": str, "question": str, "base": str, "seeds": list, "settings": dict, "arms": dict}
 OPTIONAL = {"measures": list, "curve": dict}
@@ -200,10 +199,8 @@ MEASURES = {
 
 def is_study(path: str | Path) -> bool:
     """Whether a parameter file is a study's."""
-    try:
-        return "arms" in (yaml.safe_load(find_params_file(path).read_text(encoding="utf-8")) or {})
-    except (yaml.YAMLError, UnicodeDecodeError, TypeError):
-        return False  # load_params says what is wrong with it
+    values = read_yaml(find_params_file(path))
+    return isinstance(values, dict) and "arms" in values
 
 
 def load_study(path: str | Path) -> Study:
@@ -212,20 +209,28 @@ def load_study(path: str | Path) -> Study:
     Raises AuditError naming the key, or the arm, that is wrong.
     """
     file = find_params_file(path)
-    values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    for name in values:
+    read = read_yaml(file)
+    if not isinstance(read, dict):
+        raise AuditError(f"{file.name}: expected lines of `key: value`, as in params/study_ways.yaml.")
+    for name in read:
         if name not in KEYS | OPTIONAL:
             raise AuditError(f"{file.name}: unknown key {name}; a study has {', '.join(KEYS | OPTIONAL)}.")
-    values = {"settings": {}, "measures": list(MEASURES), "curve": {}} | values
+    values: dict = {"settings": {}, "measures": list(MEASURES), "curve": {}} | read
     for name, kind in (KEYS | OPTIONAL).items():
         if not isinstance(values.get(name), kind):
             raise AuditError(f"{file.name}: {name} must be there, as a {kind.__name__}.")
     _refuse_unmeasured(file.name, values["measures"], values["curve"])
     seeds, settings = values["seeds"], values["settings"]
-    if not seeds or len(set(seeds)) < len(seeds) or not all(type(seed) is int and seed >= 0 for seed in seeds):
+    if not seeds or not all(type(seed) is int and seed >= 0 for seed in seeds) or len(set(seeds)) < len(seeds):
         raise AuditError(f"{file.name}: seeds must be different whole numbers, as in [0, 1, 2].")
     if len(values["arms"]) < 2:
         raise AuditError(f"{file.name}: arms: a study compares at least two.")
+    for arm, own in values["arms"].items():
+        if not isinstance(arm, str) or not isinstance(own, dict | None):
+            raise AuditError(f"{file.name}: arms: {arm!r} must be a name with settings behind it, as in {{seed: 1}}.")
+        for key in settings | (own or {}):
+            if not isinstance(key, str) or key in ("run_name", "params_file", "seed", "path"):
+                raise AuditError(f"{file.name}, arm {arm!r}: {key} is no key that an arm can set.")
     arms = {arm: settings | (own or {}) for arm, own in values["arms"].items()}
     name, question, base = (values[key] for key in ("study", "question", "base"))
     study = Study(name, question, base, seeds, arms, values["measures"], values["curve"])
@@ -241,9 +246,9 @@ def load_study(path: str | Path) -> Study:
 
 
 def _refuse_unmeasured(file: str, measures: list, curve: Mapping) -> None:
-    if unknown := [name for name in measures if name not in MEASURES]:
+    if unknown := [name for name in measures if name not in list(MEASURES)]:
         raise AuditError(f"{file}: measures: {unknown[0]!r} is not one of {', '.join(MEASURES)}.")
-    if curve and (curve.keys() != {"x", "y"} or curve["x"] not in FIELDS or curve["y"] not in measures):
+    if curve and (curve.keys() != {"x", "y"} or curve["x"] not in list(FIELDS) or curve["y"] not in measures):
         raise AuditError(f"{file}: curve: write {{x: a parameter, y: one of the measures}}, not {dict(curve)}.")
 
 

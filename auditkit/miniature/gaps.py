@@ -19,12 +19,11 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from auditkit.errors import AuditError
 from auditkit.miniature.grammar import SKILLS, facts
 from auditkit.miniature.world import Scene
-from auditkit.text import nearest
+from auditkit.text import nearest, short_error
+from auditkit.yaml_file import read_yaml
 
 COMPARISONS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
 FACTS = """skill truth background objects position row column kind shape colour size pattern value side opposite about
@@ -78,9 +77,9 @@ def load(path: Path) -> list[Gap]:
     Raises AuditError naming the file, the gap and the word that is not known.
     """
     try:
-        table = yaml.safe_load(Path(path).read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise AuditError(f"{path}: cannot be read as YAML ({str(error).splitlines()[0]})") from None
+        table = read_yaml(Path(path))
+    except (OSError, AuditError) as error:
+        raise AuditError(f"{path}: cannot be read as YAML ({short_error(error)})") from None
     if not isinstance(table, list) or not table:
         raise AuditError(f"{path}: expected a list of gaps, each with name, skill, when and says")
     gaps = []
@@ -88,6 +87,8 @@ def load(path: Path) -> list[Gap]:
         where = f"{path}: gap {number}" + (f" ({row['name']!r})" if isinstance(row, dict) and "name" in row else "")
         if not isinstance(row, dict) or set(row) != {"name", "skill", "when", "says"}:
             raise AuditError(f"{where} must have exactly the keys name, skill, when, says")
+        if not isinstance(row["name"], str) or not isinstance(row["skill"], str):
+            raise AuditError(f"{where}: name and skill must be text")
         _known(where, "skill", row["skill"], SKILLS)
         if not isinstance(row["when"], dict):
             raise AuditError(f"{where}: when must be conditions like {{truth: purple}}, not {row['when']!r}")

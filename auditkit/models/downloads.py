@@ -15,8 +15,8 @@ from typing import Any
 
 from auditkit import specs
 from auditkit.errors import AuditError
-from auditkit.models.trainer_internals import reads_images
-from auditkit.params import project_root
+from auditkit.models import weights
+from auditkit.params import is_folder, project_root
 from auditkit.specs import HUB_SECONDS
 from auditkit.text import short_error
 
@@ -103,9 +103,11 @@ def config_of(place: str, spec: str | Path, how: dict) -> Any:
     import transformers
     from transformers import AutoConfig
 
+    from auditkit.models.trainer_internals import reads_images  # torch, which a look at a folder does not need
+
     try:
         found = AutoConfig.from_pretrained(place, **how)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # a configuration can be wrong in any way
         _refuse_remote_code(error, spec)
         if "does not recognize this architecture" in str(error):
             raise AuditError(
@@ -123,14 +125,14 @@ def processor_of(place: str, spec: str | Path, how: dict) -> Any:
 
     Raises AuditError when there is none for images and text, or none with a chat template.
     """
-    import jinja2
-
     from auditkit.models import processors
 
     try:
         found = processors.load_processor(place, how)
         whole = hasattr(found, "image_processor") and hasattr(found, "tokenizer")
         ignored = whole and bool(found.chat_template) and processors.leaves_pictures_out(found)
+    except AuditError as error:
+        raise AuditError(f'"{spec}": {error}') from error
     except (ImportError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         if package := _missing_package(error):
             raise AuditError(
@@ -150,10 +152,6 @@ def processor_of(place: str, spec: str | Path, how: dict) -> Any:
         raise AuditError(
             f'"{spec}": no processor could be loaded from {place}; its tokenizer and preprocessor_config.json belong '
             "beside the weights, as processor.save_pretrained writes them."
-        ) from error
-    except jinja2.TemplateError as error:
-        raise AuditError(
-            f'"{spec}": its chat template does not take one question on one image ({short_error(error)}).'
         ) from error
     if not whole:
         raise AuditError(f'"{spec}": {place} has no processor for images and text, only a {type(found).__name__}.')
@@ -194,9 +192,11 @@ def _missing_package(error: BaseException) -> str:
 def refuse_weights(error: Exception, place: str, spec: str | Path, how: dict) -> None:
     """Raise AuditError for weights that could not be loaded: what is wrong with them."""
     _refuse_remote_code(error, spec)
+    if "is a pickle" in str(error):
+        raise AuditError(f'"{spec}": {short_error(error)}.') from None
     files = _files(place, how)
     safe = {Path(name).parent for name in files if name.endswith(".safetensors")}
-    pickles = [name for name in files if name.endswith((".bin", ".pt", ".pth", ".ckpt"))]
+    pickles = [name for name in files if name.endswith(weights.PICKLES)]
     pickles = [name for name in pickles if Path(name).parent not in safe]  # a pipeline has a folder for each model
     if pickles:
         raise AuditError(
@@ -215,6 +215,23 @@ def _files(place: str, how: dict) -> list[str]:
         return huggingface_hub.list_repo_files(place, revision=how["revision"])
     except Exception:  # it only explains another error, which is told without it
         return []
+
+
+def refuse_unsafe_index(place: str, spec: str | Path, how: dict) -> None:
+    """Raise AuditError for weights, in a folder or on the hub, of which an index names anything but safetensors.
+
+    Of the hub nothing is fetched but that index; a folder's weights are also to be whole.
+    """
+    if Path(place).is_dir():
+        weights.refuse_unsafe(Path(place), spec)
+        return
+    from transformers.utils import cached_file
+
+    quiet = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "gated_repo", "connection_errors")}
+    found = cached_file(place, "model.safetensors.index.json", revision=how["revision"], **quiet)
+    shards = weights.read_object(Path(found), spec).get("weight_map", {}) if found else {}
+    for name in sorted({*map(str, shards.values())}):
+        weights.refuse_pickle(name, spec, "model.safetensors.index.json names")
 
 
 def _refuse_remote_code(error: Exception, spec: str | Path) -> None:
@@ -241,8 +258,34 @@ def resolve(spec: str | Path, like: str = "google/gemma-3-4b-it") -> str:
     for found in entry_points(group=SHIPPED, name=scheme) if name else ():
         return str(found.load()(name))
     for folder in (Path(text).expanduser(), project_root() / text):
-        if folder.is_dir():
+        if is_folder(folder):
             return str(folder)
-    if text.count("/") == 1 and not text.startswith((".", "/", "~", "outputs/")):
+    if text.count("/") == 1 and not text.startswith((".", "/", "~", "outputs/")) and specs.is_hub_id(text):
         return text
-    raise AuditError(f'"{text}": no such model; write miniature:NAME, a folder or a hub id like {like}.')
+    raise AuditError(f'"{text[:200]}": no such model; write miniature:NAME, a folder or a hub id like {like}.')
+
+
+def refuse_absent(text: str | Path, index: str = "config.json") -> str:
+    """Where a model is, as `resolve` says it; what is in its folder, and in its adapters', can be read.
+
+    A hub id is only looked at, not asked for.
+
+    Args:
+        text: a model's (specs.py), or a pipeline's.
+        index: the file that every model of this kind has: config.json, or a pipeline's model_index.json.
+
+    Raises AuditError for a folder, or an adapter's, that is missing, has no such file, or no whole safetensors.
+    """
+    spec = specs.parse(text) if index == "config.json" else specs.parse_pipeline(text)
+    if spec.engine == "endpoint":
+        return spec.place
+    place = resolve(text if index == "config.json" else spec.place)
+    if Path(place).is_dir():
+        folder = Path(place)
+        if not any((folder / name).is_file() for name in (index, weights.ADAPTER)):
+            kind = "model" if index == "config.json" else "pipeline"
+            raise AuditError(f'"{text}": {folder} has no {index}, so it is no {kind}; name the folder that has it.')
+        weights.refuse_unsafe(folder, text)
+    for adapter in spec.adapters:
+        weights.adapter_folder(adapter)
+    return place

@@ -10,8 +10,9 @@ from safetensors import SafetensorError
 
 from auditkit import specs
 from auditkit.errors import AuditError
-from auditkit.models import downloads
+from auditkit.models import downloads, weights
 from auditkit.models.base import Writer, quiet
+from auditkit.models.confined import refuse_unruly_template
 from auditkit.models.device import choose_device, choose_dtype
 from auditkit.models.load import load_model
 from auditkit.models.trainer_internals import reads_images
@@ -95,13 +96,18 @@ def load_language_model(
             tokenizer = AutoTokenizer.from_pretrained(place, padding_side="left", **source)
     except (OSError, ValueError, KeyError) as error:
         raise AuditError(f'{key}: "{text}" is no language model here ({short_error(error)}).') from error
+    downloads.refuse_unsafe_index(place, text, source)
     try:
-        with quiet():
+        with quiet(), weights.no_pickles():
             model = AutoModelForCausalLM.from_pretrained(place, use_safetensors=True, **source, **how).eval()
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         downloads.refuse_weights(error, place, text, source)
     if not tokenizer.chat_template:
         raise AuditError(f'{key}: "{text}" has no chat template, so it cannot be asked; name an instruct model.')
+    try:
+        refuse_unruly_template(tokenizer.chat_template, tokenizer.special_tokens_map, image=False)
+    except AuditError as error:
+        raise AuditError(f'{key}: "{text}": {error}') from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     parked = Parked(model, device) if turns else None

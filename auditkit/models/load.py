@@ -3,12 +3,13 @@
 import functools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from auditkit import specs
 from auditkit.errors import AuditError
 from auditkit.models.base import Writer
 from auditkit.models.transformers import load_transformers
-from auditkit.params import Params
+from auditkit.params import Params, keys_naming
 from auditkit.runs.loading import timed_loading
 
 
@@ -52,6 +53,14 @@ def load_model(
 
 def model_loader(p: Params) -> Callable[..., Writer]:
     """`load_model` as a parameter file wants it: with its device, dtype, batch_size and memory."""
-    return functools.partial(
-        load_model, device=p.device, dtype=p.dtype, batch_size=p.batch_size, turns=p.memory == "turns"
-    )
+    how = {"device": p.device, "dtype": p.dtype, "batch_size": p.batch_size, "turns": p.memory == "turns"}
+    return functools.partial(_load_named, p, how)
+
+
+def _load_named(p: Params, how: dict, spec: str | Path, *given: Any, **more: Any) -> Writer:
+    """`load_model`, whose errors say by which key of the parameters a model is named."""
+    try:
+        return load_model(spec, *given, **how | more)
+    except AuditError as error:
+        keys = keys_naming(p, str(spec))
+        raise AuditError(f"{keys}: {error}" if keys else str(error)) from error

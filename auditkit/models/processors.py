@@ -9,12 +9,12 @@ other in both directions, and what describes a picture besides its pixels.
 from collections.abc import Sequence
 from typing import Any
 
-import jinja2
 import torch
 from PIL import Image
 from torch.nn.utils.rnn import pad_sequence
 
 from auditkit.errors import AuditError
+from auditkit.models.confined import NOT_TAKEN, refuse_unruly_template
 from auditkit.models.offload import shrunk
 from auditkit.models.trainer_internals import without_video
 from auditkit.text import short_error
@@ -63,6 +63,8 @@ def settled(processor: Any) -> Any:
         processor.text_kwargs = processor.text_kwargs | {"padding": False}
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if getattr(processor, "chat_template", None):
+        refuse_unruly_template(processor.chat_template, tokenizer.special_tokens_map)
     if getattr(processor, "chat_template", None) and tokenizer.bos_token:
         if _rendered(processor, "?", True).startswith(tokenizer.bos_token):
             tokenizer.add_bos_token = False  # or a chat's text, tokenized, would begin twice
@@ -131,8 +133,10 @@ def _rendered(processor, prompt: str, image: bool, answer: str | None = None) ->
         chat.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
     try:
         return processor.apply_chat_template(chat, add_generation_prompt=answer is None)
-    except TypeError as error:  # a template that joins the parts of a message as if they were text
-        raise jinja2.TemplateError(str(error)) from error
+    except AuditError:
+        raise
+    except Exception as error:  # whatever a template can do wrong
+        raise AuditError(f"{NOT_TAKEN} ({type(error).__name__}: {short_error(error)}).") from error
 
 
 def batch(vlm: Any, images: Sequence, texts: Sequence[str]) -> dict[str, torch.Tensor]:

@@ -16,15 +16,14 @@ from typing import Any
 
 import torch
 from PIL import Image
-from safetensors import SafetensorError
 
 from auditkit.errors import AuditError
-from auditkit.models import by_image, downloads, processors
+from auditkit.models import by_image, downloads, processors, weights
 from auditkit.models.base import WrittenText, quiet
 from auditkit.models.batching import in_batches
+from auditkit.models.confined import refuse_endless_patterns
 from auditkit.models.device import choose_device, choose_dtype
 from auditkit.models.offload import Parked, at_work, quantization
-from auditkit.params import project_root
 from auditkit.specs import Spec
 from auditkit.text import short_error
 
@@ -106,7 +105,9 @@ def load_transformers(
     """
     own, name = parsed.options, parsed.name
     place = downloads.resolve(spec)
-    adapters = [_folder(folder) for folder in (*parsed.adapters, *([] if adapter is None else [adapter]))]
+    adapters = [
+        weights.adapter_folder(folder) for folder in (*parsed.adapters, *([] if adapter is None else [adapter]))
+    ]
     if adapter is not None:
         name = f"{name}+{Path(adapter).name}"
     if (Path(place) / "adapter_config.json").is_file():
@@ -122,8 +123,8 @@ def load_transformers(
         downloads.config_of(place, spec, how)
         processor = downloads.processor_of(place, spec, how)
         whole = [i for i, folder in enumerate(adapters) if (folder / "config.json").is_file()]
-        weights, adapters = (str(adapters[whole[-1]]), adapters[whole[-1] + 1 :]) if whole else (place, adapters)
-        model = _model(weights, spec, kind, "cpu" if turns else device, own, how)
+        last, adapters = (str(adapters[whole[-1]]), adapters[whole[-1] + 1 :]) if whole else (place, adapters)
+        model = _model(last, spec, kind, "cpu" if turns else device, own, how)
         for folder in adapters:
             model = _adapted(model, folder)
     parked = Parked(model, device) if turns else None
@@ -179,42 +180,33 @@ def _model(place: str, spec: str | Path, dtype: torch.dtype, device: str, own: d
         how["device_map"] = {"": device}  # straight to where they are wanted, without a second copy in CPU memory
     if bits := own.get("bits"):
         how["quantization_config"] = quantization(bits, dtype)
+    downloads.refuse_unsafe_index(place, spec, how)
     try:
-        model, info = AutoModelForImageTextToText.from_pretrained(
-            place, use_safetensors=True, output_loading_info=True, **how
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        with weights.no_pickles():
+            model, info = AutoModelForImageTextToText.from_pretrained(
+                place, use_safetensors=True, output_loading_info=True, **how
+            )
+    except Exception as error:  # a configuration that fits no weights fails in any way
         downloads.refuse_weights(error, place, spec, how)
     if missing := sorted(info["missing_keys"]):
         raise AuditError(f'"{spec}": {place} lacks {len(missing)} tensors of the model, {missing[0]} among them.')
     return model
 
 
-def _folder(adapter: str | Path) -> Path:
-    """An adapter's folder: like a model's, from the working folder or else from the project's."""
-    folder = next((f for f in (Path(adapter).expanduser(), project_root() / adapter) if f.is_dir()), Path(adapter))
-    if not any((folder / name).is_file() for name in ("adapter_config.json", "config.json")):
-        raise AuditError(
-            f"{folder} is no adapter: it has no adapter_config.json, nor a whole model's config.json; name the folder "
-            "that a finished training has left."
-        )
-    return folder
-
-
 def _adapted(model, folder: Path):
     from peft import PeftModel
 
+    refuse_endless_patterns(folder, [name for name, _ in model.named_modules()])
     try:
-        with warnings.catch_warnings(action="ignore", category=FutureWarning):  # of peft's own, about a next version
+        # the warning is peft's own, about a next version
+        with weights.no_pickles(), warnings.catch_warnings(action="ignore", category=FutureWarning):
             return PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
-    except (RuntimeError, ValueError) as error:
+    except Exception as error:  # whatever stands in its configuration
         raise AuditError(f"the adapter in {folder} does not fit the model ({short_error(error)}).") from error
 
 
 def _base_of(folder: Path) -> str:
-    from peft import PeftConfig
-
-    base = PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
-    if not base:
+    base = weights.read_object(folder / weights.ADAPTER, folder).get("base_model_name_or_path")
+    if not base or not isinstance(base, str):
         raise AuditError(f"{folder}: its adapter_config.json names no base model; load that one with adapter=.")
     return downloads.resolve(base)

@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 
 from auditkit import specs
 from auditkit.auditor.write import auditor_prompt
-from auditkit.params import Params
+from auditkit.errors import AuditError
+from auditkit.params import Params, keys_naming
 from auditkit.planning import memory, sizes
 from auditkit.planning.pipeline_memory import PipelineWeight, picture_models
 
@@ -85,7 +86,11 @@ def placed_models(p: Params, on_gpu: bool) -> list[PlacedModel]:
         spec = specs.parse(text)
         dtype = spec.options.get("dtype", p.dtype)
         e = memory.BYTES[dtype] if dtype != "auto" else 2 if on_gpu else 4
-        found.append(PlacedModel(tuple(its), text, spec, sizes.look_up(text), e))
+        try:
+            size = sizes.look_up(text)
+        except AuditError as error:
+            raise AuditError(f"{keys_naming(p, text)}: {error}") from error
+        found.append(PlacedModel(tuple(its), text, spec, size, e))
     return found
 
 

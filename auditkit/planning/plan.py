@@ -31,6 +31,7 @@ from auditkit.text import byte_size, duration, large_number, text_table, yaml_te
 
 RESERVE = 0.06  # share of the device's memory that is not planned with
 GB = 1e9
+MOST = 100_000  # GB of a GPU, and GPUs
 NAMES = {4: "float32", 2: "16 bits"}
 
 
@@ -56,8 +57,8 @@ def this_machine(gpu: float | None, gpus: int | None, device: str = "auto") -> M
     """
     import torch
 
-    if (gpu is not None and gpu <= 0) or (gpus is not None and gpus < 1):
-        raise AuditError("--gpu is the memory of one GPU in GB, --gpus how many there are: both above 0.")
+    if not 0 < (1 if gpu is None else gpu) <= MOST or not 0 < (1 if gpus is None else gpus) <= MOST:  # nan is not
+        raise AuditError(f"--gpu is the memory of one GPU in GB, --gpus how many there are: above 0, at most {MOST:,}.")
     if gpu is not None:
         return Machine("the GPU named", gpu * GB, gpus or 1, True)
     if torch.cuda.is_available() and device != "cpu":

@@ -19,9 +19,11 @@ from auditkit.data.source import Picture
 from auditkit.errors import AuditError
 from auditkit.models import downloads
 from auditkit.models.roles import model_roles
+from auditkit.param_rules import refuse_missing_packages
 from auditkit.params import Params
 
 SIDE = 1024  # of the square matrices whose product is timed
+MODEL, PIPELINE = "config.json", "model_index.json"  # the file that every one has
 LEAST_GB = 1  # free where outputs/ lies
 
 
@@ -63,12 +65,19 @@ def check_setup(p: Params, folder: Path, pictures: int = 6) -> Setup:
     roles = model_roles(p.target, p.references, p.peer, p.auditor)
     roles = {"auditor": roles["auditor"], **roles}
     named = {name: getattr(p, name) for name in ("generator", "editor") if getattr(p, name)}
-    roles |= {name: specs.parse_pipeline(spec).place for name, spec in named.items()}
-    models = [check_model(role, spec) for role, spec in roles.items()]
+    roles |= named
+    models = [check_model(role, spec, PIPELINE if role in named else MODEL) for role, spec in roles.items()]
     source = load_images(p.images)
     shown = source.pictures("train", min(pictures, p.train_images), p.seed)
     size = "{} x {}".format(*shown[0].image.size)
-    found = [check_torchvision(), device, disk, *models, _check("images", f"{source.name}, {size} pixels")]
+    found = [
+        check_torchvision(),
+        *check_packages(p),
+        device,
+        disk,
+        *models,
+        _check("images", f"{source.name}, {size} pixels"),
+    ]
     return Setup(found, gflops, free_gb, shown)
 
 
@@ -102,10 +111,22 @@ def time_device(device: str) -> tuple[float, dict]:
     return gflops, check | {"advice": f"nothing can be computed on {chosen} ({said}); set device: auto"}
 
 
-def check_model(role: str, spec: str) -> dict:
-    """Whether there is such a model: shipped with a package, in a folder, behind a server, or on the hub."""
+def check_packages(p: Params) -> list[dict]:
+    """What a setting needs and is not installed; nothing where all is there."""
     try:
-        return _check(role, spec, bool(downloads.resolve(spec)))
+        refuse_missing_packages(p)
+    except AuditError as error:
+        return [_check("packages", "missing", False) | {"advice": str(error)}]
+    return []
+
+
+def check_model(role: str, spec: str, index: str = MODEL) -> dict:
+    """Whether there is such a model: shipped with a package, in a folder that holds whole weights, behind a server, or
+    perhaps on the hub.
+    """
+    try:
+        return _check(role, specs.parse_pipeline(spec).place if index == PIPELINE else spec, bool(
+            downloads.refuse_absent(spec, index)))  # fmt: skip
     except AuditError as error:
         return _check(role, "missing", False) | {"advice": str(error)}
 
