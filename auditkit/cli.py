@@ -337,7 +337,8 @@ def init(
     found.params = replace(found.params, params_file=shown)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(proposals.file_text(found, here), encoding="utf-8")
-    print(f"\n{plan_text(load_params(file), here)}\n\n{shown} is written. Then: auditkit run {shlex.quote(shown)}")
+    print(f"\n{plan_text(load_params(file), here)}\n\n{shown} is written. What it will take, by some of the pictures:")
+    print(f"auditkit run {shlex.quote(shown)} --pilot 50\nThen: auditkit run {shlex.quote(shown)}")
 
 
 @app.command(short_help="what a run takes: memory, calls, downloads, time")
