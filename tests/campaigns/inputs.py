@@ -441,6 +441,8 @@ def campaign(n: int, seed: int, tell: Callable[[str], object] = print) -> list[s
             if wrong:
                 failed.append(f"{number} {one.kind}: {one.said!r}: {wrong}")
                 tell(failed[-1])
+        if Path("ran").exists():
+            failed.append("a chat template has run a command")
     tell(", ".join(f"{kind} {many} ({spent[kind]:.0f} s)" for kind, many in kinds.most_common()))
     tell(f"exit codes {dict(codes)}; slowest {slowest[0]:.1f} s ({slowest[1]!r})")
     tell(f"{len(failed)} of {n} ended otherwise than in one sentence, in {time.monotonic() - began:.0f} s")
