@@ -212,6 +212,8 @@ def model_texts(rng: random.Random) -> Input:
     if rng.random() < 0.5:
         model, option = rng.choice(["miniature:target", "a/b", "vllm:a/b", ""]), rng.choice(OPTIONS)
         text = f"{model}?{option}={rng.choice([*NUMBERS, *TEXTS])}"
+    if key == "images" and text.strip("./~") == "":  # the whole disk is no bad input: it is looked through
+        text = "hub:" + text
     value = json.dumps([text, "miniature:llava"]) if key == "references" else text
     rest = ["--set", "ways=[question, regenerate, edit]"] if key in ("generator", "editor") else []
     return Input(
