@@ -8,7 +8,7 @@ from auditkit.runs import jsonl
 
 
 def text(i, **more):
-    return {"question": f"how many {i}?", "made": "", "success": False, "text": f"t{i}", **more}
+    return {"step": 0, "question": f"how many {i}?", "made": "", "success": False, "text": f"t{i}", **more}
 
 
 def test_counts_are_of_what_is_on_file(tmp_path):
