@@ -141,7 +141,6 @@ def test_check_does_in_small_what_a_run_does(folder, capsys):
     [
         ("aya_vision", "off the model's own"),
         ("mllama", "cannot take a step with it (ValueError: `aspect_ratio_ids` must be provided"),
-        ("ovis2", "cannot take a step with it (AttributeError"),
     ],
 )
 def test_what_trl_would_learn_otherwise_is_learnt_from_the_models_own_forward_pass(
@@ -183,7 +182,7 @@ def test_whatever_goes_wrong_in_check_is_a_line(folder, capsys, monkeypatch):
     code, found = checked(capsys, folder("qwen2_5_vl"))
     assert code == 1 and found == {"loaded": "NO: KeyError: 'pixel_values'"}
     assert main(["check", "miniature:target", "--as", "judge"]) == 2
-    assert "'judge' is none of target, reference, auditor" in capsys.readouterr().err
+    assert "judge is none of target, reference, auditor" in capsys.readouterr().err
 
 
 def test_a_training_starts_only_where_the_log_probabilities_are_the_models_own(folder, images, repository, tmp_path):
@@ -206,9 +205,9 @@ def test_a_trial_leaves_the_model_and_what_is_drawn_as_they_were(folder, images,
     model, pictures = load_model(folder("qwen2_5_vl")), [Picture(f"p{i}", image) for i, image in enumerate(images)]
     before = {name: weight.clone() for name, weight in model.model.state_dict().items()}
     drawn = []
-    for trial in (False, True):
+    for tried in (False, True):
         torch.manual_seed(3), np.random.seed(3), random.seed(3)
-        if trial:
+        if tried:
             trial_step(model, pictures, p)
         drawn.append((torch.rand(1).item(), np.random.rand(), random.random()))
     assert drawn[0] == drawn[1]
