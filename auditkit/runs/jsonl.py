@@ -8,6 +8,7 @@ import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from auditkit.errors import AuditError
 from auditkit.runs.disk import writing
@@ -37,18 +38,21 @@ def read(path: Path) -> list[dict]:
     return list(each(path))
 
 
-def each(path: Path) -> Iterator[dict]:
+def each(path: Path, begin: int = 0) -> Iterator[dict]:
     """The whole lines of a file one after another, so that they need not fit in memory; nothing where there is none. A
     torn last line is cut off, so that appending is safe again.
+
+    Args:
+        begin: the byte at which the first line to be read begins.
 
     Raises AuditError, naming file and line, for a line that is no UTF-8, no JSON object, or lacks what every row of
     such a file has (COLUMNS).
     """
     if not path.exists():
         return
-    kind, shared, whole = path.name.split(".")[0], _sharing(), 0
+    kind, shared, whole = path.name.split(".")[0], _sharing(), begin
     with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
+        for number, line in enumerate(file, 1 + _lines(file, begin)):
             if not line.endswith(b"\n"):
                 break
             whole += len(line)
@@ -57,6 +61,15 @@ def each(path: Path) -> Iterator[dict]:
             return
     with writing(path), path.open("r+b") as file:
         file.truncate(whole)
+
+
+def _lines(file: BinaryIO, size: int) -> int:
+    """How many lines a file's first bytes have, past which it then stands."""
+    count = 0
+    while size > 0 and (block := file.read(min(size, 1 << 20))):
+        count += block.count(b"\n")
+        size -= len(block)
+    return count
 
 
 def _sharing() -> Callable[[list[tuple]], dict]:

@@ -103,6 +103,13 @@ def grown(records: Sequence[dict], n: int) -> Iterator[dict]:
         yield new
 
 
+@functools.lru_cache(1024)
+def tint(copy: int, side: int) -> np.ndarray:
+    """What is added to the pixels of a copy, cell by cell: [4 * side, 4 * side, 3]."""
+    levels = np.random.default_rng(copy).integers(-40, 41, (4, 4, 3)).astype(np.int16)
+    return levels.repeat(side, 0).repeat(side, 1)
+
+
 class Grown:
     """A source whose pictures and truth are those of the original that a copy was made from."""
 
@@ -119,11 +126,10 @@ class Grown:
         return Picture(key, functools.partial(self._shown, base, int(copy))) if copy else self.source.picture(key)
 
     def _shown(self, base: str, copy: int) -> Image.Image:
-        pixels, dice = self._pixels(base), np.random.default_rng(copy)
+        pixels = self._pixels(base)
         side = pixels.shape[0] // 4
-        tint = np.kron(dice.integers(-40, 41, (4, 4, 3)), np.ones((side, side, 1), dtype=int))
         moved = np.roll(pixels, (copy % 4 * side, copy // 4 % 4 * side), (0, 1))
-        return Image.fromarray(np.clip(moved + tint, 0, 255).astype(np.uint8))
+        return Image.fromarray(np.clip(moved + tint(copy, side), 0, 255).astype(np.uint8))
 
     def truth(self, key: str, question: str) -> str | None:
         return next(iter(self.accepted(key, question)), None)
