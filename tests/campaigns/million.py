@@ -173,19 +173,15 @@ def write_grown(run: Path, folder: Path, n: int) -> None:
     peer = {(row["picture"], row["question"]): row for row in jsonl.read(run / "06_findings" / "answers.jsonl")}
     scored, answers = folder / "05_audit" / "scored.jsonl", folder / "06_findings" / "answers.jsonl"
     with scored.open("w", encoding="utf-8") as rows, answers.open("w", encoding="utf-8") as said:
+        for answer in peer.values():
+            said.write(json.dumps(answer, ensure_ascii=False) + "\n")
         for i, row in enumerate(grown(records, n)):
             rows.write(json.dumps(row, ensure_ascii=False) + "\n")
             old, copy = records[i % len(records)], i // len(records)
-            if answer := peer.pop((old["picture"], old["question"]), None) if not copy else None:
-                said.write(json.dumps(answer, ensure_ascii=False) + "\n")
-                old["peer"] = answer
-            elif copy and "peer" in old:
-                new = renamed(old["peer"]["answer"], copy, question=False)
-                also = {**old["peer"], "picture": row["picture"], "question": row["question"], "answer": new}
-                said.write(json.dumps(also, ensure_ascii=False) + "\n")
-            row.pop("peer", None) if copy else None
-        for answer in peer.values():  # to the untrained auditor's questions
-            said.write(json.dumps(answer, ensure_ascii=False) + "\n")
+            if copy and (answer := peer.get((old["picture"], old["question"]))):
+                new = {"answer": renamed(answer["answer"], copy, question=False)}
+                new = answer | {"picture": row["picture"], "question": row["question"]} | new
+                said.write(json.dumps(new, ensure_ascii=False) + "\n")
 
 
 # ---- what is measured -----------------------------------------------------------------------------------------------
