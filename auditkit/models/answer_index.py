@@ -21,7 +21,7 @@ from auditkit.runs.files import fit_for_disk
 Key = tuple[str, str, str]  # model, picture, question
 LARGE = 16_000_000  # bytes of a log, some 150,000 answers: reading it takes a second
 END = 4096  # bytes before the end of what is indexed, by which a log is known again
-CACHE = 32_000  # kB of a database that are held in memory
+CACHE = 64_000  # kB of a database that are held in memory
 TABLES = """
 CREATE TABLE answers (digest BLOB PRIMARY KEY, answer BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE log (bytes INTEGER, modified INTEGER, end BLOB);

@@ -1,6 +1,6 @@
 """Grow a run's own records to many probes, put them through notebooks 06, 07 and 08, and measure time and memory.
 
-    python -m tests.campaigns.million outputs/demo --n 2000 8000 32000 128000 1000000
+    python -m tests.campaigns.million outputs/demo
 
 What needs a model is left out: the run's records already hold its answers, and the peer's are on file. From 06 it takes
 the failure types, what is said in words, the peer, the estimate of false findings, the grading and what is kept; from
@@ -296,14 +296,16 @@ def in_a_process(run: Path, n: int, keep: Path | None = None) -> dict[str, dict]
     more = ["--keep", str(keep)] if keep else []
     command = [sys.executable, "-m", "tests.campaigns.million", str(run), "--n", str(n), "--here", *more]
     done = subprocess.run(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
+    return json.loads(done.stdout.splitlines()[-1])[str(n)]
 
 
 def total(parts: dict[str, dict]) -> dict[str, float]:
-    """{"seconds": of all parts, "bytes": of the largest beyond what the start took}."""
+    """{"seconds": of all parts, "bytes": of the largest, "beyond": those beyond what the imports took}."""
+    most = max(part["bytes"] for part in parts.values())
     return {
         "seconds": sum(part["seconds"] for part in parts.values()),
-        "bytes": max(part["bytes"] for part in parts.values()),
+        "bytes": most,
+        "beyond": most - parts["start"]["bytes"],
     }
 
 
@@ -328,7 +330,7 @@ def main() -> None:
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.here:
-        print(json.dumps(measure(given.run.resolve(), given.n[0], given.keep)))
+        print(json.dumps({n: measure(given.run.resolve(), n, given.keep) for n in given.n}))
         return
     found = {n: in_a_process(given.run.resolve(), n, given.keep and given.keep.resolve()) for n in given.n}
     print(as_table(found))
