@@ -192,8 +192,12 @@ def clusters_by_text(pairs: Sequence[tuple[str, str]], most: int) -> list[list[i
 
 def _has_three(pairs: Iterable[tuple[str, str]]) -> bool:
     """Whether three are different."""
-    different = set()
-    return any(len(different) == 3 for pair in pairs if not different.add(pair))
+    different: set[tuple[str, str]] = set()
+    for pair in pairs:
+        different.add(pair)
+        if len(different) == 3:
+            return True
+    return False
 
 
 def _vectors(pairs: Sequence[tuple[str, str]]) -> sparse.csr_array:
