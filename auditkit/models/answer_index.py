@@ -33,10 +33,11 @@ class AnswerIndex:
 
     def __init__(self, log: Path):
         self._kept = _kept_index(log) if log.is_file() and log.stat().st_size >= LARGE else None
-        self._own = _connected("")  # a private file, which SQLite removes
-        self._own.executescript(TABLES)
-        if self._kept is None:
-            _fill(self._own, jsonl.each(log))
+        with _readable():
+            self._own = _connected("")  # a private file, which SQLite removes
+            self._own.executescript(TABLES)
+            if self._kept is None:
+                _fill(self._own, jsonl.each(log))
 
     def __len__(self) -> int:
         """How many answers there are."""
@@ -118,7 +119,7 @@ def _bring_up(database: sqlite3.Connection, log: Path, begin: int) -> None:
 
 def _fill(database: sqlite3.Connection, rows: Iterable[dict]) -> None:
     filed = ((_digest(row["model"], row["picture"], row["question"]), _stored(row["answer"])) for row in rows)
-    with _readable(), database:
+    with database:
         database.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?)", filed)
 
 

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from auditkit.data.source import Picture
+from auditkit.errors import AuditError
 from auditkit.models import answer_index
 from auditkit.models.answer_index import AnswerIndex, index_file
 from auditkit.models.answers import AnswerBook
@@ -118,6 +119,28 @@ def test_a_damaged_index_costs_a_reading_and_nothing_else(log, damage):
     assert index.get([key(0), key(120), key(200)]) == ["a0", "a120", None] and len(index) == 200
 
 
+def test_where_no_index_can_be_kept_the_log_is_read_into_a_private_one(log, monkeypatch):
+    connected = answer_index._connected
+
+    def full(path):
+        database = connected(path)
+        if path:
+            database.execute("PRAGMA max_page_count = 3")  # as a disk that is full
+        return database
+
+    monkeypatch.setattr(answer_index, "_connected", full)
+    index = AnswerIndex(log)
+    assert index.get([key(0), key(199)]) == ["a0", "a199"] and not index_file(log).exists()
+    AnswerIndex(log)
+
+
+def test_a_full_disk_for_temporary_files_is_one_sentence(tmp_path, monkeypatch):
+    index = AnswerIndex(tmp_path / "answers.jsonl")
+    index._own.execute("PRAGMA max_page_count = 4")
+    with pytest.raises(AuditError, match="answers cannot be looked up, .*full.*TMPDIR"):
+        index.add({key(i): "x" * 500 for i in range(100)})
+
+
 def test_a_book_with_a_kept_index_asks_nothing_twice_even_after_a_torn_line(log):
     model, questions = Counting(), [f"is it {i}?" for i in range(190, 210)]
     pictures = [Picture(f"p{i}", GREY) for i in range(190, 210)]
@@ -139,5 +162,5 @@ def test_a_line_that_was_added_and_damaged_is_named_by_its_number(log):
     AnswerIndex(log)
     with log.open("ab") as file:
         file.write(b'{"model": "m"}\n')
-    with pytest.raises(Exception, match="line 201 has no"):
+    with pytest.raises(AuditError, match="line 201 has no"):
         AnswerIndex(log)
