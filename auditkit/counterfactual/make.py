@@ -187,11 +187,15 @@ def attempt_edit(
     """
     call = pipeline.call | {name: value for name, value in call.items() if name in pipeline.takes}
     (result,) = edit_images(replace(pipeline, call=call), [image], [command], [seed])
+    unknown = ", ".join(repr(word) for word in pipelines.unknown_words(pipeline.pipe, command))
+    warnings = [f"{unknown}: the editor does not know that"] * bool(unknown)
+    warnings += [f"{result.cut!r} was not read: the command is too long"] * bool(result.cut)
     if result.image is None:
-        return None, result.why
+        return None, "; ".join([result.why, *warnings])
     before = upright(image)
     change = measure_change(before, result.image)
-    said = incoherence(change, most=edit_region, rest=edit_rest) or f"{change.share:.0%} changed"
+    said = incoherence(change, most=edit_region, rest=edit_rest) or f"{change.share:.0%} of the picture changed"
+    said = "; ".join([said, *(warnings or ["look whether it is what you asked for"] * bool(change.box))])
     return {"before_image": before, "image": result.image, "made": command, "box": change.box}, said
 
 

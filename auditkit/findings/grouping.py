@@ -25,7 +25,7 @@ DOMINANT = 0.7  # an answer given to this share of a group's questions stands fo
 SHARED = 0.6  # a word belongs to a group's name if this share of its questions has it
 AT_ONCE = 2000  # more findings than this are put to the nearest group: linkage costs their number squared
 ELLIPSIS, DASH = "…", "—"
-NO_TEMPLATE = "questions with no words in common"
+NO_TEMPLATE = "questions of several kinds"
 
 
 def group_findings(findings: Sequence[dict], most: int, by: str = "text") -> list[list[dict]]:
@@ -54,6 +54,8 @@ def group_findings(findings: Sequence[dict], most: int, by: str = "text") -> lis
 def common_template(questions: Sequence[str]) -> str:
     """The words that most of the questions share, in the order of the question that has most of them; the rest is "…".
 
+    Where most of the questions are not of that form, they are of several kinds, and none of them names the others.
+
     >>> common_template(["what time does the clock at b3 show?", "what time does the clock at a1 show?"])
     'what time does the clock at … show?'
     """
@@ -69,7 +71,9 @@ def common_template(questions: Sequence[str]) -> str:
     if not set(words) & shared:
         return NO_TEMPLATE
     kept = [word if word in shared or len(counts) == 1 else ELLIPSIS for word in words]
-    return " ".join(w for i, w in enumerate(kept) if i == 0 or (w, kept[i - 1]) != (ELLIPSIS, ELLIPSIS)) + "?"
+    template = " ".join(w for i, w in enumerate(kept) if i == 0 or (w, kept[i - 1]) != (ELLIPSIS, ELLIPSIS)) + "?"
+    of_it = sum(map(matcher(template, questions), questions))
+    return template if of_it >= SHARED * len(questions) else NO_TEMPLATE
 
 
 def matcher(template: str, questions: Sequence[str]) -> Callable[[str], bool]:
