@@ -256,7 +256,7 @@ def training_curve(history: Sequence[Mapping], width: float = 7.2, steps: int = 
     else:
         figure = Plot(width, 0.5 + 1.5 * len(panels))
         axes = np.atleast_1d(figure.subplots(len(panels), 1, sharex=True))
-    for key in present:
+    for key in CURVES if steps else present:  # of one that is not there yet the name is
         panel, name, colour = CURVES[key]
         axis = axes[panels.index(panel)]
         rows = [row for row in history if _number(row.get(key))]
@@ -270,9 +270,10 @@ def training_curve(history: Sequence[Mapping], width: float = 7.2, steps: int = 
         if not steps:
             axis.margins(x=0.01)
         elif panel >= 2:
-            axis.set_ylim(0, max(LEAST[panel], axis.get_ylim()[1] if axis.lines else 0))
+            highest = [line.get_ydata().max() for line in axis.lines if len(line.get_ydata())]
+            axis.set_ylim(0, max(LEAST[panel], *(1.05 * value for value in highest), 0))
         axis.yaxis.set_major_locator(MaxNLocator(4))
-        if panel < 2 and axis.get_ylim()[1] <= 1.2:  # shares
+        if panel < 2 and (steps or axis.get_ylim()[1] <= 1.2):  # shares
             axis.set_ylim(0, 1.04)
             axis.set_yticks([0, 0.25, 0.5, 0.75, 1])
             axis.yaxis.set_major_formatter(PercentFormatter(1, 0, " %"))

@@ -11,7 +11,6 @@ which is shown once it is decided. Whoever picks the target's answer rejects the
 other relabels it.
 """
 
-import hashlib
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,10 +22,10 @@ from auditkit.consensus.normalise import same_text
 from auditkit.errors import AuditError
 from auditkit.findings import review
 from auditkit.report.page import encoded
+from auditkit.report.widgets import keep_open, lasting_id
 from auditkit.runs import jsonl
 
 HERE = Path(__file__).parent
-_open: dict[str, "ReviewWidget"] = {}  # the desks of this process, by their ids
 
 
 class ReviewWidget(anywidget.AnyWidget):
@@ -45,12 +44,8 @@ class ReviewWidget(anywidget.AnyWidget):
     card = traitlets.Dict().tag(sync=True)  # what is shown: text and pictures, nothing of gate or truth
 
     def __init__(self, scored: Sequence[dict], source, folder: Path, seed: int, blind: bool = True):
-        # The same id for the same desk: a page that was reloaded before the notebook was saved still finds it.
-        desk = hashlib.sha256(f"{Path(folder).resolve()}/{seed}".encode()).hexdigest()[:32]
-        if desk in _open:
-            _open.pop(desk).close()
-        super().__init__(model_id=desk)
-        _open[desk] = self
+        super().__init__(model_id=lasting_id("ReviewWidget", Path(folder).resolve(), seed))
+        keep_open(self)
         self._source, self._file, self._seed, self._blind = source, Path(folder) / review.FILE, seed, blind
         self._queue = review.queue(scored, seed)
         self._decided = review.decisions(folder, scored)

@@ -1,5 +1,6 @@
 """Two widgets for JupyterLab: one's own edit commands (notebook 03), a menu of failure types (notebook 06)."""
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 
 import ipywidgets as widgets
@@ -14,6 +15,24 @@ from auditkit.report import cards, plots
 
 NO_COMMAND = "Write a command first, and press Enter or the button."
 PRESS = "Press Enter in the command, or the button: the change is made, and put to target and references."
+
+
+_open: dict[str, widgets.Widget] = {}  # the widgets of this process that a page may come back to
+
+
+def lasting_id(*parts: object) -> str:
+    """An id that a widget has again when its cell is run again: a page that was reloaded before its notebook was saved
+    looks for the widget of before. That one is closed.
+    """
+    number = hashlib.sha256("/".join(map(str, parts)).encode()).hexdigest()[:32]
+    if number in _open:
+        _open.pop(number).close()
+    return number
+
+
+def keep_open(widget: widgets.Widget) -> None:
+    """Remember a widget with a lasting id, as soon as it has it."""
+    _open[widget.model_id] = widget
 
 
 class EditWidget(widgets.VBox):
@@ -61,7 +80,9 @@ class EditWidget(widgets.VBox):
         self._change(asking=False)
         sliders = [self._noise, self._steps, self._guidance]
         fields = [self._which, self._command, self._question]
-        super().__init__([*fields, *sliders, self._button, self._said, self._view])
+        here = lasting_id("EditWidget", pictures[0].key, len(pictures))
+        super().__init__([*fields, *sliders, self._button, self._said, self._view], model_id=here)
+        keep_open(self)
 
     def _chosen(self, _: dict) -> None:
         """Another picture: it is shown as it is, with its own question."""
@@ -98,8 +119,8 @@ class EditWidget(widgets.VBox):
                 said += f". {moves_in_words(before, after)}"
             else:
                 said += f". {PRESS}"
-        self._said.value = said
         self._view.value = plots.pairs([card])._repr_png_() if card else b""
+        self._said.value = said
 
     def _voted(self, said: dict) -> dict:
         """With the consensus of the references, where they have one."""
@@ -139,7 +160,9 @@ class TypesWidget(widgets.VBox):
         menu.observe(self._show, "value")
         if types:
             self._show({"new": 0})
-        super().__init__([menu, self._view] if types else [])
+        here = lasting_id("TypesWidget", len(types), *(kind.name for kind in types[:1]))
+        super().__init__([menu, self._view] if types else [], model_id=here)
+        keep_open(self)
 
     def _show(self, change: dict) -> None:
         shown = self._types[change["new"]].examples
