@@ -180,9 +180,10 @@ def pictures_in_words(metrics: dict, agreed: int) -> list[str]:
     images, irrelevant = metrics["images"], metrics["irrelevant_edits"]
     dropped = ", ".join(f"{why} {n:,}" for why, n in images["dropped"].items()) or "none"
     wishes, good = counted(images["asked"], "wish", "wishes"), counted(images["made"], "good picture")
+    edits = counted(agreed, "edit")
     told = [
         f"{wishes}, {good}; dropped: {dropped}",
-        f"{counted(agreed, 'edit')} of pictures on which all agreed; {irrelevant} irrelevant, and turned the target",
+        f"{edits} of pictures on which all agreed; irrelevant ones that turned the target: {irrelevant}",
     ]
     for model in ("editor", "generator"):
         for name, rate in metrics.get(model, {}).items():
