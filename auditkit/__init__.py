@@ -2,8 +2,8 @@
 
 One sub-package, a room, for each stage of the method, in the order in which data flows; an import only ever points to a
 room further up the list (tests/test_architecture.py). Each room's docstring says what comes in, what goes out and where
-to start reading. Beside the rooms: `redact`, `text`, `errors`, `yaml_file`, `stats`, `specs`, `params`, which all of
-them may read, and `cli`.
+to start reading. Beside the rooms: `redact`, `text`, `errors`, `yaml_file`, `stats`, `specs`, `session`, `params`,
+which all of them may read, and `cli`.
 """
 
 ROOMS = (

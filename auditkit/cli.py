@@ -42,7 +42,7 @@ from auditkit.param_rules import names_a_folder, refuse_missing_packages
 from auditkit.params import Params, load_params, parse_setting, project_root
 from auditkit.runs.disk import DiskError, disk_sentence
 from auditkit.runs.folder import STAGES, claimed, is_done, run_folder, shown_path, start_over, why_not_resume
-from auditkit.text import SteadyStream, VisibleStream, clock, for_a_person, shortened, visible
+from auditkit.text import SteadyStream, VisibleStream, clock, counted, for_a_person, shortened, visible
 
 GO_ON = ("run", "rounds", "benchmarks")  # commands that keep what is done
 
@@ -453,7 +453,7 @@ def export(
     if not names_a_folder(run_name):
         raise AuditError(f"{shortened(run_name)} is no run's name; give that of a folder of outputs/.")
     told = export_run(project_root() / "outputs" / run_name, out, push or "")
-    print(f"{told['findings']} findings: {out / 'findings'}")
+    print(f"{counted(told['findings'], 'finding')}: {out / 'findings'}")
     if told["rejected"] or told["relabelled"]:
         print(
             f"  {told['rejected']} that a person rejected are left out, {told['relabelled']} have the person's answer"

@@ -2,7 +2,9 @@
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
+from pathlib import Path
 
 from auditkit.text import for_a_person
 
@@ -26,16 +28,17 @@ class Unfinished(AuditError):
         self.answers = answers
 
 
-_at: list[str] = []  # how far a training in this process is, for what is said when it is stopped
+_at: list[tuple[int, int, Path | None]] = []  # how far a training in this process is, for when it is stopped
 
 
-def note_step(step: int, steps: int) -> None:
-    """Remember how far a training is."""
-    _at[:] = [f" at step {step} of {steps}"] if step < steps else []
+def note_step(step: int, steps: int, checkpoints: Path | None = None) -> None:
+    """Remember how far a training is, and the folder where its checkpoints are, from the last of which it goes on."""
+    _at[:] = [(step, steps, checkpoints)] if step < steps else []
 
 
 def say_errors_in_one_sentence() -> None:
-    """From now on this notebook says an AuditError, and that it was stopped, in one sentence without a traceback.
+    """From now on this notebook says an AuditError, and that it was stopped, in one sentence without a traceback, and
+    nothing of what libraries will change in their next version.
 
     The error still ends the cell, so papermill and "Run All" stop at it. With AUDITKIT_DEBUG=1, and outside of IPython,
     all stays as it was.
@@ -43,11 +46,26 @@ def say_errors_in_one_sentence() -> None:
     if "IPython" in sys.modules and os.environ.get("AUDITKIT_DEBUG") != "1":
         shell = sys.modules["IPython"].get_ipython()
         if shell is not None:
+            warnings.filterwarnings("ignore", category=FutureWarning)  # of libraries, about their own next version
             shell.set_custom_exc((AuditError, KeyboardInterrupt), _say)
 
 
 def _say(shell, kind, error, trace, tb_offset=None) -> None:
     sentence = str(error)
     if isinstance(error, KeyboardInterrupt):
-        sentence = f"Stopped{''.join(_at)}. What was done is kept: run this notebook again to go on."
+        sentence = _stopped()
     shell._showtraceback(kind, error, [sentence])
+
+
+def _stopped() -> str:
+    where, again = "", "What was done is kept: run this notebook again to go on."
+    for step, steps, folder in _at:
+        where = f" at step {step} of {steps}"
+        if folder is not None:
+            kept = [int(path.name.rpartition("-")[2]) for path in folder.glob("checkpoint-*[0-9]")]
+            again = f"Run this notebook again to go on after step {max(kept, default=0)}, its last checkpoint."
+            if not kept:
+                again = (
+                    "There is no checkpoint yet: run again, it starts with step 1, and asks no model anything twice."
+                )
+    return f"Stopped{where}. {again}"

@@ -21,10 +21,10 @@ from pydantic import AfterValidator, ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 from pydantic.fields import FieldInfo
 
-from auditkit import specs
+from auditkit import session, specs
 from auditkit.errors import AuditError, say_errors_in_one_sentence
 from auditkit.param_rules import Else, one_sentence, refuse_impossible
-from auditkit.text import nearest, shortened
+from auditkit.text import nearest, shortened, text_table, yaml_text
 from auditkit.yaml_file import parse_yaml, read_yaml
 
 OWN_RUN = frozenset(("images", "auditor", "target", "references"))  # whoever gives one of these means no run of ours
@@ -382,7 +382,11 @@ def from_notebook(names: Mapping) -> Params:
     2) whatever papermill injected (`-p`, `-f`), even where it happens to equal that default.
     So editing only `params_file` in JupyterLab switches to that file as a whole, and the command line always wins.
     Where papermill is given images or models of one's own and no `params_file`, no file is the base: what is not given
-    comes from the defaults, never from the demo. What was taken from where is printed.
+    comes from the defaults, never from the demo.
+
+    `run_name` and `params_file` may be chosen once for all notebooks of a JupyterLab: those of a notebook whose cell
+    says `for_all_notebooks: bool = True` hold for the others, unless they are edited there. The values that hold are
+    printed, with where each comes from.
 
     Raises:
         AuditError: as `load_params`, and for an injected name that neither notebook nor `Params` has (papermill only
@@ -393,6 +397,10 @@ def from_notebook(names: Mapping) -> Params:
     own = set(names.get("__annotations__", {})) | {"resume"}
     _refuse_unknown([name for name in injected if name not in own], "the parameters given to the notebook")
     default = vars(load_params(DEFAULTS_FILE)) if (project_root() / DEFAULTS_FILE).is_file() else {}
+    names = dict(names)
+    chosen = {} if injected or "for_all_notebooks" in own else session.chosen(project_root())
+    chosen = {name: value for name, value in chosen.items() if name in own and names[name] == default.get(name)}
+    names |= chosen
     edited = {name for name in own & FIELDS.keys() if name not in default or names[name] != default[name]}
     apart = bool(injected & OWN_RUN) and "params_file" not in injected
     given = {
@@ -400,9 +408,35 @@ def from_notebook(names: Mapping) -> Params:
     }
     file = "" if apart else names.get("params_file", DEFAULTS_FILE)
     p = _checked(given, "the parameters given to the notebook") if apart else load_params(file, **given)
-    chosen = [file] * bool(file) + [f"{name} = {getattr(p, name)!r}" for name in sorted(given)]
-    print(f"{p.run_name}: {', '.join(chosen)}")
+    stated = _read(find_params_file(file)) if file else {}
+    told = {
+        name: "given to this notebook" if name in injected else "this cell" for name in given | {"params_file": file}
+    }
+    print(_values_and_sources(p, stated, told | dict.fromkeys(chosen, "notebook 00"), own))
+    if not injected and names.get("for_all_notebooks"):
+        session.choose(project_root(), run_name=p.run_name, params_file=file)
+        print("The other notebooks of this JupyterLab follow: their cells need not be edited.")
+    print(f"{p.run_name}: {file or 'no file'}", flush=True)
     return p
+
+
+def _values_and_sources(p: Params, stated: Mapping, told: Mapping[str, str], own: set[str]) -> str:
+    """The values of a notebook's own parameters, and of all that are neither its file's nor the defaults, as a table.
+
+    Args:
+        stated: what the parameter file has.
+        told: name -> who gave it another value.
+        own: names of the notebook's parameters cell.
+    """
+    rows = []
+    for name in FIELDS:
+        value, before = getattr(p, name), stated.get(name, DEFAULTS.get(name))
+        source = Path(p.params_file).name if name in stated else "default"
+        if name in told and (value != before or name == "params_file"):
+            source = told[name]
+        if name in own or source == told.get(name):
+            rows.append([name, yaml_text(value), source])
+    return text_table(["parameter", "value", "from"], rows, "lll")
 
 
 def parse_setting(text: str) -> tuple[str, object]:

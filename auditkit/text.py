@@ -37,6 +37,24 @@ def interval(rate: Mapping) -> str:
     return f"{100 * rate['low']:.1f} to {100 * rate['high']:.1f}{SPACE}%, n{SPACE}={SPACE}{rate['n']:,}"
 
 
+def counted(n: int, thing: str, things: str = "") -> str:
+    """A number and what it counts.
+
+    >>> counted(1, "finding"), counted(1168, "finding"), counted(2, "wish", "wishes")
+    ('1 finding', '1,168 findings', '2 wishes')
+    """
+    return f"{n:,} {thing if n == 1 else things or thing + 's'}"
+
+
+def p_value(p: float) -> str:
+    """A p-value in words: an exact test may give less than a float can hold, and more digits say nothing.
+
+    >>> p_value(0.0), p_value(1.6e-295), p_value(0.0312), p_value(1.0)
+    ('< 0.001', '< 0.001', '0.031', '1')
+    """
+    return "< 0.001" if p < 0.001 else f"{p:.2g}"
+
+
 def with_interval(rate: Mapping, scale: float = 100) -> str:
     """A rate with its 95 % interval, in per cent: '86.2 (84.9 to 87.4)'; without one, its value alone."""
     value = f"{scale * rate['value']:.1f}"

@@ -23,6 +23,7 @@ TOP = (
     "yaml_file",
     "stats",
     "specs",
+    "session",
     "param_rules",
     "params",
 )  # read by all rooms, in this order

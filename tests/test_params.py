@@ -8,8 +8,10 @@ import nbformat
 import pytest
 import yaml
 
+from auditkit import session
 from auditkit.errors import AuditError
 from auditkit.params import (
+    DEFAULTS,
     FIELDS,
     REQUIRED,
     Params,
@@ -247,7 +249,58 @@ def test_papermill_with_images_of_ones_own_alone_says_what_is_missing(project):
 
 def test_what_a_notebook_runs_is_shown(project, capsys):
     from_notebook(cell(grpo_steps=7))
-    assert capsys.readouterr().out == "demo: params/demo.yaml, grpo_steps = 7\n"
+    *rows, last = capsys.readouterr().out.splitlines()
+    shown = {row.split()[0]: row.split()[1:] for row in rows}
+    assert last == "demo: params/demo.yaml" and shown["grpo_steps"] == ["7", "this", "cell"]
+    assert shown["audit_probes"] == [str(load_params("params/demo.yaml").audit_probes), "demo.yaml"]
+    assert shown["seed"] == ["0", "default"] and set(shown) == {"parameter", *cell()["__annotations__"]} - {"show"}
+
+
+def test_with_another_file_the_values_that_hold_are_shown_and_not_the_cell_s(project, capsys):
+    """The cell says 90 steps, the file 6; peer stands in neither cell nor file."""
+    smoke = load_params("params/smoke.yaml")
+    names = cell(params_file="params/smoke.yaml", quorum=DEFAULTS["quorum"])
+    names["__annotations__"] |= {"quorum": float}
+    from_notebook(names)
+    shown = {row.split()[0]: row.split(maxsplit=2)[1:] for row in capsys.readouterr().out.splitlines()}
+    assert shown["grpo_steps"] == [str(smoke.grpo_steps), "smoke.yaml"] != [str(names["grpo_steps"]), "smoke.yaml"]
+    assert shown["run_name"] == ["smoke", "smoke.yaml"] and shown["params_file"] == ["params/smoke.yaml", "this cell"]
+    assert shown["quorum"] == ["0.6", "default"]
+
+
+def test_a_value_that_the_command_line_gave_says_so(project, capsys):
+    written = yaml.safe_load((project / "params/smoke.yaml").read_text()) | {"seed": 5}
+    injected = "# Parameters\n" + "\n".join(f"{name} = {value!r}" for name, value in written.items())
+    from_notebook(cell(**written, In=["", injected]))
+    shown = {row.split()[0]: row.split(maxsplit=2)[1:] for row in capsys.readouterr().out.splitlines()}
+    assert shown["seed"] == ["5", "given to this notebook"] and shown["grpo_steps"][1] == "smoke.yaml"
+
+
+def test_a_run_is_chosen_once_for_all_notebooks_of_a_jupyterlab(project, capsys):
+    first = cell(params_file="params/smoke.yaml", for_all_notebooks=True)
+    first["__annotations__"] |= {"for_all_notebooks": bool}
+    assert from_notebook(first).run_name == "smoke"
+    assert "other notebooks of this JupyterLab follow" in capsys.readouterr().out
+    assert from_notebook(cell()) == load_params("params/smoke.yaml"), "an untouched cell follows"
+    assert "notebook 00" in capsys.readouterr().out
+    assert from_notebook(cell(run_name="mine")) == load_params("params/smoke.yaml", run_name="mine"), (
+        "an edited one rules"
+    )
+    from_notebook(cell(params_file="params/demo.yaml", In=["", '# Parameters\nparams_file = "params/demo.yaml"\n']))
+    assert capsys.readouterr().out.endswith("demo: params/demo.yaml\n"), "nor does papermill follow"
+    first["params_file"] = "params/demo.yaml"
+    assert from_notebook(first).run_name == "demo" == from_notebook(cell()).run_name, "and it is taken back there"
+
+
+def test_what_was_chosen_in_another_jupyterlab_does_not_hold(project):
+    session.choose(project, run_name="x", params_file="params/smoke.yaml")
+    assert session.chosen(project) == {"run_name": "x", "params_file": "params/smoke.yaml"}
+    file = project / session.FILE
+    file.write_text(file.read_text().replace('"server": [', '"server": [1'))
+    assert session.chosen(project) == {} and from_notebook(cell()) == load_params("params/demo.yaml")
+    for damaged in ("", "[]", '{"server": 1}', "null"):
+        file.write_text(damaged)
+        assert session.chosen(project) == {}
 
 
 def test_an_injected_name_nobody_knows_is_an_error(project):

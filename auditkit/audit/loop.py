@@ -20,7 +20,6 @@ who does them: `WriteProbes` and `AnswerProbes` (audit/batches.py) do one after 
 machines (audit/ray_backend.py), and the records are the same.
 """
 
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -38,6 +37,7 @@ from auditkit.models.answers import AnswerBook
 from auditkit.params import Params
 from auditkit.runs import jsonl
 from auditkit.runs.probe import Probe
+from auditkit.runs.progress import Progress
 
 CHUNK = 512  # probes answered by all models before the next ones
 
@@ -139,17 +139,15 @@ def _propose(
     for row in jsonl.read(path):
         known.setdefault(row["key"].removesuffix("/own"), {})[row["key"]] = Probe(**row)
     todo = [batch for batch in batches if any(key not in known for key in batch["keys"])]
-    begun, new = time.monotonic(), 0
-    for done in _each(todo, WriteProbes(auditors, p, out), where, p):
-        jsonl.append(out / IMAGES_FILE, (row for row in done["pictures"] if row["key"] not in filed))
-        filed |= {row["key"] for row in done["pictures"]}  # two workers may have made the same one
-        fresh = [row for row in done["probes"] if row["key"].removesuffix("/own") not in known]
-        jsonl.append(path, fresh)
-        for row in fresh:
-            known.setdefault(row["key"].removesuffix("/own"), {})[row["key"]] = Probe(**row)
-        new += len(fresh)
-        name = done["probes"][0]["checkpoint"]
-        print(f"audit: {name} wrote, {new} new probes in {time.monotonic() - begun:.0f} s", flush=True)
+    with Progress("written by the auditor", sum(len(batch["keys"]) for batch in todo)) as line:
+        for done in _each(todo, WriteProbes(auditors, p, out), where, p):
+            jsonl.append(out / IMAGES_FILE, (row for row in done["pictures"] if row["key"] not in filed))
+            filed |= {row["key"] for row in done["pictures"]}  # two workers may have made the same one
+            fresh = [row for row in done["probes"] if row["key"].removesuffix("/own") not in known]
+            jsonl.append(path, fresh)
+            for row in fresh:
+                known.setdefault(row["key"].removesuffix("/own"), {})[row["key"]] = Probe(**row)
+            line.add(sum(not row["key"].endswith("/own") for row in done["probes"]))
     probes = []
     for batch in batches:
         for key, picture in zip(batch["keys"], batch["pictures"], strict=True):
@@ -174,14 +172,13 @@ def _answer(
     records = {row["key"]: row for row in jsonl.read(path)}
     chunks = [{"probes": [asdict(probe) for probe in probes[i : i + CHUNK]]} for i in range(0, len(probes), CHUNK)]
     todo = [chunk for chunk in chunks if any(probe["key"] not in records for probe in chunk["probes"])]
-    book, begun = AnswerBook(out / "answers.jsonl"), time.monotonic()
-    answered = len(probes) - sum(len(chunk["probes"]) for chunk in todo)
-    for done in _each(todo, AnswerProbes(target, references, p, out), where, p, book):
-        new = {row["key"]: row for row in done["records"] if row["key"] not in records}
-        jsonl.append(path, new.values())
-        records |= new
-        answered, seconds = answered + len(done["records"]), time.monotonic() - begun
-        print(f"audit: {answered} of {len(probes)} probes answered by all models, {seconds:.0f} s", flush=True)
+    book, before = AnswerBook(out / "answers.jsonl"), len(probes) - sum(len(chunk["probes"]) for chunk in todo)
+    with Progress("answered by all models", len(probes), before) as line:
+        for done in _each(todo, AnswerProbes(target, references, p, out), where, p, book):
+            new = {row["key"]: row for row in done["records"] if row["key"] not in records}
+            jsonl.append(path, new.values())
+            records |= new
+            line.add(len(done["records"]))
     ordered = [records[probe.key] for probe in probes]
     if list(records) != [row["key"] for row in ordered]:  # workers are done when they are done
         jsonl.replace(path, ordered)

@@ -50,7 +50,7 @@ from auditkit.consensus.llm_judge import LLMJudge
 from auditkit.counterfactual.store import ImageStore, pipeline_loaders
 from auditkit.data.load import load_images
 from auditkit.data.source import Picture
-from auditkit.errors import AuditError
+from auditkit.errors import AuditError, note_step
 from auditkit.models import processors
 from auditkit.models.answers import AnswerBook
 from auditkit.models.base import Writer
@@ -67,6 +67,8 @@ from auditkit.runs.checkpoints import last_checkpoint
 from auditkit.runs.files import read_json, write_json
 from auditkit.runs.folder import claimed, open_stage, run_folder, shown_path
 from auditkit.runs.probe import Probe
+from auditkit.runs.progress import Progress
+from auditkit.text import counted
 
 STAGE = "04_auditor"
 _BEGIN_ANEW = "start notebook 04 over with resume=False (on the command line: --from 04 --start-over)"
@@ -114,6 +116,8 @@ def train_auditor(
     with here.main_process_first():  # which tidies up what a kill has left; the others find it done
         last = last_checkpoint(out)
         done = int(last.rsplit("-", 1)[1]) if last else 0
+        if here.is_main_process and (made := len(jsonl.read(out / "history.jsonl"))) > done:
+            print(goes_on_in_words(made, done), flush=True)
         _forget_after(out, done)
         _collect(out)
         scorer = _scorer(auditor, target, references, pictures, p, out)
@@ -123,11 +127,18 @@ def train_auditor(
         judge = scorer.same.decide
         if isinstance(judge, LLMJudge) and judge.path:
             judge.path = out / f"judged.{here.process_index}.jsonl"
+
+    def tell(row: dict) -> None:
+        note_step(row["step"], p.grpo_steps, out)
+        line.at(row["step"], f", {row['reward/disagreement']:.0%} success")
+        if on_step:
+            on_step(row)
+
     if done < p.grpo_steps:
         trial = trial_step(auditor, pictures, p, here.num_processes)
         config = grpo_config(p, out, auditor.model.device.type, auditor.model.dtype, here.num_processes)
-        log = StepLog(out / "history.jsonl", p, on_step)
-        with logging_into(p, out):
+        log = StepLog(out / "history.jsonl", p, tell)
+        with logging_into(p, out), Progress("training step", p.grpo_steps, done) as line:
             trainer = _trainer(auditor, scorer, pictures, p, config, log, trial.own_forward)
             with frozen_vision(auditor.model):
                 trainer.train(resume_from_checkpoint=last)
@@ -138,6 +149,13 @@ def train_auditor(
     if why := why_stopped(history, p):
         raise AuditError(why)
     return history
+
+
+def goes_on_in_words(made: int, done: int) -> str:
+    """From where a training goes on that was stopped after `made` steps and whose last checkpoint is of step `done`."""
+    if not done:
+        return f"{counted(made, 'step was', 'steps were')} made, but no checkpoint yet: it starts again with step 1."
+    return f"{counted(made, 'step was', 'steps were')} made; it goes on after step {done}, its last checkpoint."
 
 
 def _scorer(

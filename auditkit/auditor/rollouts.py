@@ -1,6 +1,7 @@
 """What a training of the auditor wrote, read back from its folder."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 from auditkit.models.answers import answers_by_model
@@ -26,10 +27,17 @@ def rollout_counts(folder: Path, target: str) -> dict[str, int]:
     }
 
 
-def last_successful_wishes(folder: Path, texts: int) -> list[dict]:
-    """The wishes among the last so many texts whose picture was made and then got the target wrong."""
-    rows = jsonl.read(folder / ROLLOUTS_FILE)[-texts:]
-    return [row for row in rows if row["made"] and row["success"]]
+def last_successful_wishes(folder: Path, n: int) -> list[dict]:
+    """The last n wishes whose picture was made and then got the target wrong, of each way in turn, the last first.
+
+    Of one picture only the last counts, for the texts of a step repeat each other.
+    """
+    of_way: dict[str, dict[str, dict]] = {}
+    for row in reversed(jsonl.read(folder / ROLLOUTS_FILE)):
+        if row["made"] and row["success"]:
+            of_way.setdefault(row["way"], {}).setdefault(row["picture"], row)
+    turns = zip_longest(*(its.values() for its in of_way.values()))
+    return [row for turn in turns for row in turn if row is not None][:n]
 
 
 def sample_records(asked: Mapping[str, Mapping[str, Sequence[str]]], picture: str) -> Iterator[dict]:

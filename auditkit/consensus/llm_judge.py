@@ -26,6 +26,7 @@ from auditkit.models.batching import in_batches
 from auditkit.models.offload import at_work
 from auditkit.runs import jsonl
 from auditkit.runs.costs import JUDGED_FILE
+from auditkit.runs.progress import Progress
 from auditkit.text import quoted
 
 REPLY_TOKENS = 12
@@ -70,9 +71,10 @@ class LLMJudge:
 
         if todo:
             prompts = [judge_prompt(*pair) for pair in todo]
-            with at_work(self._model):
-                for _ in in_batches(self._model, prompts, ask):
+            with at_work(self._model), Progress(f"pairs of answers compared by {self._model.name}", len(todo)) as line:
+                for rows, _ in in_batches(self._model, prompts, ask):
                     self._refuse_nonsense()
+                    line.add(len(rows))
         return [yes_or_no(self._replies[normal_pair(*pair)]) is True for pair in pairs]
 
     @cached_property

@@ -43,6 +43,7 @@ from auditkit.models import downloads
 from auditkit.models.batching import in_batches
 from auditkit.models.device import choose_device, choose_dtype
 from auditkit.runs.loading import timed_loading
+from auditkit.runs.progress import Progress
 from auditkit.text import short_error
 
 # These take a list of images as one for each prompt. Others (FLUX.2, Qwen-Image-Edit-Plus) take it as several
@@ -187,11 +188,15 @@ def attempt_edit(
     """
     call = pipeline.call | {name: value for name, value in call.items() if name in pipeline.takes}
     (result,) = edit_images(replace(pipeline, call=call), [image], [command], [seed])
+    unknown = ", ".join(repr(word) for word in pipelines.unknown_words(pipeline.pipe, command))
+    warnings = [f"{unknown}: the editor does not know that"] * bool(unknown)
+    warnings += [f"{result.cut!r} was not read: the command is too long"] * bool(result.cut)
     if result.image is None:
-        return None, result.why
+        return None, "; ".join([result.why, *warnings])
     before = upright(image)
     change = measure_change(before, result.image)
-    said = incoherence(change, most=edit_region, rest=edit_rest) or f"{change.share:.0%} changed"
+    said = incoherence(change, most=edit_region, rest=edit_rest) or f"{change.share:.0%} of the picture changed"
+    said = "; ".join([said, *(warnings or ["look whether it is what you asked for"] * bool(change.box))])
     return {"before_image": before, "image": result.image, "made": command, "box": change.box}, said
 
 
@@ -221,13 +226,15 @@ def _generate(
         return [result for i in rows for result in tried([i])]
 
     advice = TOO_LARGE + ("" if torch.device(pipeline.pipe.device).type == "cpu" else OR_WAIT)
-    for group in groups:
+    with Progress(f"pictures by {pipeline.name}", len(texts)) as line:
+        for group in groups:
 
-        def of_group(rows: list[int], its: list[int] = group) -> list[GeneratedImage]:
-            return tried([its[r] for r in rows])
+            def of_group(rows: list[int], its: list[int] = group) -> list[GeneratedImage]:
+                return tried([its[r] for r in rows])
 
-        for rows, results in in_batches(pipeline, [texts[i] for i in group], of_group, advice):
-            found |= {group[r]: result for r, result in zip(rows, results, strict=True)}
+            for rows, results in in_batches(pipeline, [texts[i] for i in group], of_group, advice):
+                found |= {group[r]: result for r, result in zip(rows, results, strict=True)}
+                line.add(len(rows))
     results = [found[i] for i in range(len(texts))]
     if results and all(result.why.startswith("failed") for result in results):
         raise AuditError(

@@ -151,6 +151,19 @@ def unread_end(pipe: Any, text: str, call: dict) -> str:
     return min(ends, key=len, default="")
 
 
+def unknown_words(pipe: Any, text: str) -> list[str]:
+    """The words of a text that none of a pipeline's text encoders knows; [] where they spell out what they do not."""
+    found: list[set[str]] = []
+    for part in pipe.components.values():
+        tokenizer = getattr(part, "tokenizer", part)
+        if getattr(tokenizer, "is_fast", False) and tokenizer.unk_token_id is not None:
+            tokens = tokenizer(text, return_offsets_mapping=True)
+            places = zip(tokens["input_ids"], tokens["offset_mapping"], strict=True)
+            found.append({text[a:b].strip() for token, (a, b) in places if token == tokenizer.unk_token_id and b > a})
+    unknown = set.intersection(*found) if found else set()
+    return [word for word in dict.fromkeys(text.split()) if word in unknown]
+
+
 def read_pipeline(place: str, spec: str | Path, dtype: torch.dtype, how: dict) -> Any:
     """The pipeline with its weights, on the CPU. Raises AuditError for what of it is missing."""
     from diffusers import DiffusionPipeline

@@ -34,6 +34,7 @@ from auditkit.runs.folder import (
     stage_counts,
     why_not_resume,
 )
+from auditkit.runs.progress import as_last_shown
 from auditkit.runs.temporary import temporary_folder
 from auditkit.text import VisibleStream, clock, for_a_person, visible
 
@@ -187,7 +188,7 @@ def _execute(
             if not trouble:
                 raise
         finally:
-            _without_keys(executed)
+            _tidy(executed)
         status.end("FAILED" if code else "")
     if not code and (skipped := stage_counts(p, stage).get("unreadable")):
         print(
@@ -217,12 +218,36 @@ def _to_put_right(kind: str, said: str) -> str:
     return ""
 
 
-def _without_keys(notebook: Path) -> None:
-    """Take out what a library may have printed into a notebook."""
+def _tidy(notebook: Path) -> None:
+    """What is left of a notebook: of lines written over and over the last, and no key that a library has printed."""
     if notebook.is_file():
-        text = notebook.read_text(encoding="utf-8", errors="surrogateescape")
-        if fit_for_disk(text) != text:
+        before = notebook.read_text(encoding="utf-8", errors="surrogateescape")
+        text = _as_last_shown(before)
+        if text != before or fit_for_disk(text) != text:
             write_text(notebook, text)
+
+
+def _as_last_shown(text: str) -> str:
+    """A notebook's JSON with what a cell printed as one text, as a screen shows it in the end."""
+    try:
+        book = json.loads(text)
+        for cell in book["cells"]:
+            kept: list[dict] = []
+            for output in cell.get("outputs", []):
+                if output["output_type"] == "stream":
+                    output["text"] = "".join(output["text"])
+                    if kept and kept[-1].get("name") == output["name"]:
+                        kept[-1]["text"] += output["text"]
+                        continue
+                kept.append(output)
+            for output in kept:
+                if output["output_type"] == "stream":
+                    output["text"] = as_last_shown(output["text"])
+            if "outputs" in cell:
+                cell["outputs"] = kept
+    except (ValueError, KeyError, TypeError):  # torn: it is made again
+        return text
+    return json.dumps(book, indent=1, ensure_ascii=False) + "\n"
 
 
 @contextlib.contextmanager

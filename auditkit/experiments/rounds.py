@@ -28,6 +28,7 @@ from auditkit.report.page import means, render_rounds
 from auditkit.runs.checkpoints import last_checkpoint
 from auditkit.runs.files import read_json, write_json, write_text
 from auditkit.runs.folder import is_done, run_folder, shown_path
+from auditkit.text import counted
 
 FAR = 1000  # between the seeds of two rounds, so that they are no seeds somebody would run beside the first
 AUDITOR, REPAIR, LAST = "04_auditor", "07_rectify", "08_benchmark"
@@ -191,7 +192,7 @@ def round_row(one: Round, summary: dict, first: dict) -> dict:
 
 def in_words(row: dict) -> str:
     """A row in one line, for whoever watches."""
-    said = [f"{row['findings']} findings"]
+    said = [counted(row["findings"], "finding")]
     if gaps := row.get("planted_gaps"):
         said.append(f"{gaps['found_so_far']} of {gaps['planted']} gaps so far")
     if "after" in row.get("skills", {}):

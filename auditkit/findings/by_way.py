@@ -12,10 +12,11 @@ from auditkit.counterfactual.store import IMAGES_FILE, WithCounterfactuals
 from auditkit.data.source import Source
 from auditkit.errors import AuditError
 from auditkit.findings.failure_types import ASKED
-from auditkit.findings.grading import grade_planted_gaps, search_success
+from auditkit.findings.grading import grade_planted_gaps, known_truth, search_success, told_truth
 from auditkit.params import Params
 from auditkit.runs import jsonl
 from auditkit.runs.probe import only_findings
+from auditkit.text import counted
 
 # ---- pictures that were made ----------------------------------------------------------------------------------------
 
@@ -86,6 +87,8 @@ def before_and_after(rows: Sequence[dict], source: WithCounterfactuals) -> list[
             | {"before_image": source.picture(row["base"]).image, "image": source.picture(row["picture"]).image}
             | {"box": source.made[row["picture"]].box, "consensus_before": row.get("consensus_before")}
             | {"target_before": old.get("target"), "references_before": old.get("references")}
+            | known_truth(source, row["picture"], row["question"])
+            | {f"{name}_before": known for name, known in known_truth(source, row["base"], row["question"]).items()}
         )
     return found
 
@@ -141,9 +144,12 @@ def who_moved(edits: Sequence[dict], alike: Callable[[str, str, str], bool]) -> 
 
 
 def describe_edits(rows: Sequence[dict], source: WithCounterfactuals) -> list[dict]:
-    """Irrelevant edits with the region that changed and what the target said before, as edits.json keeps them."""
+    """Irrelevant edits with the region that changed, what the target said before and, where the source knows it, the
+    truth, as edits.json keeps them.
+    """
     before = [{"box": source.made[row["picture"]].box, "target_before": row["before"]["target"]} for row in rows]
-    return [row | old for row, old in zip(rows, before, strict=True)]
+    known = [told_truth(source.accepted(row["picture"], row["question"])) for row in rows]
+    return [row | old | truth for row, old, truth in zip(rows, before, known, strict=True)]
 
 
 def picture_metrics(scored: Sequence[dict], painted: dict, source: Source) -> dict:
@@ -170,10 +176,13 @@ def pictures_in_words(metrics: dict, agreed: int) -> list[str]:
     """
     if "ways" not in metrics:
         return ["No counterfactual picture, so nothing to compare; the audit itself does not need any."]
-    counted, irrelevant = metrics["images"], metrics["irrelevant_edits"]
+    images, irrelevant = metrics["images"], metrics["irrelevant_edits"]
+    dropped = ", ".join(f"{why} {n:,}" for why, n in images["dropped"].items()) or "none"
+    wishes, good = counted(images["asked"], "wish", "wishes"), counted(images["made"], "good picture")
+    edits = counted(agreed, "edit")
     told = [
-        f"{counted['asked']} wishes, {counted['made']} good pictures, dropped: {counted['dropped'] or 'none'}",
-        f"{agreed} edits of pictures on which all agreed; {irrelevant} irrelevant ones turned the target",
+        f"{wishes}, {good}; dropped: {dropped}",
+        f"{edits} of pictures on which all agreed; irrelevant ones that turned the target: {irrelevant}",
     ]
     for model in ("editor", "generator"):
         for name, rate in metrics.get(model, {}).items():

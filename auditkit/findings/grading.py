@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from auditkit.errors import AuditError
 from auditkit.findings.failure_types import ASKED, FOUND, OUTSIDE, FailureType
 from auditkit.findings.grouping import group_findings, group_name
 from auditkit.models import downloads
+from auditkit.text import counted
 
 if TYPE_CHECKING:
     from auditkit.models.base import Writer  # which imports torch
@@ -108,6 +110,12 @@ def told_truth(accepted: Sequence[str]) -> dict:
     return told | ({"accepted": list(accepted)} if len(accepted) > 1 else {})
 
 
+def known_truth(source: Source, picture: str, question: str | None) -> dict:
+    """What a card says of the truth: as `told_truth`, or {"senseless": True} where the question has no answer there."""
+    right = source.accepted(picture, question) if question else ()
+    return told_truth(right) if right or not source.complete or not question else {"senseless": True}
+
+
 def probes_until(gaps: Sequence[dict], probes: int, share: float) -> int | None:
     """How many probes an audit needs, on average, until this share of the planted gaps have three true findings each.
 
@@ -178,8 +186,12 @@ def _described(gap) -> dict:
 
 def _plain(value) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{b} for {a}" for a, b in value.items())
-    return " or ".join(map(str, value)) if isinstance(value, list) else str(value)
+        return ", ".join(f"{_plain(b)} for {_plain(a)}" for a, b in value.items())
+    if isinstance(value, list):
+        return " or ".join(map(_plain, value))
+    return re.sub(
+        r"\{(\w+)\}", lambda fact: f"the {fact[1].replace('remark_', 'remark’s ').replace('_', ' ')}", str(value)
+    )
 
 
 def agreement_in_words(against: dict) -> str:
@@ -201,7 +213,7 @@ def graded_in_words(planted: dict) -> list[str]:
         told.append(f"{planted['found']} of {planted['planted']} planted gaps found; missed: {missed}")
     if "precision" in planted:
         alarms = len(planted["false_alarms"])
-        told.append(f"{planted['precision']['value']:.1%} of the findings are true; {alarms} false alarms")
+        told.append(f"{planted['precision']['value']:.1%} of the findings are true; {counted(alarms, 'false alarm')}")
     return told
 
 

@@ -27,7 +27,7 @@ SHARED = 0.6  # a word belongs to a group's name if this share of its questions 
 AT_ONCE = 2000  # more findings than this are put to the nearest group: linkage costs their number squared
 ROWS = 50_000  # findings whose nearest group is looked for together
 ELLIPSIS, DASH = "…", "—"
-NO_TEMPLATE = "questions with no words in common"
+NO_TEMPLATE = "questions of several kinds"
 
 
 def group_findings(findings: Sequence[dict], most: int, by: str = "text") -> list[list[dict]]:
@@ -54,6 +54,8 @@ def group_findings(findings: Sequence[dict], most: int, by: str = "text") -> lis
 def common_template(questions: Iterable[str]) -> str:
     """The words that most of the questions share, in the order of the question that has most of them; the rest is "…".
 
+    Where most of the questions are not of that form, they are of several kinds, and none of them names the others.
+
     Args:
         questions: one after another, or counted already (a Counter).
 
@@ -75,7 +77,10 @@ def common_template(questions: Iterable[str]) -> str:
     if not set(words) & shared:
         return NO_TEMPLATE
     kept = [word if word in shared or len(counts) == 1 else ELLIPSIS for word in words]
-    return " ".join(w for i, w in enumerate(kept) if i == 0 or (w, kept[i - 1]) != (ELLIPSIS, ELLIPSIS)) + "?"
+    template = " ".join(w for i, w in enumerate(kept) if i == 0 or (w, kept[i - 1]) != (ELLIPSIS, ELLIPSIS)) + "?"
+    is_of_it = matcher(template, list(counts))
+    of_it = sum(n for question, n in counts.items() if is_of_it(question))
+    return template if of_it >= SHARED * asked else NO_TEMPLATE
 
 
 def matcher(template: str, questions: Sequence[str]) -> Callable[[str], bool]:

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from auditkit import stats
+from auditkit.consensus.normalise import is_one_of
 from auditkit.data.source import Source
 from auditkit.errors import AuditError
 from auditkit.findings.grading import best_blind_question, search_success
@@ -13,6 +14,7 @@ from auditkit.models.answers import AnswerBook
 from auditkit.models.base import Writer
 from auditkit.params import Params
 from auditkit.runs.probe import only_findings
+from auditkit.text import counted
 
 
 def baseline_rates(scored: Sequence[dict], source: Source) -> dict[str, dict]:
@@ -33,6 +35,25 @@ def success_rates(rows: Sequence[dict], source: Source, name: str) -> dict[str, 
     except AuditError as no_oracle:
         print(no_oracle)
     return found
+
+
+def baseline_in_words(scored: Sequence[dict], source: Source) -> str:
+    """How the two rates of notebook 02 differ, probe by probe: false findings and missed failures may cancel."""
+    found = {row["key"] for row in only_findings(scored)}
+    false, missed, known = 0, 0, 0
+    for row in scored:
+        right = source.accepted(row["picture"], row["question"]) if row["question"] else ()
+        if right or source.complete:
+            known += 1
+            wrong = bool(right) and not is_one_of(row["target"], right)
+            false += row["key"] in found and not wrong
+            missed += wrong and row["key"] not in found
+    if not known:
+        return "Nobody knows the right answers here, so the consensus is all there is."
+    return (
+        f"{counted(false, 'finding is', 'findings are')} false (the target is not wrong), and "
+        f"{counted(missed, 'failure is', 'failures are')} missed (the target is wrong, and no consensus says so)"
+    )
 
 
 def success_on_both(first: Sequence[dict], second: Sequence[dict], source: Source) -> tuple[dict, dict]:

@@ -11,6 +11,7 @@ from auditkit.models.base import Writer
 from auditkit.models.batching import in_batches
 from auditkit.models.offload import at_work
 from auditkit.runs import jsonl
+from auditkit.runs.progress import Progress
 
 
 class AnswerBook:
@@ -48,12 +49,13 @@ class AnswerBook:
             images = [shown[picture] for _, picture, _ in missing]
             try:
                 self._keep(missing, vlm.write(images, [question for _, _, question in missing], max_new_tokens))
+                line.add(len(missing))
             except Unfinished as error:  # a request among others failed; what came back has been paid for
                 self._keep(missing, error.answers)
                 raise
 
-        if self._missing(todo):
-            with at_work(vlm):
+        if new := self._missing(todo):
+            with at_work(vlm), Progress(f"answers of {vlm.name}", len(new)) as line:
                 for _ in in_batches(
                     vlm, [question for _, _, question in todo], write, together=[picture for _, picture, _ in todo]
                 ):

@@ -9,6 +9,7 @@ from PIL import Image
 
 from auditkit.models.batching import in_batches
 from auditkit.models.offload import at_work
+from auditkit.runs.progress import Progress
 
 
 class WrittenText(str):
@@ -65,12 +66,14 @@ def generate_texts(
     def write(rows: list[int]) -> list[str]:
         return vlm.write([images[i] for i in rows], [prompts[i] for i in rows], max_new_tokens, temperature)
 
-    with at_work(vlm), torch.random.fork_rng(enabled=seed is not None):
+    line = Progress(f"texts of {vlm.name}", len(prompts))
+    with at_work(vlm), line, torch.random.fork_rng(enabled=seed is not None):
         if seed is not None:
             torch.manual_seed(seed)
         for rows, written in in_batches(vlm, prompts, write, together=[id(image) for image in images]):
             for i, text in zip(rows, written, strict=True):
                 texts[i] = text
+            line.add(len(rows))
     return texts
 
 

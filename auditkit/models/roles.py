@@ -6,10 +6,12 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 
+from PIL import Image
+
 from auditkit.data.source import Example, Picture
 from auditkit.models import processors
 from auditkit.models.answers import AnswerBook
-from auditkit.models.base import Writer
+from auditkit.models.base import Writer, answer_questions
 from auditkit.models.transformers import VLM
 
 
@@ -60,6 +62,29 @@ def class_and_size(model: Writer) -> dict:
 def whole_prompts(models: Mapping[str, Writer], question: str) -> dict[str, str]:
     """Role -> the whole text its model reads for a question; a server makes its own, so it is absent."""
     return {role: processors.chat(model, question) for role, model in models.items() if isinstance(model, VLM)}
+
+
+def everyone(
+    loaders: Sequence[Callable[[], Writer]], max_answer_tokens: int
+) -> Callable[[Sequence[Image.Image], str], list[dict]]:
+    """What puts a question about each of some images to target and references, which are loaded when it is first asked.
+
+    Args:
+        loaders: of the target, then of the references (`deferred`).
+
+    Returns a function (images, question) -> [{"target": answer, "references": {name: answer}}].
+    """
+    models: list[Writer] = []
+
+    def ask(images: Sequence[Image.Image], question: str) -> list[dict]:
+        if not models:
+            models.extend(load() for load in loaders)
+        said = [answer_questions(model, images, [question] * len(images), max_answer_tokens) for model in models]
+        names = [model.name for model in models[1:]]
+        return [{"target": str(own), "references": dict(zip(names, map(str, rest), strict=True))}
+                for own, *rest in zip(*said, strict=True)]  # fmt: skip
+
+    return ask
 
 
 def ask_all(

@@ -24,6 +24,7 @@ from auditkit.models.batching import in_batches
 from auditkit.models.confined import refuse_endless_patterns
 from auditkit.models.device import choose_device, choose_dtype
 from auditkit.models.offload import Parked, at_work, quantization
+from auditkit.runs.progress import Progress
 from auditkit.specs import Spec
 from auditkit.text import short_error
 
@@ -82,10 +83,11 @@ def token_probabilities(
         chances = logits.float().softmax(-1).gather(-1, inputs["input_ids"][:, -longest:, None])[..., 0]
         return [row[longest - len(end) :] for end, row in zip(endings, chances.tolist(), strict=True)]
 
-    with at_work(vlm):
+    with at_work(vlm), Progress(f"texts weighed by {vlm.name}", len(texts)) as line:
         for rows, chances in in_batches(vlm, texts, score, together=[id(image) for image in images]):
             for i, row in zip(rows, chances, strict=True):
                 found[i] = row
+            line.add(len(rows))
     return found
 
 

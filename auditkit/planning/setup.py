@@ -21,6 +21,7 @@ from auditkit.models import downloads
 from auditkit.models.roles import model_roles
 from auditkit.param_rules import refuse_missing_packages
 from auditkit.params import Params
+from auditkit.text import counted
 
 SIDE = 1024  # of the square matrices whose product is timed
 MODEL, PIPELINE = "config.json", "model_index.json"  # the file that every one has
@@ -107,7 +108,9 @@ def time_device(device: str) -> tuple[float, dict]:
         gflops, said = 4 * 2 * SIDE**3 / (time.perf_counter() - began) / 1e9, ""
     except (RuntimeError, AssertionError) as error:
         gflops, said = 0.0, str(error).splitlines()[0]
-    check = _check("device", f"{chosen}, {gflops:,.0f} GFLOP/s, {torch.get_num_threads()} threads", gflops > 0)
+    check = _check(
+        "device", f"{chosen}, {gflops:,.0f} GFLOP/s, {counted(torch.get_num_threads(), 'thread')}", gflops > 0
+    )
     return gflops, check | {"advice": f"nothing can be computed on {chosen} ({said}); set device: auto"}
 
 

@@ -17,6 +17,11 @@ from auditkit.repair.skills import MEAN, SkillScores, evaluate_skills, evaluate_
 
 FOUND, MISSED, OUTSIDE = "in a found gap", "in a missed gap", "outside"
 FELL = -0.02  # a skill that changed by less than this has fallen
+GAINS = {  # keys of `repair_gain` -> in words
+    "agreement": "gain in agreement with the references",
+    "skills": "gain over the skills",
+    "over_peer": "after the repair, above the larger peer",
+}
 
 Alike = Callable[[str, str, str], bool]  # (answer, answer, question) -> whether the two mean the same
 
@@ -189,7 +194,7 @@ def repair_in_words(metrics: Mapping, compared: Sequence[Mapping]) -> list[str]:
         told.append("skills that fell by more than 2 points: " + (", ".join(fallen) or "none"))
     for name, change in metrics["gain"].items():
         points = [100 * change[bound] for bound in ("value", "low", "high")]
-        told.append("gain in {}: {:+.1f} points ({:+.1f} to {:+.1f})".format(name.replace("_", " "), *points))
+        told.append("{}: {:+.1f} points ({:+.1f} to {:+.1f})".format(GAINS[name], *points))
     if "found_gaps" in metrics:
         wrong = {side: 1 - rate["value"] for side, rate in metrics["found_gaps"].items()}
         gone = 1 - wrong["after"] / wrong["before"] if wrong["before"] else 0.0

@@ -33,7 +33,7 @@ import torch
 
 from auditkit import specs
 from auditkit.data.source import Example
-from auditkit.errors import AuditError
+from auditkit.errors import AuditError, note_step
 from auditkit.models import downloads, processors
 from auditkit.models.base import quiet
 from auditkit.models.lora import PROJECTIONS, TEXT_PART, adapts, whole_text_part
@@ -45,6 +45,7 @@ from auditkit.params import Params
 from auditkit.runs import jsonl
 from auditkit.runs.checkpoints import last_checkpoint
 from auditkit.runs.files import read_json, write_json
+from auditkit.runs.progress import Progress
 
 FINDINGS_SHARE = 1 / 5  # least share of the training set
 HARMLESS = 10  # so many probes of one answer are learnt even where all to their kind of question say the same
@@ -120,14 +121,18 @@ def train_repair(
 
     def tell(row: dict) -> None:
         took[row["step"]] = {"seconds": row["seconds"]}
+        note_step(row["step"], p.rectify_steps, out / "checkpoints")
+        line.at(row["step"], f", loss {row['loss']:.3f}")
         if on_step:
             on_step(row)
 
     with logging_into(p, out), contextlib.nullcontext() if p.rectify_lora_rank else whole_text_part(target.model):
         trainer = _trainer(target, examples, p, out / "checkpoints", tell)
+        last = last_checkpoint(out / "checkpoints")
+        line = Progress("training step", p.rectify_steps, int(last.rpartition("-")[2]) if last else 0)
         try:
-            with frozen_vision(target.model), quiet():
-                trainer.train(resume_from_checkpoint=last_checkpoint(out / "checkpoints"))
+            with frozen_vision(target.model), quiet(), line:
+                trainer.train(resume_from_checkpoint=last)
                 trainer.model.save_pretrained(unfinished)
         finally:  # the target as it was: training has put the adapter into its layers
             model = trainer.model.unload() if p.rectify_lora_rank else trainer.model

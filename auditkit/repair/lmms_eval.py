@@ -40,7 +40,7 @@ from auditkit.models.base import Writer
 from auditkit.models.load import load_model
 from auditkit.repair.paper import BENCHMARKS, Benchmark
 from auditkit.runs.files import read_json, write_json
-from auditkit.text import nearest, short_error, text_table, with_interval
+from auditkit.text import nearest, p_value, short_error, text_table, with_interval
 
 INSTALL = "pip install --no-deps -r .ci/lmms.txt"  # in the project's folder
 ANSWER_TOKENS = 128  # where a task sets no length
@@ -168,7 +168,7 @@ def table_text(rows: Sequence[dict]) -> str:
             continue
         paper: Benchmark | None = row.get("paper")
         theirs = [paper.base, paper.audited, paper.larger, paper.largest] if paper else []
-        p = f"{row['p_holm']:.3g}" if "p_holm" in row else ""
+        p = p_value(row["p_holm"]) if "p_holm" in row else ""
         ours = [with_interval(row[key], scale=1) if key in row else "" for key in ("before", "after", "change")]
         cells = [row["benchmark"], f"{row['n']:,}", *ours, p]
         lines.append(cells + ([f"{value:.1f}" for value in theirs] or [""] * 4))

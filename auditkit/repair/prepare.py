@@ -23,6 +23,7 @@ from auditkit.repair.provenance import KINDS, draw_originals, gather_probes, lea
 from auditkit.repair.training_set import build_training_set, known_originals, training_pairs
 from auditkit.runs import jsonl
 from auditkit.runs.probe import only_findings
+from auditkit.text import counted
 
 NOTHING = "Nothing was found, so nothing is repaired."
 REJECTED = "A person rejected every finding, so nothing is repaired."
@@ -38,10 +39,11 @@ class ToLearn:
     reviewed: dict  # as from review.told: {} where no person changed anything
 
     def in_words(self) -> str:
-        told = [self.why_not or f"{len(self.findings)} findings to learn from"]
+        told = [self.why_not or f"{counted(len(self.findings), 'finding')} to learn from"]
         if self.reviewed:
             left_out, relabelled = self.reviewed["left_out"], self.reviewed["relabelled"]
-            told.append(f"a person left out {left_out} findings and relabelled {relabelled} probes")
+            out, others = counted(left_out, "finding"), counted(relabelled, "probe")
+            told.append(f"a person left out {out} and relabelled {others}")
         return "\n".join(told)
 
 
@@ -72,13 +74,15 @@ class TrainingSet:
     near_duplicates: int  # probes left out because they nearly repeat another
     learnt_from: set[str]  # keys of the examples to be learnt; the others are there against forgetting
     kinds: dict[str, int]  # different examples that are a finding, agreed, original
+    kind_of: dict[str, str]  # key of an example -> which of these it is
 
     def in_words(self, learnt: str) -> str:
         """Two sentences; `learnt` is what is to be learnt, as Params has it in rectify_on."""
-        kinds = ", ".join(f"{count} {kind}" for kind, count in self.kinds.items())
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in self.kinds.items())
         return (
-            f"{self.drawn} originals drawn; {self.near_duplicates} near-duplicates left out\n{len(self.examples)} "
-            f"examples, {len(self.learnt_from)} of them to learn ({learnt}); different ones: {kinds}"
+            f"{counted(self.drawn, 'original')} drawn; {counted(self.near_duplicates, 'near-duplicate')} left out\n"
+            f"{counted(len(self.examples), 'example')}, {len(self.learnt_from):,} of them to learn ({learnt}); "
+            f"different ones: {kinds}"
         )
 
 
@@ -98,7 +102,7 @@ def prepare_training_set(
     """
     if not found.findings:
         write_trace([], [], folder)
-        return TrainingSet([], 0, 0, set(), _kinds([]))
+        return TrainingSet([], 0, 0, set(), _kinds([]), {})
     drawn = draw_originals(source, p)
     originals = drawn if p.route == "labeled" else known_originals(target, drawn, book, alike, p.max_answer_tokens)
     worth = learnable_probes(found.scored, p)
@@ -109,7 +113,8 @@ def prepare_training_set(
     examples = build_training_set(types, distinct, originals, p, source.picture)
     learnt_from = {e.key for of_type in types for e in of_type} & {e.key for e in examples}
     traced = write_trace(examples, distinct, folder)
-    return TrainingSet(examples, len(drawn), len(nearly), learnt_from, _kinds(traced))
+    kind_of = {row["key"]: row["kind"] for row in traced}
+    return TrainingSet(examples, len(drawn), len(nearly), learnt_from, _kinds(traced), kind_of)
 
 
 def _kinds(traced: Sequence[dict]) -> dict[str, int]:

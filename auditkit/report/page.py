@@ -24,7 +24,7 @@ from auditkit.errors import AuditError
 from auditkit.report import plots
 from auditkit.runs import costs, inventory
 from auditkit.runs.probe import OUTCOMES, SUMMARY_KEYS
-from auditkit.text import SPACE, duration, for_a_person, interval, percent, plain_slug, slug
+from auditkit.text import SPACE, counted, duration, for_a_person, interval, percent, plain_slug, slug
 
 THEME = {  # colour in a figure -> CSS variable of the page
     plots.INK: "ink",
@@ -134,6 +134,7 @@ def _template(name: str) -> jinja2.Template:
         loader=folder, autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=_without_commands
     )
     pages.filters |= {"percent": percent, "interval": interval, "confusion": confusion, "duration": duration}
+    pages.filters |= {"counted": counted}
     pages.filters |= {"points": lambda share: f"{100 * share:+.1f}"}
     pages.filters |= {"shown": measure_text, "change": change_text}
     return pages.get_template(name)
@@ -173,8 +174,7 @@ def card(row: Mapping, folders: Sequence[Path]) -> dict:
     else:
         paths = kept_pictures(row["picture"], folders)
     src, small = next((picture for path in paths if (picture := _picture(path))), ("", True))
-    right = is_one_of(str(row["target"]), row.get("accepted") or filter(None, [row.get("truth")]))
-    return {"references": {}, "truth": None, "reason": "", **row, "src": src, "small": small, "right": right}
+    return {"references": {}, "truth": None, "reason": "", **row, "src": src, "small": small, "right": _is_right(row)}
 
 
 def pair(row: Mapping, folders: Sequence[Path]) -> dict:
@@ -182,7 +182,12 @@ def pair(row: Mapping, folders: Sequence[Path]) -> dict:
     before, after = (kept_pictures(row[name], folders) for name in ("base", "picture"))
     src = next((picture for path in before if (picture := _picture(path))), ("", True))
     then = next((picture for path in after if (picture := _picture(path, row.get("box")))), ("", True))
-    return {**row, "src_before": src[0], "src": then[0], "small": src[1]}
+    return {"truth": None, **row, "src_before": src[0], "src": then[0], "small": src[1], "right": _is_right(row)}
+
+
+def _is_right(row: Mapping) -> bool:
+    """Whether the target is right by the truth, where that is known."""
+    return is_one_of(str(row["target"]), row.get("accepted") or filter(None, [row.get("truth")]))
 
 
 def kept_pictures(key: str, folders: Sequence[Path]) -> list[Path]:

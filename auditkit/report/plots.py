@@ -25,6 +25,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator, PercentFo
 from PIL import Image
 
 from auditkit.consensus.normalise import is_one_of, same_text
+from auditkit.text import counted
 
 INK, MUTED, GRID, PAPER = "#1f2933", "#66707c", "#dde2e8", "#fffffe"
 BEFORE, AFTER, PEER, WRONG = "#858c96", "#0072b2", "#009e73", "#d55e00"
@@ -43,6 +44,10 @@ CURVES = {
     "group_spread": (3, "spread of reward within a group", AFTER),
     "entropy": (3, "entropy of a token, in nats", BEFORE),
 }
+
+
+LIVE = (8.6, 4.9)  # inches of a figure that is watched: 946 x 539 pixels, beside JupyterLab's own on 1366 x 768
+LEAST = {2: 10, 3: 0.6}  # to where the axes of these panels go at least while a training is watched
 
 
 class Plot(Figure):
@@ -68,8 +73,9 @@ def gallery(rows: Iterable[Mapping], n: int = 6, columns: int = 3) -> Plot:
 
     Args:
         rows: records with `image` (PIL image or path) and `question`; any of `target`, `consensus`, `references`
-            ({name: answer}) and `truth` are shown where they are there. ✓ and ✗ say whether the target is right: by
-            the truth (or the answers `accepted`) where it is known, else ✗ where it departs from the consensus.
+            ({name: answer}), `truth` and `note` are shown where they are there. ✓ and ✗ say whether the target is
+            right: by the truth (or the answers `accepted`) where it is known, else ✗ where it departs from the
+            consensus; on a question that is `senseless` nobody is.
         n: how many rows to show, the first n.
         columns: pictures side by side.
     """
@@ -80,16 +86,10 @@ def gallery(rows: Iterable[Mapping], n: int = 6, columns: int = 3) -> Plot:
     asked = [_plain(row.get("question") or "(no question)", 30) for row in rows]
     above = 0.18 + 0.15 * max((text.count("\n") + 1 for text in asked), default=1)
     side, below = 2.0, 0.2 + 0.17 * max(map(len, said), default=0)  # inches: picture, question, answers
-    marked = [
-        row.get("truth") is not None for row, its in zip(rows, said, strict=True) if its[:1] and its[0][0][0] in "✓✗"
-    ]
-    width, height = columns * (side + 0.4), lines * (above + side + below) + 0.25 * bool(marked)
+    legend = _marked_by(zip(rows, said, strict=True))
+    width, height = columns * (side + 0.4), lines * (above + side + below) + 0.25 * bool(legend)
     figure = Plot(width, height)
-    if marked:
-        how = "the truth" if all(marked) else "the truth where it is known, else by the consensus"
-        figure.text(
-            0.2 / width, 0.06 / height, f"✓ ✗ by {how if any(marked) else 'the consensus'}", fontsize=7.5, color=MUTED
-        )
+    figure.text(0.2 / width, 0.06 / height, legend, fontsize=7.5, color=MUTED)
     figure.set_layout_engine("none")
     for place, row in enumerate(rows):
         left = 0.2 + place % columns * (side + 0.4)
@@ -112,8 +112,8 @@ def pairs(rows: Iterable[Mapping], n: int = 4, columns: int = 2) -> Plot:
 
     Args:
         rows: records with `before_image` and `image` (PIL image or path), `made` (the caption or command), `question`;
-            `box` (x0, y0, x1, y1 in pixels), `target`, `consensus`, `references` ({name: answer}), and the same with
-            "_before", are shown where they are there.
+            `box` (x0, y0, x1, y1 in pixels), `target`, `consensus`, `references` ({name: answer}), `truth`, and the
+            same with "_before", are shown where they are there; marked as in `gallery`.
         n: how many pairs to show, the first n.
         columns: pairs side by side.
     """
@@ -125,9 +125,15 @@ def pairs(rows: Iterable[Mapping], n: int = 4, columns: int = 2) -> Plot:
     top = 0.2 + 0.15 * max((sum(text.count("\n") + 1 for text in texts if text) for texts in above), default=1)
     side, gap, below = 1.75, 0.25, 0.2 + 0.17 * max((len(part) for both in said for part in both), default=0)
     across, down = 2 * side + gap + 0.4, top + side + below  # inches of one pair
-    figure = Plot(columns * across, lines * down)
+    legend = _marked_by(
+        ({"truth": row.get("truth" + when)}, part)
+        for row, both in zip(rows, said, strict=True)
+        for when, part in zip(("_before", ""), both, strict=True)
+    )
+    width, height = columns * across, lines * down + 0.25 * bool(legend)
+    figure = Plot(width, height)
+    figure.text(0.2 / width, 0.06 / height, legend, fontsize=7.5, color=MUTED)
     figure.set_layout_engine("none")
-    width, height = columns * across, lines * down
     for place, row in enumerate(rows):
         left, bottom = 0.2 + place % columns * across, height - place // columns * down - top - side
         text = "\n".join(text for text in above[place] if text)
@@ -233,30 +239,41 @@ def versus(types: Sequence[Mapping], width: float = 7.2) -> Figure:
     return figure
 
 
-def training_curve(history: Sequence[Mapping], width: float = 7.2) -> Figure:
+def training_curve(history: Sequence[Mapping], width: float = 7.2, steps: int = 0) -> Figure:
     """What GRPO earned, step by step: thin as measured, thick as a running mean over a tenth of the steps.
 
     Args:
         history: one record a step, with any of the keys in `CURVES`.
+        steps: of the whole training, for a figure that is drawn while it lasts: then all panels are there from the
+            first step on, two beside each other, low enough for a small screen, and the axis of steps stays.
     """
     present = [key for key in CURVES if any(_number(row.get(key)) for row in history)]
-    panels = sorted({CURVES[key][0] for key in present}) or [0]
-    figure = Plot(width, 0.5 + 1.5 * len(panels))
-    axes = np.atleast_1d(figure.subplots(len(panels), 1, sharex=True))
-    for key in present:
+    panels = sorted({CURVES[key][0] for key in (CURVES if steps else present)}) or [0]
+    if steps:
+        figure = Plot(*LIVE)
+        axes = figure.subplots(-(-len(panels) // 2), 2, sharex=True).flatten()
+        axes[0].set_xlim(1, max(2, steps))
+    else:
+        figure = Plot(width, 0.5 + 1.5 * len(panels))
+        axes = np.atleast_1d(figure.subplots(len(panels), 1, sharex=True))
+    for key in CURVES if steps else present:  # of one that is not there yet the name is
         panel, name, colour = CURVES[key]
         axis = axes[panels.index(panel)]
         rows = [row for row in history if _number(row.get(key))]
-        steps = [row.get("step", place) for place, row in enumerate(rows)]
+        at = [row.get("step", place) for place, row in enumerate(rows)]
         values = np.array([row[key] for row in rows], float)
-        axis.plot(steps, values, color=colour, linewidth=0.7, alpha=0.35)
-        axis.plot(steps, _running_mean(values, max(1, len(values) // 10)), color=colour, linewidth=2, label=name)
+        axis.plot(at, values, color=colour, linewidth=0.7, alpha=0.35)
+        axis.plot(at, _running_mean(values, max(1, len(values) // 10)), color=colour, linewidth=2, label=name)
     for panel, axis in zip(panels, axes, strict=True):
         _quiet(axis, grid="y")
         axis.set_ylim(bottom=0)
-        axis.margins(x=0.01)
+        if not steps:
+            axis.margins(x=0.01)
+        elif panel >= 2:
+            highest = [line.get_ydata().max() for line in axis.lines if len(line.get_ydata())]
+            axis.set_ylim(0, max(LEAST[panel], *(1.05 * value for value in highest), 0))
         axis.yaxis.set_major_locator(MaxNLocator(4))
-        if panel < 2 and axis.get_ylim()[1] <= 1.2:  # shares
+        if panel < 2 and (steps or axis.get_ylim()[1] <= 1.2):  # shares
             axis.set_ylim(0, 1.04)
             axis.set_yticks([0, 0.25, 0.5, 0.75, 1])
             axis.yaxis.set_major_formatter(PercentFormatter(1, 0, " %"))
@@ -265,14 +282,15 @@ def training_curve(history: Sequence[Mapping], width: float = 7.2) -> Figure:
         axis.legend(
             loc="lower left",
             bbox_to_anchor=(0, 1),
-            ncols=2 if width > 5 else 1,
+            ncols=2 if width > 5 and not steps else 1,
             frameon=False,
-            fontsize=9,
+            fontsize=8 if steps else 9,
             labelcolor=INK,
             borderpad=0,
             handlelength=1.4,
         )
-    axes[-1].set_xlabel("GRPO step", color=MUTED, fontsize=9)
+    for axis in axes[-2:] if steps else axes[-1:]:
+        axis.set_xlabel("GRPO step", color=MUTED, fontsize=9)
     axes[-1].xaxis.set_major_locator(MaxNLocator(6, integer=True))
     return figure
 
@@ -478,7 +496,7 @@ def _answers(row: Mapping) -> list[tuple[str, str]]:
     if row.get("target") is not None:
         said = str(row["target"])
         differs = row.get("consensus") is not None and not same_text(said, str(row["consensus"]))
-        mark, colour = ("✗ ", WRONG) if differs else ("", INK)
+        mark, colour = ("✗ ", WRONG) if differs and not row.get("senseless") else ("", INK)
         if row.get("truth") is not None:
             right = is_one_of(said, [*(row.get("accepted") or []), str(row["truth"])])
             mark, colour = ("✓ ", PEER) if right else ("✗ ", WRONG)
@@ -488,12 +506,26 @@ def _answers(row: Mapping) -> list[tuple[str, str]]:
     lines += [(f"{_plain(name)}: {_plain(said, 30)}", MUTED) for name, said in (row.get("references") or {}).items()]
     if row.get("truth") is not None:
         lines.append((f"truth: {_plain(row['truth'], 34)}", INK))
+    if row.get("senseless"):
+        lines.append(("truth: there is no answer", INK))
+    if row.get("note"):
+        lines.append((_plain(row["note"], 34), MUTED))
     return lines
+
+
+def _marked_by(shown: Iterable[tuple[Mapping, Sequence[tuple[str, str]]]]) -> str:
+    """By what cards, each with its lines, are marked ✓ and ✗; "" where none is."""
+    known = [row.get("truth") is not None for row, lines in shown if lines[:1] and lines[0][0][0] in "✓✗"]
+    if not known:
+        return ""
+    if not any(known):
+        return "✓ ✗ by the consensus"
+    return "✓ ✗ by the truth" if all(known) else "✓ ✗ by the truth where it is known, else by the consensus"
 
 
 def _answers_of(row: Mapping, when: str) -> list[tuple[str, str]]:
     """What all said before ("_before") or after ("") a change."""
-    names = ("target", "consensus", "references")
+    names = ("target", "consensus", "references", "truth", "accepted", "senseless")
     return _answers({name: row[name + when] for name in names if row.get(name + when) is not None})
 
 
@@ -510,7 +542,7 @@ def _plain(text: object, width: int | None = None) -> str:
 
 def _size(kind: Mapping) -> str:
     share = f", {100 * kind['share']:.0f} % of all" if _number(kind.get("share")) else ""
-    return f"{kind['size']:,} findings{share}"
+    return f"{counted(kind['size'], 'finding')}{share}"
 
 
 def _number(value: object) -> bool:

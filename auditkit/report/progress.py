@@ -1,60 +1,40 @@
-"""What a notebook shows while a model is trained: a line every so often, and for the auditor a figure that grows.
-
-Each is given to a trainer as its `on_step` and called with the row of every step.
-"""
+"""What notebook 04 shows while the auditor is trained: a figure that grows (runs/progress.py has the line below it)."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from IPython.display import display
 
-from auditkit.errors import note_step
 from auditkit.report import plots
 from auditkit.runs import jsonl
+from auditkit.runs.checkpoints import last_checkpoint
 
-LINES = 20  # printed over a whole training
-NOT_YET = {"distinct": float("nan"), "kinds": float("nan")}  # the first step has neither
+DRAWN = 20  # times over a whole training
 
 
 class AuditorProgress:
-    """The auditor's training curve, drawn anew every so often, and a line beside.
+    """The auditor's training curve, drawn anew every so often on axes that stay; a trainer's `on_step`.
 
     Args:
         steps: of the whole training.
-        file: history.jsonl, with the steps that an earlier attempt has made, if there was one.
+        file: history.jsonl, with the steps that an earlier attempt has made, if there was one; those after its last
+            checkpoint are made again, and are not drawn until they are.
     """
 
     def __init__(self, steps: int, file: Path):
-        self.steps, self.every, self.history = steps, math.ceil(steps / LINES), jsonl.read(file)
-        self._figure = display(plots.training_curve(self.history), display_id=True)
+        last = last_checkpoint(file.parent)
+        kept = int(last.rpartition("-")[2]) if last else 0
+        self.steps, self.every = steps, math.ceil(steps / DRAWN)
+        self.history = [row for row in jsonl.read(file) if row["step"] <= kept]
+        self._figure = display(plots.training_curve(self.history, steps=steps), display_id=True)
 
     def __call__(self, row: Mapping) -> None:
-        self.history.append(dict(row))
-        note_step(row["step"], self.steps)
+        self.history = [*(one for one in self.history if one["step"] < row["step"]), dict(row)]
         if row["step"] % self.every == 0:
-            seen = NOT_YET | dict(row)
-            print(
-                f"step {seen['step']}/{self.steps}  success {seen['reward/disagreement']:.0%}  "
-                f"distinct {seen['distinct']:.0%}  kinds {seen['kinds']:.0f}",
-                flush=True,
-            )
             self.draw(self.history)
 
     def draw(self, history: Sequence[Mapping]) -> None:
         """Draw the curve of these steps in place of the one before."""
         if self._figure:  # outside of a notebook there is none
-            self._figure.update(plots.training_curve(history))
-
-
-def repair_progress(steps: int) -> Callable[[Mapping], None]:
-    """What prints a line about a step of the repair, some twenty times over the training."""
-
-    every = max(1, steps // LINES)
-
-    def say(row: Mapping) -> None:
-        note_step(row["step"], steps)
-        if row["step"] % every == 0:
-            print(f"step {row['step']}/{steps}  loss {row['loss']:.3f}", flush=True)
-
-    return say
+            self._figure.update(plots.training_curve(history, steps=self.steps))

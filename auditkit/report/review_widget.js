@@ -21,7 +21,9 @@ function render({ model, el }) {
   const pictures = made("div", "pictures", desk);
   const [before, picture] = [made("img", "before", pictures), made("img", "picture", pictures)];
   const text = made("div", "text", desk);
-  const [wish, question, answers] = [made("p", "wish", text), made("p", "question", text), made("dl", "answers", text)];
+  const [wish, question] = [made("p", "wish", text), made("p", "question", text)];
+  const options = made("div", "options", text); // the answers, while nobody is to know who gave them
+  const answers = made("dl", "answers", text);
   const fields = made("div", "fields", desk);
   const field = (kind, words) => {
     const label = made("label", "", fields, words);
@@ -38,6 +40,7 @@ function render({ model, el }) {
   const send = (what) => model.send({ at: model.get("card").at, answer: answer.value, note: note.value, ...what });
   const act = (what) => {
     if (typeof what === "number") send({ do: "move", step: what });
+    else if (typeof what === "object") send(what);
     else send({ do: what });
     desk.focus({ preventScroll: true });
   };
@@ -50,9 +53,14 @@ function render({ model, el }) {
   const on = button("Next →", () => act(1));
   const message = made("p", "message", desk);
   message.setAttribute("role", "status");
-  made("p", "help", desk,
+  const help = made("p", "help", desk);
+  const OPEN =
     "Accept: the target is wrong, the consensus is right. Relabel: the target is wrong, and so is the consensus; write " +
-    "the answer. Reject: no failure. Click here once, then a, r, l, n (note), u, ← and → will do; Enter leaves a field.");
+    "the answer. Reject: no failure. Click here once, then a, r, l, n (note), u, ← and → will do; Enter leaves a field.";
+  const BLIND =
+    "Which answer is right? Press its number, or l and write another, or r where the question makes no sense here or " +
+    "there is nothing to tell by. Then you see who said what. Click here once; n is for a note, u takes back, ← and → move.";
+  const choose = (option) => act({ do: "choose", option });
 
   desk.addEventListener("keydown", (event) => {
     event.stopPropagation(); // nor is the notebook to hear of what is typed here
@@ -63,7 +71,10 @@ function render({ model, el }) {
       return;
     }
     const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
-    if (key === "l" || key === "n") (key === "l" ? answer : note).focus();
+    const { options: offered } = model.get("card");
+    if (offered && offered[Number(key) - 1] !== undefined && !event.repeat) choose(Number(key) - 1);
+    else if (offered && key === "a") return;
+    else if (key === "l" || key === "n") (key === "l" ? answer : note).focus();
     else if (key in KEYS && (!event.repeat || typeof KEYS[key] === "number")) act(KEYS[key]);
     else return;
     event.preventDefault(); // else the letter is the first in the field
@@ -85,8 +96,20 @@ function render({ model, el }) {
     }
     wish.textContent = card.before ? `Left the original; right what was made of it: ${card.made}` : "";
     question.textContent = card.question;
+    const blind = card.options !== undefined;
+    help.textContent = blind ? BLIND : OPEN;
+    accept.hidden = blind;
+    reject.textContent = blind ? "Makes no sense (r)" : "Reject (r)";
+    label.textContent = blind ? "Another answer (l)" : "Relabel (l)";
+    options.replaceChildren();
+    (card.options ?? []).forEach((said, place) => {
+      const node = made("button", "option", options, `${place + 1}  ${said}`);
+      node.type = "button";
+      node.addEventListener("click", () => choose(place));
+    });
     answers.replaceChildren();
-    const rows = [["target", card.target], ...Object.entries(card.references), ["consensus", card.consensus ?? "(none)"]];
+    const hidden = card.references === undefined;
+    const rows = hidden ? [] : [["target", card.target], ...Object.entries(card.references), ["consensus", card.consensus ?? "(none)"]];
     for (const [name, said] of rows) {
       const row = made("div", name === "target" || name === "consensus" ? name : "reference", answers);
       made("dt", "", row, name);

@@ -5,17 +5,24 @@
 An anywidget: its page is review_widget.js, which shows one card, takes buttons and keys, and sends what was pressed.
 Everything is decided here. A decision is on disk before the next card is shown, so a review can be left at any time;
 the widget opens again at the first card that nobody has judged.
+
+A person decides blind: the card has the different answers that were given, in an order that tells nothing, and who gave
+which is shown once it is decided. Whoever picks the target's answer rejects the finding, the consensus accepts it, any
+other relabels it.
 """
 
+import random
 from collections.abc import Sequence
 from pathlib import Path
 
 import anywidget
 import traitlets
 
+from auditkit.consensus.normalise import same_text
 from auditkit.errors import AuditError
 from auditkit.findings import review
 from auditkit.report.page import encoded
+from auditkit.report.widgets import keep_open, lasting_id
 from auditkit.runs import jsonl
 
 HERE = Path(__file__).parent
@@ -29,15 +36,17 @@ class ReviewWidget(anywidget.AnyWidget):
         source: images of the run, made ones among them (with_counterfactuals).
         folder: of the findings, where reviews.jsonl is.
         seed: of the order.
+        blind: False shows who said what at once.
     """
 
     _esm = HERE / "review_widget.js"
     _css = HERE / "review_widget.css"
     card = traitlets.Dict().tag(sync=True)  # what is shown: text and pictures, nothing of gate or truth
 
-    def __init__(self, scored: Sequence[dict], source, folder: Path, seed: int):
-        super().__init__()
-        self._source, self._file = source, Path(folder) / review.FILE
+    def __init__(self, scored: Sequence[dict], source, folder: Path, seed: int, blind: bool = True):
+        super().__init__(model_id=lasting_id("ReviewWidget", Path(folder).resolve(), seed))
+        keep_open(self)
+        self._source, self._file, self._seed, self._blind = source, Path(folder) / review.FILE, seed, blind
         self._queue = review.queue(scored, seed)
         self._decided = review.decisions(folder, scored)
         self._done: list[tuple[int, dict | None]] = []  # place, and what had been decided there before
@@ -55,7 +64,27 @@ class ReviewWidget(anywidget.AnyWidget):
         except (AuditError, OSError):
             self._done.pop()
             raise
-        self.move(1)
+        self.move(0 if self._blind else 1)  # who said what is shown now
+
+    def answer(self, text: str, note: str = "") -> None:
+        """Decide that this is the right answer, whoever gave it. Raises AuditError where it is empty."""
+        row = self._queue[self.at]
+        if same_text(row["target"], text):
+            self.decide("reject", note=note)
+        elif row["consensus"] is not None and same_text(row["consensus"], text):
+            self.decide("accept", note=note)
+        else:
+            self.decide("relabel", text, note)
+
+    def options(self) -> list[str]:
+        """The different answers to the question of the card that is shown, in an order that tells nothing."""
+        row, different = self._queue[self.at], []
+        for said in (row["target"], row["consensus"] or "", *row["references"].values()):
+            if said and not any(same_text(said, other) for other in different):
+                different.append(said)
+        different.sort()
+        random.Random(f"{self._seed}/{row['key']}").shuffle(different)
+        return different
 
     def undo(self) -> None:
         """Take back the last decision made here, and show its card again."""
@@ -84,7 +113,13 @@ class ReviewWidget(anywidget.AnyWidget):
                 self.move(said["step"])
             elif said["do"] == "undo":
                 self.undo()
-            elif said["at"] == self.at and self._queue:
+            elif said["at"] != self.at or not self._queue:
+                return
+            elif said["do"] == "choose":
+                self.answer(self.options()[said["option"]], said["note"])
+            elif said["do"] == "relabel" and self._blind:
+                self.answer(said["answer"], said["note"])
+            else:
                 self.decide(said["do"], said["answer"], said["note"])
         except (AuditError, OSError) as error:
             self._show(str(error))
@@ -94,7 +129,11 @@ class ReviewWidget(anywidget.AnyWidget):
             self.card = {"of": 0, "message": "Nothing was found, so there is nothing to review."}
             return
         row = self._queue[self.at]
-        shown = {name: row.get(name) for name in ("question", "target", "references", "consensus", "made")}
+        shown = {name: row.get(name) for name in ("question", "made")}
+        if self._blind:
+            shown["options"] = self.options()
+        if not self._blind or row["key"] in self._decided:
+            shown |= {name: row.get(name) for name in ("target", "references", "consensus")}
         pictures = {"picture": encoded(self._source.picture(row["picture"]).image)}
         if row.get("base") and row["base"] != row["picture"]:
             pictures["before"] = encoded(self._source.picture(row["base"]).image)

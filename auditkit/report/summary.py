@@ -52,7 +52,7 @@ from auditkit.findings.keep import kept_planted
 from auditkit.report.page import render_report
 from auditkit.runs import costs, jsonl
 from auditkit.runs.files import read_json, write_json, write_text
-from auditkit.runs.folder import damage_in_words
+from auditkit.runs.folder import damage_in_words, shown_path
 from auditkit.runs.probe import OUTCOMES, SUMMARY_KEYS
 
 STAGES = {
@@ -121,6 +121,11 @@ def write_report(run_folder: Path) -> Path:
     write_json(run_folder / "summary.json", summary, indent=2)
     write_text(run_folder / "report.html", html)
     return run_folder / "report.html"
+
+
+def where_to_open(page: Path) -> str:
+    """Where a report is: in the project, and as an address that a browser opens, wherever JupyterLab was started."""
+    return f"The report: {shown_path(page)}\nOpen it in a browser of this machine: {page.resolve().as_uri()}"
 
 
 def read_run(run_folder: Path) -> dict[str, FinishedStage]:

@@ -8,11 +8,16 @@ from collections.abc import Callable, Mapping, Sequence
 import pandas as pd
 
 from auditkit.report.notebook import Table, escaped_table
+from auditkit.text import p_value
 
 CURVE_KEYS = (  # of history.jsonl, in the order in which notebook 04 lists them
     "reward/disagreement", "reward/format", "distinct", "kinds", "kinds_lately", "entropy", "group_spread",
     "flat_groups", "alike_groups", "repeats", "commonest",
 )  # fmt: skip
+FALSE_ASKED = {  # who was asked for an estimate of the false share -> in words
+    "leave_one_out": "each reference, about the consensus of the others",
+    "held_out": "the larger peer, which did not vote",
+}
 
 
 def column(values: Mapping, name: str) -> Table:
@@ -144,7 +149,7 @@ def false_share_table(estimated: Mapping[str, Mapping]) -> Table:
     """The estimated share of false findings, by who was asked (notebook 06)."""
     knows = "knows what nobody doubts"
     rows = [
-        {"asked": way.replace("_", " "), "contested": f"{e['contested']} of {e['n']}", "false": e["value"]}
+        {"asked": FALSE_ASKED[way], "contested": f"{e['contested']} of {e['n']}", "false": e["value"]}
         | {"from": e["low"], "to": e["high"], knows: e["knows"]["value"]}
         for way, e in estimated.items()
     ]
@@ -183,7 +188,7 @@ def skills_table(compared: Sequence[Mapping]) -> Table:
     for row in compared:
         sides = {side: f"{row[side]['value']:.1%}" for side in ("before", "after", "peer") if side in row}
         moved = {"change": f"{100 * row['change']['value']:+.1f}", "gained": row["gained"], "lost": row["lost"]}
-        rows.append({"skill": row["skill"]} | sides | moved | {"p": f"{row.get('p_holm', row['p']):.2g}"})
+        rows.append({"skill": row["skill"]} | sides | moved | {"p": p_value(row.get("p_holm", row["p"]))})
     return escaped_table(pd.DataFrame(rows), index=False)
 
 

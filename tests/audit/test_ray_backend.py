@@ -15,7 +15,7 @@ from auditkit.errors import AuditError
 from auditkit.models.answers import AnswerBook
 from auditkit.models.load import model_loader
 from auditkit.params import load_params
-from auditkit.runs import jsonl
+from auditkit.runs import jsonl, progress
 
 ray = pytest.importorskip("ray", reason="the extra `ray` is not installed")
 
@@ -71,6 +71,8 @@ def test_two_workers_killed_and_started_again_make_the_local_runs_records(cluste
     before = jsonl.read(out / "answers.jsonl")
     assert len(before) >= 4 * 40
     capsys.readouterr()
+    monkeypatch.setattr(progress, "is_watched", lambda: True)
+    monkeypatch.setattr(progress, "SOON", 0)
 
     assert run(p, out) == local
     assert jsonl.read(out / "records.jsonl") == jsonl.read(tmp_path / "local" / "records.jsonl") == local
@@ -79,7 +81,7 @@ def test_two_workers_killed_and_started_again_make_the_local_runs_records(cluste
         assert here == there, name
     assert jsonl.read(out / "answers.jsonl")[: len(before)] == before
     said = capsys.readouterr()
-    assert "60 of 60 probes answered" in said.out and "Running" not in said.out + said.err
+    assert "answered by all models: 60 of 60" in said.out and "Running" not in said.out + said.err
 
 
 def test_what_a_worker_finds_wrong_is_said_in_one_sentence(cluster, p, tmp_path):

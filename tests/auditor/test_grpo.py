@@ -26,6 +26,7 @@ from auditkit.models.base import answer_questions
 from auditkit.models.load import load_model
 from auditkit.models.offload import frozen_vision
 from auditkit.params import load_params
+from auditkit.report import progress
 from auditkit.runs import jsonl
 from auditkit.runs.folder import open_stage, run_folder
 
@@ -150,6 +151,38 @@ def test_a_killed_training_ends_in_the_same_records_and_asks_nothing_twice(tmp_p
     assert (
         type(load_model("miniature:auditor", adapter=kept["step 4"]).model).__name__ == "Gemma3ForConditionalGeneration"
     )
+
+
+def test_a_training_that_is_interrupted_and_run_again_in_the_same_kernel_is_as_if_nothing_had_happened(
+    tmp_path, p, capsys, monkeypatch
+):
+    """With the very models, as whoever runs the cell again has them; the curve never goes back."""
+    drawn: list[list[int]] = []
+    show = lambda figure, display_id: SimpleNamespace(update=lambda figure: None)  # noqa: E731
+    monkeypatch.setattr(progress, "display", show)
+    pictures, out, same = Boards().pictures("train", p.train_images, p.seed), tmp_path / "stopped", models()
+    whole = grpo.train_auditor(*models(), pictures, p, tmp_path / "whole")
+    for stopped_at in (1, 3):  # before the first checkpoint, and after it
+        watch = progress.AuditorProgress(p.grpo_steps, out / "history.jsonl")
+
+        def stop(row, watch=watch, stopped_at=stopped_at):
+            watch(row)
+            if row["step"] == stopped_at:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            grpo.train_auditor(*same, pictures, p, out, on_step=stop)
+        drawn.append([row["step"] for row in watch.history])
+    watch = progress.AuditorProgress(p.grpo_steps, out / "history.jsonl")
+    assert [row["step"] for row in watch.history] == [1, 2], "as far as the last checkpoint"
+    again = grpo.train_auditor(*same, pictures, p, out, on_step=watch)
+    drawn.append([row["step"] for row in watch.history])
+    assert drawn == [[1], [1, 2, 3], [1, 2, 3, 4]]
+    said = capsys.readouterr().out
+    assert "1 step was made, but no checkpoint yet: it starts again with step 1." in said
+    assert "3 steps were made; it goes on after step 2, its last checkpoint." in said
+    untimed = [[{k: v for k, v in row.items() if k != "seconds"} for row in rows] for rows in (whole, again)]
+    assert untimed[0] == untimed[1]
 
 
 def test_a_torn_checkpoint_costs_the_steps_since_the_last_whole_one(tmp_path, p, capsys):

@@ -21,12 +21,17 @@ def test_counts_are_of_what_is_on_file(tmp_path):
     }  # fmt: skip
 
 
-def test_successful_wishes_are_those_of_the_last_texts(tmp_path):
-    won = text(0, made="made-0", success=True)
-    jsonl.append(
-        tmp_path / "rollouts.jsonl", [won, text(1), text(2, made="made-2", success=True), text(3, success=True)]
-    )
-    assert [row["text"] for row in rollouts.last_successful_wishes(tmp_path, 3)] == ["t2"]
+def test_successful_wishes_are_the_last_of_each_way_though_the_last_step_asked_questions(tmp_path):
+    wish = {"made": "made", "success": True}
+    rows = [text(i, way="regenerate", picture=f"p{i}", **wish) for i in range(3)]
+    rows += [text(3, way="edit", picture="p3", **wish), text(4, way="edit", picture="p3", **wish)]
+    rows += [
+        text(5, way="edit", picture="p5", made="made"),
+        *(text(i, way="question", success=True) for i in range(6, 9)),
+    ]
+    jsonl.append(tmp_path / "rollouts.jsonl", rows)
+    assert [row["text"] for row in rollouts.last_successful_wishes(tmp_path, 4)] == ["t4", "t2", "t1", "t0"]
+    assert [row["text"] for row in rollouts.last_successful_wishes(tmp_path, 2)] == ["t4", "t2"]
 
 
 def test_samples_are_of_each_way_once(monkeypatch):

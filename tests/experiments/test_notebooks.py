@@ -31,6 +31,8 @@ from auditkit.text import slug
 
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("[0-9]*.ipynb"))
 WRITERS = ("open", "write_text", "write_bytes", "dump", "save", "savefig", "to_csv", "unlink")
+SOURCE = {"02-judge", "03-prompts", "03-good-source", "04-rewards", "04-replay", "04-collapse", "05-score-source",
+          "07-set-source"}  # cells that show source code  # fmt: skip
 FIRST = ["run_name", "params_file", "seed", "resume"]
 
 
@@ -315,6 +317,52 @@ def test_what_was_learnt_leads_back_to_the_audit(smoke):
         "smoke"
     }
     assert 0.8 * len(scored) <= len(asked) <= len(scored) - repeats, "frequent types and answers are learnt in part"
+
+
+def test_what_a_notebook_shows_is_written_for_a_reader(smoke):
+    """No dictionary, NaN, bare number, text in quotation marks, line feed as two signs, placeholder, or 1 of many; no
+    warning of a library; one line for all of a work's progress.
+    """
+    for stage in STAGES:
+        executed = nbformat.read(smoke / "outputs" / "smoke" / stage / "notebook.ipynb", as_version=4)
+        for cell in code(executed):
+            said = [out for out in cell.outputs if out.output_type == "stream"]
+            assert len({out.name for out in said}) == len(said) and all(out.name == "stdout" for out in said), cell.id
+            told = [out.data for out in cell.outputs if "data" in out and not SOURCE & {cell.id}]
+            texts = [out.text for out in said]
+            texts += [re.sub(r"<[^>]+>", " ", data["text/html"]) for data in told if "text/html" in data]
+            shown = "\n".join(texts)
+            assert not re.search(
+                r"\r|\bnan\b|\{[a-z_]+\}|\{'|\\n|Warning|site-packages|\b1 [a-z-]+s\b(?! \()", shown
+            ), (
+                cell.id,
+                shown,
+            )
+            for data in told:  # what is not shown as a table, a figure or a widget would be Python's own writing of it
+                assert set(data) - {"text/plain"}, f"{cell.id}: {data}"
+            assert shown.count(" so far") == 0, f"{cell.id}: the progress that is over"
+
+
+def test_what_is_true_of_its_figures_is_what_the_report_says(smoke, metrics):
+    page = (smoke / "outputs" / "smoke" / "report.html").read_text()
+    repaired = metrics["07_rectify"]
+    assert f"fine-tuned on {repaired['trained_on']} of {repaired['pairs']} findings" in page
+    assert "{" not in re.sub(r"<style>.*?</style>", "", page, flags=re.DOTALL), "no placeholder of a gap"
+
+
+def test_notebook_04_shows_pictures_it_had_painted_and_07_findings(smoke):
+    """Whatever the last step asked for, and however many originals come first."""
+    (painted,) = [cell for cell in shown(smoke, "04_auditor") if cell.id == "04-wishes"]
+    assert "with 0 Axes" not in painted.outputs[0].data["text/plain"]
+    (cell,) = [cell for cell in shown(smoke, "07_rectify") if cell.id == "07-set"]
+    assert "with 4 Axes" in cell.outputs[-1].data["text/plain"]
+    (asked,) = [cell for cell in shown(smoke, "01_models") if cell.id == "01-ask"]
+    alone = re.match(r"the target stands alone on (\d+) of 16", asked.outputs[0].text)
+    assert alone and int(alone[1]) >= 1
+
+
+def shown(smoke: Path, stage: str) -> list:
+    return code(nbformat.read(smoke / "outputs" / "smoke" / stage / "notebook.ipynb", as_version=4))
 
 
 def test_running_again_does_nothing_but_write_a_report_that_is_missing(smoke):

@@ -24,6 +24,7 @@ from auditkit.findings.grading import (
 from auditkit.findings.grouping import common_template, matcher
 from auditkit.findings.llm_names import name_in, name_types
 from auditkit.findings.peer import FEW, compare_with_peer
+from auditkit.findings.success import baseline_in_words
 from auditkit.miniature import gaps, grammar
 from auditkit.miniature.boards import Boards, scene_of
 from auditkit.runs import jsonl
@@ -202,6 +203,37 @@ def test_a_template_matches_questions_of_its_own_length_only():
     asked = ["what shape is left of b3?", "what shape is above c1?"]
     matches = matcher(common_template(asked), asked)
     assert matches("what shape is right of a1?") and not matches("what shape is the object at a1 or b2?")
+
+
+def test_questions_of_several_kinds_are_not_named_after_one_of_them():
+    asked = [
+        "what shape is right of c3?", "what shape is below a2?", "what colour is the object at a2?",
+        "what shape is the small orange object?", "where is the orange diamond?", "what shape is the object at c4?",
+        "there is a orange star at a3. what colour is the object at c2?",
+    ]  # fmt: skip
+    assert common_template(asked) == "questions of several kinds"
+    assert common_template(asked[:2] + ["is there a star?"]) == "what shape is …?", "two of three are most"
+
+
+def test_a_gap_is_told_in_words():
+    rows = grade_planted_gaps([], Boards(), TABLE)["gaps"]
+    said = {row["says"] for row in rows}
+    assert {"the remark’s colour", "the opposite"} <= said and not any("{" in text for text in said)
+
+
+def test_false_findings_and_missed_failures_are_counted_apart():
+    """Three references that are wrong together, and the target right; all of them wrong; nobody agrees."""
+    board, question = Boards().pictures("baseline", 1, 0)[0].key, "how many objects are there?"
+    truth = Boards().truth(board, question)
+
+    def row(key, target, consensus, outcome):
+        return {"key": key, "picture": board, "question": question, "target": target, "consensus": consensus,
+                "outcome": outcome}  # fmt: skip
+
+    scored = [row("a", truth, "99", "finding"), row("b", "99", "99", "agrees"), row("c", "98", None, "no consensus"),
+              row("d", "98", truth, "finding"), row("e", truth, truth, "agrees")]  # fmt: skip
+    told = baseline_in_words(scored, Boards())
+    assert told.startswith("1 finding is false") and "2 failures are missed" in told
 
 
 # ---- grouped by meaning ---------------------------------------------------------------------------------------------

@@ -182,8 +182,8 @@ def test_pictures_are_summed_up():
         and metrics["irrelevant_edits"] == 1
     )
     assert by_way.pictures_in_words(metrics, 2) == [
-        "4 wishes, 3 good pictures, dropped: {'black': 1}",
-        "2 edits of pictures on which all agreed; 1 irrelevant ones turned the target",
+        "4 wishes, 3 good pictures; dropped: black 1",
+        "2 edits of pictures on which all agreed; irrelevant ones that turned the target: 1",
         "editor: command applied 75.0% of 4",
     ]
 

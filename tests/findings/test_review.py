@@ -47,8 +47,8 @@ def scored() -> list[dict]:
 SOURCE = SimpleNamespace(picture=lambda key: Picture(key, Image.new("RGB", (8, 8), (key.startswith("o") * 255, 0, 0))))
 
 
-def sit(scored, folder, seed=0) -> ReviewWidget:
-    return ReviewWidget(scored, SOURCE, folder, seed)
+def sit(scored, folder, seed=0, blind=False) -> ReviewWidget:
+    return ReviewWidget(scored, SOURCE, folder, seed, blind)
 
 
 def press(one: ReviewWidget, do: str, answer="", note="", at=None) -> None:
@@ -137,6 +137,86 @@ def test_the_page_sends_what_is_pressed_and_shows_text_as_text(tmp_path):
     assert told == [*wanted, "answer", sent | {"answer": "teal", "do": "relabel"}, "answer"]
     assert "card 4 of 9 · 2 decided" in dom and not console
     assert 'data-lm-suppress-shortcuts="true"' in dom and dom.split("</script>")[1].count("<img") == 2
+
+
+def test_a_person_decides_blind_and_then_sees_who_said_what(scored, tmp_path):
+    """Neither the names nor the order of the answers tell which is the target's."""
+    one, places = sit(scored, tmp_path, blind=True), []
+    for place, row in enumerate(one._queue):
+        one.move(place - one.at)
+        assert not {"target", "references", "consensus"} & set(one.card)
+        if row["outcome"] == "finding":
+            assert sorted(one.card["options"]) == ["blue", "red"]
+            places.append(one.card["options"].index("blue"))
+    assert 10 < sum(places) < 30, "as often first as second"
+    at = next(place for place, row in enumerate(one._queue) if row["outcome"] == "finding")
+    one.move(at - one.at)
+    one._heard(
+        one, {"do": "choose", "at": at, "option": one.card["options"].index("red"), "answer": "", "note": ""}, []
+    )
+    assert one.at == at and one.card["said"]["decision"] == "accept"
+    assert (one.card["target"], one.card["consensus"], one.card["references"]) == ("blue", "red", {"x": "red"})
+    press(one, "undo")
+    assert "target" not in one.card and review.decisions(tmp_path, scored) == {}
+
+
+@pytest.mark.parametrize(
+    ("outcome", "written", "decided", "answer"),
+    [
+        ("finding", "Red.", "accept", None),
+        ("finding", "blue", "reject", None),
+        ("finding", "green", "relabel", "green"),
+        ("no consensus", "red", "relabel", "red"),
+        ("agrees", "blue", "reject", None),
+    ],
+)
+def test_what_is_right_decides_whoever_said_it(scored, tmp_path, outcome, written, decided, answer):
+    one = sit(scored, tmp_path, blind=True)
+    one.move(next(place for place, row in enumerate(one._queue) if row["outcome"] == outcome) - one.at)
+    press(one, "relabel", written, "a note")
+    (row,) = jsonl.read(tmp_path / "reviews.jsonl")
+    assert (row["decision"], row.get("answer"), row["note"]) == (decided, answer, "a note")
+
+
+def test_a_desk_keeps_its_id_so_that_a_reloaded_page_finds_it(scored, tmp_path):
+    """The page was saved before the cell was run again; the desk of before is closed."""
+    first = sit(scored, tmp_path)
+    again = sit(scored, tmp_path)
+    assert first.comm is None and again.comm is not None and len(again.model_id) == 32
+    assert (
+        sit(scored, tmp_path, seed=1).model_id != again.model_id == ReviewWidget(scored, SOURCE, tmp_path, 0).model_id
+    )
+
+
+BLIND_PAGE = """<!doctype html><meta charset="utf-8"><body><script type="module">
+SOURCE
+const told = [];
+const model = {get: () => (CARD), send: (one) => told.push(one), on: () => {}, off: () => {}};
+render({model, el: document.body});
+const desk = document.querySelector(".auditkit-desk");
+const key = (name, more) => desk.dispatchEvent(new KeyboardEvent("keydown", {key: name, bubbles: true, ...more}));
+key("2"); key("3"); key("a"); key("r"); document.querySelector("button.option").click();
+document.body.dataset.told = JSON.stringify(told);
+document.body.dataset.shown = [...desk.querySelectorAll("button")].filter((one) => !one.hidden).map(
+  (one) => one.textContent).join("|");
+</script>"""
+
+
+def test_the_page_of_a_blind_card_has_answers_without_names(tmp_path):
+    card = {"at": 3, "of": 9, "decided": 2, "undo": True, "n": 1, "said": {"decision": "", "answer": "", "note": ""}}
+    card |= {"message": "", "question": "what colour?", "made": None, "picture": ["data:,", True]}
+    card["options"] = ["red", "<b>blue</b>"]
+    source = (HERE / "review_widget.js").read_text().replace("export default", "const page =")
+    page = tmp_path / "desk.html"
+    page.write_text(BLIND_PAGE.replace("SOURCE", source).replace("CARD", json.dumps(card).replace("<", "\\u003c")))
+    dom, console, _ = browse(page, tmp_path)
+    told = json.loads(re.search(r'data-told="([^"]*)"', dom)[1].replace("&quot;", '"'))
+    sent = {"at": 3, "answer": "", "note": ""}
+    assert told == [sent | {"do": "choose", "option": 1}, sent | {"do": "reject"}, sent | {"do": "choose", "option": 0}]
+    shown = re.search(r'data-shown="([^"]*)"', dom)[1]
+    assert shown.startswith("1  red|2  &lt;b&gt;blue&lt;/b&gt;|Makes no sense (r)|Another answer (l)|Undo (u)")
+    after = dom.split("</script>")[1]
+    assert not console and "target" not in after.split("Which answer is right")[0] and "<b>" not in after
 
 
 # ---- what is kept --------------------------------------------------------------------------------------------------

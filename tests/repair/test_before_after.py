@@ -151,5 +151,5 @@ def test_the_sentences_say_what_fell_and_what_is_gone(measured):
     assert told[0] == "departs from the consensus on this share of the 4 probes: 50.0% before, 0.0% after"
     assert told[1] == "mean over the skills: before 75.0%, after 87.5%"
     assert told[2] == "skills that fell by more than 2 points: reading"
-    assert told[3].startswith("gain in agreement: +50.0 points (")
+    assert told[3].startswith("gain in agreement with the references: +50.0 points (")
     assert told[-1] == "of the error inside the found gaps, 50% is gone"

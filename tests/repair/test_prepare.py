@@ -53,7 +53,7 @@ def learn(folders, p, rows):
 def test_findings_are_what_there_is_to_learn(folders, p):
     found = learn(folders, p, [probe(0), probe(1, "agrees")])
     assert len(found.findings) == 1 and found.why_not == "" and found.reviewed == {}
-    assert found.in_words() == "1 findings to learn from"
+    assert found.in_words() == "1 finding to learn from"
 
 
 def test_nothing_found_is_nothing_to_repair(folders, p):
@@ -68,7 +68,7 @@ def test_a_person_may_reject_all_and_relabel(folders, p):
     )
     found = learn(folders, p, rows)
     assert [row["consensus"] for row in found.findings] == ["six"]
-    assert found.in_words() == "1 findings to learn from\na person left out 1 findings and relabelled 1 probes"
+    assert found.in_words() == "1 finding to learn from\na person left out 1 finding and relabelled 1 probe"
     jsonl.append(folders[1] / review.FILE, [review.decision(rows[1], "reject")])
     assert prepare.findings_to_learn(*folders, p).why_not == "A person rejected every finding, so nothing is repaired."
 
@@ -105,7 +105,7 @@ def test_the_set_is_findings_agreements_and_what_the_target_knows(folders, p, so
     lines = jsonl.read(tmp_path / "training.jsonl")
     assert len(lines) == sum(made.kinds.values()) and sum(row["times"] for row in lines) == len(made.examples)
     first, second = made.in_words("findings").split("\n")
-    assert first == f"{len(originals)} originals drawn; 1 near-duplicates left out"
+    assert first == f"{len(originals)} originals drawn; 1 near-duplicate left out"
     assert second.startswith(
         f"{len(made.examples)} examples, 4 of them to learn (findings); different ones: 4 finding, 1 agreed"
     )

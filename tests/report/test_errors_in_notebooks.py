@@ -9,6 +9,9 @@ CELLS = [
     "raise AuditError('params/a.yaml: grpo_steps is no number; write one.')",
     "note_step(34, 90)\nraise KeyboardInterrupt",
     "note_step(90, 90)\nraise KeyboardInterrupt",
+    "from pathlib import Path\nnote_step(8, 90, Path())\nraise KeyboardInterrupt",
+    "Path('checkpoint-18').mkdir()\nnote_step(20, 90, Path())\nraise KeyboardInterrupt",
+    "import warnings\nwarnings.warn('is deprecated', FutureWarning)",
     "def deep():\n    1 / 0\ndeep()",
 ]
 
@@ -29,13 +32,20 @@ def importable(request, monkeypatch):
 def test_one_sentence_and_no_traceback(tmp_path, importable, monkeypatch):
     """The error is still one: its name, which papermill and the exit code are told by, is what it was."""
     monkeypatch.delenv("AUDITKIT_DEBUG", raising=False)
-    _, wrong, stopped, ended, bug = outputs(tmp_path)
+    _, wrong, stopped, ended, early, later, warned, bug = outputs(tmp_path)
     sentence = "params/a.yaml: grpo_steps is no number; write one."
     assert (wrong.output_type, wrong.ename, wrong.evalue) == ("error", "AuditError", sentence)
     assert wrong.traceback == [sentence]
     assert stopped.ename == "KeyboardInterrupt"
     kept = "What was done is kept: run this notebook again to go on."
     assert stopped.traceback == [f"Stopped at step 34 of 90. {kept}"] and ended.traceback == [f"Stopped. {kept}"]
+    assert early.traceback == [
+        "Stopped at step 8 of 90. There is no checkpoint yet: run again, it starts with step 1, and asks no model "
+        "anything twice."
+    ]
+    again = "Run this notebook again to go on after step 18, its last checkpoint."
+    assert later.traceback == [f"Stopped at step 20 of 90. {again}"]
+    assert warned is None, "what a library will change is nothing to a reader"
     assert bug.ename == "ZeroDivisionError" and "deep()" in "".join(bug.traceback), "a bug is told in full"
 
 

@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import io
 import typing
 import warnings
 from types import SimpleNamespace
@@ -15,8 +16,13 @@ from IPython.display import Code
 from PIL import Image
 
 from auditkit import stats
+from auditkit.counterfactual.make import load_pipeline
+from auditkit.counterfactual.store import with_counterfactuals
 from auditkit.data.load import load_images
+from auditkit.findings import by_way
+from auditkit.models import roles
 from auditkit.report import cards, notebook, plots, progress, tables, widgets
+from auditkit.report.page import pair
 from auditkit.runs import jsonl
 
 RATE = stats.rate(45, 50)
@@ -26,11 +32,13 @@ IMAGE = Image.new("RGB", (8, 8))
 class Source:
     """Three pictures; the colour of one is known."""
 
+    complete = False
+
     def picture(self, key):
         return SimpleNamespace(key=key, image=IMAGE)
 
-    def truth(self, key, question):
-        return "red" if key == "a" else None
+    def accepted(self, key, question):
+        return ("red",) if key == "a" else ()
 
 
 def probe(key="a", **more):
@@ -42,12 +50,13 @@ def probe(key="a", **more):
 
 def test_a_probes_card_has_its_picture_and_what_is_known():
     shown = cards.probe_cards([probe("a"), probe("b")], Source())
-    assert [card["truth"] for card in shown] == ["red", None] and shown[0]["image"] is IMAGE
+    assert [card.get("truth") for card in shown] == ["red", None] and shown[0]["image"] is IMAGE
     assert shown[0]["target"] == "blue"
 
 
-def test_a_person_who_is_to_judge_sees_no_truth():
-    assert "truth" not in cards.probe_cards([probe("a")], Source(), truth=False)[0]
+def test_a_person_who_is_to_judge_sees_no_answer_and_no_truth():
+    (card,) = cards.asked_cards([probe("a", consensus="red", references={"x": "red"})], Source())
+    assert set(card) == {"image", "question"}
 
 
 def test_the_rows_given_stay_as_they_are():
@@ -65,8 +74,16 @@ def test_pictures_stand_under_their_keys_or_under_a_text():
 def test_everybody_but_the_target_is_shown_as_a_reference():
     (example,) = [SimpleNamespace(image=IMAGE, question="how many?", answer="")]
     (card,) = cards.answer_cards([example], {"t": ["two"], "r": ["3"]}, "t")
-    assert (card["target"], card["references"], card["truth"]) == ("two", {"r": "3"}, None)
+    assert (card["target"], card["references"]) == ("two", {"r": "3"}) and "truth" not in card
     plots.gallery([card])
+
+
+def test_the_pictures_on_which_the_target_stands_alone_come_first():
+    """Not those on which all are right, nor those on which the others differ."""
+    said = [("two", "2", "2"), ("two", "3", "4"), ("two", "3", "3"), ("3", "3", "3")]
+    rows = [{"target": t, "references": {"a": a, "b": b}, "n": n} for n, (t, a, b) in enumerate(said)]
+    assert [row["n"] for row in cards.alone_first(rows)] == [2, 0, 1, 3]
+    assert [cards.stands_alone(row) for row in rows] == [False, False, True, False]
 
 
 def test_after_the_repair_the_answer_before_stands_beside():
@@ -75,9 +92,18 @@ def test_after_the_repair_the_answer_before_stands_beside():
     assert (card["target"], card["references"], card["consensus"]) == ("two", {"before": "3"}, "two")
 
 
-def test_what_is_to_be_learnt_is_the_consensus():
-    example = SimpleNamespace(image=IMAGE, question="how many?", answer="two")
-    assert cards.example_cards([example]) == [{"image": IMAGE, "question": "how many?", "consensus": "two"}]
+def test_a_training_set_shows_findings_and_what_else_there_is_each_under_its_name():
+    """Originals come first in it, most of them, and none of those has a consensus."""
+    kinds = ["original"] * 5 + ["finding"] * 3 + ["agreed"] * 2
+    examples = [SimpleNamespace(key=f"e{i}", image=IMAGE, question="colour?", answer=f"n{i}") for i in range(10)]
+    scored = [probe("a", consensus="x") | {"key": f"e{i}"} for i in range(5, 10)]
+    kind_of = {example.key: kind for example, kind in zip(examples, kinds, strict=True)}
+    shown = cards.example_cards(examples + examples, kind_of, scored, Source())
+    assert [card["note"] for card in shown] == ["a finding"] * 2 + ["all agreed", "an original, with its label"]
+    assert [card.get("consensus") for card in shown] == ["n5", "n6", "n8", None]
+    assert shown[0]["target"] == "blue" and shown[0]["truth"] == "red" and shown[3]["truth"] == "n0"
+    said = [text.get_text() for text in plots.gallery(shown).texts]
+    assert said.count("a finding") == 2 and "✗ target: blue" in said
 
 
 def test_a_card_is_marked_by_the_truth_where_it_is_known():
@@ -96,6 +122,34 @@ def test_a_card_is_marked_by_the_truth_where_it_is_known():
     assert "✗ target: square" in said(row | {"truth": "circle", "consensus": "square"}), "all of them wrong"
     both = [text.get_text() for text in plots.gallery([row, row | {"truth": "square"}]).texts]
     assert "✓ ✗ by the truth where it is known, else by the consensus" in both
+    none = said(row | {"senseless": True})
+    assert "target: square" in none and "truth: there is no answer" in none, "nobody is right"
+
+
+def test_pictures_before_and_after_are_marked_by_the_truth_of_each():
+    row = {"before_image": IMAGE, "image": IMAGE, "made": "paint it", "question": "q", "target": "square"}
+    row |= {"consensus": "circle", "target_before": "star", "consensus_before": "star"}
+    texts = [text.get_text() for text in plots.pairs([row]).texts]
+    assert "✗ target: square" in texts and "✓ ✗ by the consensus" in texts
+    texts = [text.get_text() for text in plots.pairs([row | {"truth": "square", "truth_before": "cross"}]).texts]
+    assert "✓ target: square" in texts and "✗ target: star" in texts and "✓ ✗ by the truth" in texts
+
+
+def test_made_pictures_are_marked_by_what_they_show(tmp_path):
+    """An edit is a finding by the consensus; the board that came out says that the target is right."""
+    boards = load_images("miniature")
+    key = boards.pictures("baseline", 1, 0)[0].key
+    truth = boards.truth(key, "how many objects are there?")
+    row = {"base": key, "picture": key, "question": "how many objects are there?", "target": truth, "consensus": "99"}
+    source = with_counterfactuals(boards)
+    source.made = {key: SimpleNamespace(box=None)}
+    (shown,) = by_way.before_and_after([row | {"made": "a", "before": {"target": "98"}}], source)
+    assert shown["truth"] == shown["truth_before"] == truth
+    texts = [text.get_text() for text in plots.pairs([shown]).texts]
+    assert f"✓ target: {truth}" in texts and "✗ target: 98" in texts
+    (kept,) = by_way.describe_edits([row | {"before": {"target": "98"}}], source)
+    assert kept["truth"] == truth
+    assert pair(kept | {"made": "a"}, [tmp_path])["right"] and not pair(row | {"made": "a"}, [tmp_path])["right"]
 
 
 # ---- tables ---------------------------------------------------------------------------------------------------------
@@ -147,6 +201,19 @@ def test_a_skill_shows_what_chance_has_to_do_with_it():
     row = {"skill": "counting", "before": RATE, "after": RATE, "change": {"value": 0.041}, "gained": 3, "lost": 1}
     shown = tables.skills_table([row | {"p": 0.5, "p_holm": 1.0}]).data.iloc[0]
     assert (shown["before"], shown["change"], shown["p"]) == ("90.0%", "+4.1", "1") and "peer" not in shown
+
+
+def test_a_p_is_never_nought():
+    row = {"skill": "mean", "before": RATE, "after": RATE, "change": {"value": 0.1}, "gained": 990, "lost": 0}
+    shown = tables.skills_table([row | {"p": 1.6e-295}, row | {"p": 0.1, "p_holm": 0.0}]).data
+    assert list(shown["p"]) == ["< 0.001", "< 0.001"]
+
+
+def test_an_estimate_says_who_was_asked():
+    one = RATE | {"contested": 3, "knows": RATE}
+    table = tables.false_share_table({"leave_one_out": one, "held_out": one}).data
+    assert list(table["asked"]) == ["each reference, about the consensus of the others",
+                                    "the larger peer, which did not vote"]  # fmt: skip
 
 
 def test_checks_are_ticked():
@@ -245,23 +312,31 @@ def test_signs_of_mathematics_are_drawn_as_they_are():
 # ---- progress, source, widgets --------------------------------------------------------------------------------------
 
 
-def test_a_repair_prints_twenty_lines(capsys):
-    say = progress.repair_progress(400)
-    for step in range(1, 401):
-        say({"step": step, "loss": 1 / step})
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 20 and lines[0] == "step 20/400  loss 0.050"
-
-
 def test_the_auditors_progress_goes_on_from_what_is_on_file(tmp_path, capsys, monkeypatch):
     drawn = []
     monkeypatch.setattr(progress, "display", lambda figure, display_id: SimpleNamespace(update=drawn.append))
-    jsonl.append(tmp_path / "history.jsonl", [{"step": 1, "reward/disagreement": 0.25}])
+    jsonl.append(tmp_path / "history.jsonl", [{"step": n, "reward/disagreement": 0.25} for n in range(1, 9)])
+    monkeypatch.setattr(progress, "last_checkpoint", lambda folder: str(folder / "checkpoint-4"))
     watch = progress.AuditorProgress(40, tmp_path / "history.jsonl")
-    watch({"step": 2, "reward/disagreement": 0.5})
-    watch({"step": 3, "reward/disagreement": 0.5, "distinct": 0.5, "kinds": 3})
-    assert len(watch.history) == 3 and len(drawn) == 1
-    assert capsys.readouterr().out == "step 2/40  success 50%  distinct nan%  kinds nan\n"
+    assert [row["step"] for row in watch.history] == [1, 2, 3, 4], "later ones are made again"
+    watch({"step": 5, "reward/disagreement": 0.5})
+    watch({"step": 6, "reward/disagreement": 0.5, "distinct": 0.5, "kinds": 3})
+    assert [row["step"] for row in watch.history] == [1, 2, 3, 4, 5, 6] and len(drawn) == 1
+    assert "nan" not in capsys.readouterr().out
+
+
+def test_the_figure_of_a_training_keeps_its_axes_and_fits_a_small_screen():
+    """1366 x 768 leaves a JupyterLab about 950 x 560 pixels for an output."""
+    rows = [{"step": n, "reward/disagreement": 0.1 * n, "kinds": n, "group_spread": 0.3} for n in range(1, 7)]
+    seen = set()
+    for n in range(7):
+        figure = plots.training_curve(rows[:n], steps=90)
+        width, height = Image.open(io.BytesIO(figure._repr_png_())).size
+        assert width <= 950 and height <= 560
+        seen.add((len(figure.axes), *(axis.get_xlim() + axis.get_ylim() for axis in figure.axes)))
+    assert len(seen) == 1 and next(iter(seen))[1][:2] == (1, 90)
+    lines = plots.training_curve([{**row, "step": 7 - row["step"]} for row in rows], steps=90).axes[0].lines
+    assert len(lines[0].get_xdata()) == 6
 
 
 def test_the_source_that_is_shown_is_the_library_s_own():
@@ -302,3 +377,78 @@ def test_a_command_of_one_s_own_is_carried_out_at_once_and_at_each_press(monkeyp
     assert not widget.children[-1].value and widget.children[-2].value == "black"
     bounds = {"edit_region": 0.5, "edit_rest": 0.9, "num_inference_steps": 4, "guidance_scale": 2.5}
     assert asked == [("add a dog", 7, bounds)] * 2
+
+
+@pytest.fixture(scope="module")
+def editor():
+    return load_pipeline("miniature:editor", "cpu")
+
+
+def edit_widget(editor, command="remove what is at a1", **more) -> tuple:
+    boards = load_images("miniature")
+    pictures = boards.pictures("baseline", 3, 0)
+    widget = widgets.EditWidget(editor, pictures, command, 0, 0.5, 0.9, question=boards.question, **more)
+    *_, said, view = widget.children
+    which, written, question = widget.children[:3]
+    return boards, pictures, widget, which, written, question, said, view
+
+
+def test_moving_to_another_picture_shows_that_picture(editor):
+    boards, pictures, _, which, _, question, said, view = edit_widget(editor)
+    before = view.value
+    which.value = 2
+    assert view.value == plots.gallery(cards.picture_cards([pictures[2]]))._repr_png_() != before
+    assert question.value == boards.question(pictures[2].key) and said.value == widgets.PRESS
+
+
+def test_enter_makes_the_edit_and_puts_it_to_target_and_references(editor):
+    asked = []
+
+    def ask(images, question):
+        asked.append((images, question))
+        return [{"target": "red", "references": {"a": "red", "b": "red"}},
+                {"target": "blue", "references": {"a": "red", "b": "red"}}]  # fmt: skip
+
+    _, pictures, _, _, written, question, said, view = edit_widget(editor, ask=ask)
+    assert not asked, "nobody is asked, and no model loaded, before somebody wants it"
+    before = view.value
+    written._handle_custom_msg({"event": "submit"}, [])
+    ((images, put),) = asked
+    assert put == question.value and images[0] is pictures[0].image and images[1].size == images[0].size
+    assert "The target turned, the references did not" in said.value and view.value != before
+    question._handle_custom_msg({"event": "submit"}, [])
+    assert len(asked) == 2
+
+
+@pytest.mark.parametrize("command", ["", "   "])
+def test_an_empty_command_is_no_edit(editor, command, monkeypatch):
+    *_, written, _, said, view = edit_widget(editor)
+    monkeypatch.setattr(widgets, "attempt_edit", lambda *_, **__: pytest.fail("there is nothing to edit"))
+    written.value = command
+    written._handle_custom_msg({"event": "submit"}, [])
+    assert said.value == widgets.NO_COMMAND and view.value
+
+
+def test_words_that_the_editor_does_not_know_are_named(editor):
+    *_, written, _, said, _ = edit_widget(editor)
+    assert "does not know" not in said.value and "look whether it is what you asked for" in said.value
+    written.value = "frobnicate the quux at a1"
+    written._handle_custom_msg({"event": "submit"}, [])
+    assert "'frobnicate', 'quux': the editor does not know that" in said.value
+
+
+def test_target_and_references_are_loaded_when_they_are_first_asked_and_once():
+    loaded = []
+
+    def loader(name):
+        def load():
+            loaded.append(name)
+            return SimpleNamespace(name=name, batch_size=8, write=lambda images, *_: [name] * len(images))
+
+        return load
+
+    ask = roles.everyone([loader("t"), loader("r")], 8)
+    assert not loaded
+    assert ask([IMAGE, Image.new("RGB", (4, 4))], "colour?") == [{"target": "t", "references": {"r": "r"}}] * 2
+    ask([IMAGE], "shape?")
+    assert loaded == ["t", "r"]

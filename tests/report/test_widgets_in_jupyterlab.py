@@ -1,0 +1,105 @@
+"""The widgets with a live kernel in a real JupyterLab under Chromium: keys, Enter, another picture, reloaded pages."""
+
+import shutil
+import warnings
+
+import nbformat
+import pytest
+from campaigns import in_notebooks
+
+from auditkit.runs import jsonl
+
+SET_UP = """
+from types import SimpleNamespace
+from PIL import Image
+from auditkit.counterfactual.make import load_pipeline
+from auditkit.data.load import load_images
+from auditkit.models import load, roles
+from auditkit.report import review_widget, widgets
+boards = load_images("miniature")
+pictures = boards.pictures("baseline", 3, 0)
+said = {"target": "blue", "consensus": "red", "references": {"a": "red", "b": "red"}, "outcome": "finding"}
+scored = [{"key": one.key, "picture": one.key, "question": "which colour?", **said} for one in pictures]
+answering = roles.deferred(load.load_model, "miniature:target", "miniature:gemma3", "miniature:llava")
+print("set up")
+"""
+DESK = "review_widget.ReviewWidget(scored, boards, '.', 0)"
+EDIT = """
+widgets.EditWidget(load_pipeline("miniature:editor", "cpu"), pictures, "remove what is at a1", 0, 0.5, 0.9,
+                   ask=roles.everyone(answering, 8), question=boards.question)
+"""
+SAID = "document.querySelector('.widget-label.mathjax_ignore').textContent"
+
+
+@pytest.fixture
+def page(tmp_path, monkeypatch, request):
+    """JupyterLab with these three cells run, on a screen of 1366 x 768."""
+    try:
+        import playwright.sync_api  # noqa: F401
+    except ImportError:
+        warnings.warn("playwright is not installed: widgets were NOT tried in a browser", stacklevel=1)
+        pytest.skip("playwright is not installed: pip install auditkit[browser]")
+    if not (shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")):
+        warnings.warn("chromium is not installed: widgets were NOT tried in a browser", stacklevel=1)
+        pytest.skip("chromium is not installed: apt-get install chromium")
+    monkeypatch.setenv("PYTHONPATH", str(request.config.rootpath))
+    nbformat.write(in_notebooks._book([nbformat.v4.new_code_cell(cell) for cell in (SET_UP, DESK, EDIT)]),
+                   tmp_path / "tried.ipynb")  # fmt: skip
+    with in_notebooks.jupyterlab(tmp_path) as address, in_notebooks.chromium() as browser:
+        page = browser.new_page(viewport={"width": 1366, "height": 768})
+        page.on("dialog", lambda one: one.accept())  # that something is not saved
+        page.goto(f"{address}/lab/tree/tried.ipynb?reset", wait_until="domcontentloaded")
+        page.wait_for_selector(".jp-CodeCell >> nth=2", timeout=90_000)
+        page.wait_for_timeout(2000)
+        run_all(page)
+        page.wait_for_selector(".jp-OutputArea-output .widget-text input", timeout=90_000)
+        yield page
+
+
+def run_all(page) -> None:
+    page.click('.lm-MenuBar-item:has-text("Run")')
+    page.click('.lm-Menu-item:has-text("Run All Cells") >> nth=0')
+
+
+def test_the_desk_is_blind_hears_keys_and_survives_reloads(page, tmp_path):
+    desk = page.locator(".auditkit-desk")
+    desk.wait_for(timeout=30_000)
+    assert "target" not in desk.locator(".answers").inner_text() and desk.locator("button.option").count() == 2
+    desk.click(position={"x": 4, "y": 4})
+    page.keyboard.press("1")
+    page.wait_for_function("document.querySelector('.auditkit-desk .answers').textContent.includes('target')")
+    (row,) = jsonl.read(tmp_path / "reviews.jsonl")
+    assert row["decision"] in ("accept", "reject")
+    page.keyboard.press("ArrowRight")
+    page.wait_for_function("document.querySelector('.auditkit-desk .count').textContent.startsWith('card 2')")
+    page.click('.lm-MenuBar-item:has-text("File")')
+    page.click('.lm-Menu-item:has-text("Save Notebook") >> nth=0')
+    page.wait_for_timeout(1500)
+    run_all(page)  # once more, and not saved: what the file shows is the desk of before
+    page.wait_for_timeout(6000)
+    for _ in range(3):
+        page.reload(wait_until="domcontentloaded")
+        page.locator(".auditkit-desk .count").wait_for(timeout=60_000)
+        page.locator(".jp-OutputArea-output .widget-text input").first.wait_for(timeout=60_000)
+        assert "model not found" not in page.content().lower()
+        assert "card 2 of 3 · 1 decided" in desk.locator(".count").inner_text()
+
+
+def test_an_edit_of_one_s_own_is_put_to_target_and_references(page):
+    fields = page.locator(".jp-OutputArea-output .widget-text input")
+    image = page.locator(".jp-OutputArea-output img.widget-image")
+    before = image.get_attribute("src")
+    fields.nth(0).fill("remove what is at b2")
+    fields.nth(0).press("Enter")
+    turned = (
+        "/turned|do not agree|Nobody says/.test(document.querySelector('.widget-label.mathjax_ignore').textContent)"
+    )
+    page.wait_for_function(turned, timeout=60_000)
+    assert image.get_attribute("src") != before
+    fields.nth(0).fill("")
+    fields.nth(0).press("Enter")
+    page.wait_for_function(f"{SAID}.includes('command first')")
+    board = image.get_attribute("src")
+    page.locator(".jp-OutputArea-output .widget-slider .noUi-handle").first.press("ArrowRight")
+    page.wait_for_function(f"{SAID}.includes('Press Enter in')")
+    assert image.get_attribute("src") != board, "the other board is shown"
