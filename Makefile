@@ -1,18 +1,22 @@
 # make demo   set up .venv, then run the whole audit in miniature: outputs/demo/report.html
 # make test   set up .venv, then all tests
+# make campaign   kills, bad inputs, hostile text and servers in large numbers (hours)
 # make lint   ruff (style) and mypy (types)
 
 PYTHON ?= python3
 BIN := .venv/bin
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test lint types clean
+.PHONY: demo test campaign lint types clean
 
 demo: .venv/.ready
 	$(BIN)/auditkit run params/demo.yaml
 
 test: .venv/.ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+campaign: .venv/.ready
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.campaigns
 
 lint: types
 	$(BIN)/ruff check .

@@ -283,7 +283,7 @@ def check(
     from auditkit.planning.check import QUESTION, ROLES, check_model
 
     if role and role not in ROLES:
-        raise typer.BadParameter(f"{shortened(role)} is none of {', '.join(ROLES)}", param_hint="--as")
+        raise typer.BadParameter(f"{shortened(role)[1:-1]} is none of {', '.join(ROLES)}", param_hint="--as")
     failed = 0
     for what, found, right in check_model(model, device, dtype, image, question or QUESTION, role or ""):
         print(f"{what:<14} {'' if right else 'NO: '}{found}", flush=True)

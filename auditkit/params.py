@@ -299,7 +299,8 @@ def stages_of(name: str) -> list[str]:
 
 def keys_naming(p: Params, text: str) -> str:
     """The keys of models whose value is this text, or holds it, with commas between them; "" for none."""
-    return ", ".join(key for key in MODELS if text == getattr(p, key) or text in [*getattr(p, key)])
+    named = {key: getattr(p, key) for key in MODELS}
+    return ", ".join(key for key, value in named.items() if text in (value if isinstance(value, list) else [value]))
 
 
 def project_root() -> Path:

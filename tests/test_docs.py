@@ -229,6 +229,7 @@ ELSEWHERE = {  # other programs: a test of its own below
     "jupyter lab notebooks/",
     "papermill notebooks/04_train_the_auditor.ipynb out.ipynb -f params/demo.yaml",
     "python -m tests.campaigns.kills --n 100 --seed 0",  # tests/experiments/test_kills.py does three
+    "python -m tests.campaigns.million outputs/demo",  # tests/campaigns/test_million.py does smaller sizes
     "accelerate launch -m auditkit.auditor.grpo",
     "accelerate launch --multi_gpu --num_processes 8 -m auditkit.auditor.grpo params/X.yaml --set grpo_micro_batch=4",
 }

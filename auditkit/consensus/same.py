@@ -34,8 +34,10 @@ class Same:
         self._known: dict[Pair, bool] = {}
 
     def __call__(self, a: str, b: str, question: str = "") -> bool:
+        if self.decide is None or same_text(a, b):
+            return same_text(a, b)
         self.prepare([(question, a, b)])
-        return same_text(a, b) or self._known.get(normal_pair(question, a, b), False)
+        return self._known.get(normal_pair(question, a, b), False)
 
     def prepare(self, pairs: Iterable[Pair]) -> None:
         """Decide all pairs that are not decided yet, together."""

@@ -17,7 +17,7 @@ from auditkit.consensus.same import Same
 ALREADY = "already so"  # why an edited picture is not used: what was asked for was there before
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Vote:
     """What a target's answer is worth against its references' answers."""
 

@@ -32,7 +32,7 @@ from auditkit.runs.probe import Wish, parse_wish
 IMAGES_FILE, MADE = "pictures.jsonl", "made-"  # where rows are filed, and how the keys of made pictures begin
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Counterfactual:
     """One counterfactual picture, or why there is none."""
 
@@ -213,8 +213,11 @@ class WithCounterfactuals:
 
     def __init__(self, source: Source, folders: Sequence[Path]):
         self._source, self._seen = source, {}
-        self._at = {row["key"]: folder for folder in folders for row in jsonl.read(folder / IMAGES_FILE)}
-        self.made = {row["key"]: _made(row) for folder in folders for row in jsonl.read(folder / IMAGES_FILE)}
+        self._at: dict[str, Path] = {}
+        self.made: dict[str, Counterfactual] = {}
+        for folder in folders:
+            for row in jsonl.each(folder / IMAGES_FILE):
+                self._at[row["key"]], self.made[row["key"]] = folder, _made(row)
 
     def __getattr__(self, name: str):
         return getattr(self._source, name)

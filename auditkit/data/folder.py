@@ -114,7 +114,7 @@ class ImageFolder(Collection):
 
 def _names(keys: dict[str, str]) -> dict[str, str]:
     """How a row may name each picture: by its path, and by its name alone where no other picture has it."""
-    whole = {unicodedata.normalize("NFC", path): key for path, key in keys.items()}
+    whole = {visible(unicodedata.normalize("NFC", path), keep=""): key for path, key in keys.items()}
     often = Counter(posixpath.basename(path) for path in whole)
     return {
         posixpath.basename(path): key for path, key in whole.items() if often[posixpath.basename(path)] == 1

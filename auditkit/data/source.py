@@ -27,7 +27,7 @@ ENOUGH = 50  # pictures, dealt out by their names, leave the smallest split empt
 Held = Image.Image | Callable[[], Image.Image]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Picture:
     """An image and the key by which its source can hand it out again."""
 
@@ -40,7 +40,7 @@ class Picture:
         return self.held() if callable(self.held) else self.held
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Example(Picture):
     """A picture with a question and its true answer; `key.split("/q")[0]` is the picture's key."""
 

@@ -100,8 +100,7 @@ def irrelevant_edits(scored: Sequence[dict]) -> list[dict]:
 
 def irrelevant_first(rows: Sequence[dict]) -> list[dict]:
     """The same findings, irrelevant edits before the others."""
-    first = irrelevant_edits(rows)
-    return first + [row for row in rows if row not in first]
+    return irrelevant_edits(rows) + [row for row in rows if not row.get("irrelevant_edit")]
 
 
 def outcomes_by(scored: Sequence[dict], field: str, source: Source) -> dict[str, dict]:

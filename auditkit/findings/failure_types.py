@@ -19,7 +19,7 @@ from auditkit.findings.grouping import (
     confusions,
     group_findings,
     group_name,
-    matcher,
+    of_templates,
 )
 from auditkit.runs.probe import only_findings
 
@@ -58,7 +58,9 @@ def find_failure_types(records: Sequence[dict], most: int, types_by: str = "text
         types_by: what makes findings alike, their "text" or an "embedding" of it.
     """
     findings, asked = only_findings(records), [r for r in records if r.get("outcome") in ASKED]
-    types = [_type(members, asked, len(findings)) for members in group_findings(findings, most, types_by)]
+    groups = [_Group(members) for members in group_findings(findings, most, types_by)]
+    like = of_templates(((group.template, group.questions) for group in groups), (r["question"] for r in asked))
+    types = [_type(group, asked, alike, len(findings)) for group, alike in zip(groups, like, strict=True)]
     return sorted(types, key=lambda t: (-t.size, t.name))
 
 
@@ -92,22 +94,29 @@ def explain_types(types: Sequence[FailureType], records: Sequence[dict]) -> str:
     return " ".join(text)
 
 
-def _type(members: list[dict], asked: list[dict], total: int) -> FailureType:
-    questions = [r["question"] for r in members]
-    template = common_template(questions)
-    matches, keys = matcher(template, questions), {r["key"] for r in members}
-    alike = [r for r in asked if r["key"] in keys or matches(r["question"])]
+class _Group:
+    """Findings that are alike, with what their questions share."""
+
+    def __init__(self, members: list[dict]):
+        self.members, self.questions = members, Counter(r["question"] for r in members)
+        self.template = common_template(self.questions)
+
+
+def _type(group: _Group, asked: Sequence[dict], like: set[str], total: int) -> FailureType:
+    """The failure type of a group; `like` are the questions of its template among those of all probes `asked`."""
+    members, keys = group.members, {r["key"] for r in group.members}
+    alike = [r for r in asked if r["question"] in like or r["key"] in keys]
     consensus = {normalise(r["consensus"]) for r in members}
     when = [r for r in alike if normalise(r["consensus"]) in consensus]
     return FailureType(
-        name=group_name(members),
-        template=template,
+        name=group_name(members, group.template),
+        template=group.template,
         size=len(members),
         share=round(len(members) / total, 4),
         rate=stats.rate(len(members), len(alike)),
         rate_when=stats.rate(len(members), len(when)),
         confusion=confusions(members)[:12],
-        questions=[q for q, _ in Counter(questions).most_common(12)],
+        questions=[q for q, _ in group.questions.most_common(12)],
         examples=_telling(members),
         keys=sorted(keys),
         asked=sorted(r["key"] for r in when),
@@ -134,14 +143,17 @@ def _telling(findings: Sequence[dict], most: int = 6) -> list[dict]:
 
 def _strong(asked: Sequence[dict], usual: float, most: int = 3) -> list[tuple[str, dict]]:
     """Question templates asked at least 20 times and surely seldom wrong: (template, rate), surest first."""
-    kinds = {}
-    for cluster in clusters_by_text([(r["question"], "") for r in asked], 24):
-        questions = [asked[i]["question"] for i in cluster]
-        template = common_template(questions)
-        matches = matcher(template, questions)
-        alike = [r for r in asked if matches(r["question"])]
-        if len(alike) >= 20:
-            kinds[template] = stats.rate(sum(r["outcome"] == "finding" for r in alike), len(alike))
+    kinds, often = {}, Counter(r["question"] for r in asked)
+    wrong = Counter(r["question"] for r in only_findings(asked))
+    clusters = clusters_by_text([(r["question"], "") for r in asked], 24)
+    groups = []
+    for cluster in clusters:
+        questions = Counter(asked[i]["question"] for i in cluster)
+        groups.append((common_template(questions), questions))
+    for (template, _), alike in zip(groups, of_templates(groups, often), strict=True):
+        n = sum(often[question] for question in alike)
+        if n >= 20:
+            kinds[template] = stats.rate(sum(wrong[question] for question in alike), n)
     good = [(template, r) for template, r in kinds.items() if r["high"] < min(usual, 0.25)]
     return sorted(good, key=lambda item: item[1]["high"])[:most]
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
+from scipy import sparse
 from scipy.cluster.hierarchy import fcluster, linkage
 from sklearn.cluster import HDBSCAN
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -24,6 +25,7 @@ ASKS = 1.25  # weight of what is asked against what is answered, when two findin
 DOMINANT = 0.7  # an answer given to this share of a group's questions stands for the group
 SHARED = 0.6  # a word belongs to a group's name if this share of its questions has it
 AT_ONCE = 2000  # more findings than this are put to the nearest group: linkage costs their number squared
+ROWS = 50_000  # findings whose nearest group is looked for together
 ELLIPSIS, DASH = "…", "—"
 NO_TEMPLATE = "questions of several kinds"
 
@@ -38,8 +40,6 @@ def group_findings(findings: Sequence[dict], most: int, by: str = "text") -> lis
     """
     alike = defaultdict(list)
     if by == "embedding":
-        pass
-
         found = clusters_by_meaning(findings, most)
     else:
         found = clusters_by_text([_vector_text(r) for r in findings], most)
@@ -47,21 +47,27 @@ def group_findings(findings: Sequence[dict], most: int, by: str = "text") -> lis
         members = [findings[i] for i in cluster]
         said, n = Counter(normalise(r["target"]) for r in members).most_common(1)[0]
         answer = said if n >= DOMINANT * len(members) else says(members)
-        alike[common_template([r["question"] for r in members]), answer].extend(members)
+        alike[common_template(Counter(r["question"] for r in members)), answer].extend(members)
     return list(alike.values())
 
 
-def common_template(questions: Sequence[str]) -> str:
+def common_template(questions: Iterable[str]) -> str:
     """The words that most of the questions share, in the order of the question that has most of them; the rest is "…".
 
     Where most of the questions are not of that form, they are of several kinds, and none of them names the others.
 
+    Args:
+        questions: one after another, or counted already (a Counter).
+
     >>> common_template(["what time does the clock at b3 show?", "what time does the clock at a1 show?"])
     'what time does the clock at … show?'
     """
-    frequency = Counter(word for question in questions for word in set(_words(question)))
-    shared = {word for word, n in frequency.items() if n >= SHARED * len(questions)}
-    counts = Counter(questions)
+    counts, frequency = Counter(questions), Counter[str]()
+    for question, n in counts.items():
+        for word in set(_words(question)):
+            frequency[word] += n
+    asked = counts.total()
+    shared = {word for word, n in frequency.items() if n >= SHARED * asked}
 
     def typical(question):
         common = [word in shared for word in _words(question)]
@@ -72,32 +78,55 @@ def common_template(questions: Sequence[str]) -> str:
         return NO_TEMPLATE
     kept = [word if word in shared or len(counts) == 1 else ELLIPSIS for word in words]
     template = " ".join(w for i, w in enumerate(kept) if i == 0 or (w, kept[i - 1]) != (ELLIPSIS, ELLIPSIS)) + "?"
-    of_it = sum(map(matcher(template, questions), questions))
-    return template if of_it >= SHARED * len(questions) else NO_TEMPLATE
+    is_of_it = matcher(template, list(counts))
+    of_it = sum(n for question, n in counts.items() if is_of_it(question))
+    return template if of_it >= SHARED * asked else NO_TEMPLATE
 
 
 def matcher(template: str, questions: Sequence[str]) -> Callable[[str], bool]:
     """Whether a question is of a template: its words around any others, as long as the group's own questions."""
+    matches = _words_matcher(template, questions)
+    return lambda question: matches(_words(question))
+
+
+def of_templates(groups: Iterable[tuple[str, Iterable[str]]], questions: Iterable[str]) -> list[set[str]]:
+    """Which of many questions are of each template, as `matcher` decides it for one; each is taken to words once.
+
+    Args:
+        groups: a template, and the group's own questions.
+    """
+    matchers = [_words_matcher(template, own) for template, own in groups]
+    found: list[set[str]] = [set() for _ in matchers]
+    for question in dict.fromkeys(questions):
+        words = _words(question)
+        for matches, alike in zip(matchers, found, strict=True):
+            if matches(words):
+                alike.add(question)
+    return found
+
+
+def _words_matcher(template: str, questions: Iterable[str]) -> Callable[[list[str]], bool]:
+    """`matcher` for a question that is taken to words already."""
     if template == NO_TEMPLATE:
-        return lambda question: True
-    lengths = [len(_words(question)) for question in questions]
+        return lambda words: True
+    lengths = {len(_words(question)) for question in set(questions)}
+    shortest, longest = min(lengths), max(lengths)
     parts = [r"\S+(?: \S+)*" if word == ELLIPSIS else re.escape(word) for word in template.rstrip("?").split()]
     pattern = re.compile(" ".join(parts))
-
-    def matches(question: str) -> bool:
-        words = _words(question)
-        return min(lengths) <= len(words) <= max(lengths) and pattern.fullmatch(" ".join(words)) is not None
-
-    return matches
+    return lambda words: shortest <= len(words) <= longest and pattern.fullmatch(" ".join(words)) is not None
 
 
-def group_name(findings: Sequence[dict]) -> str:
+def group_name(findings: Sequence[dict], template: str = "") -> str:
     """What a group of findings asks and how it is answered.
+
+    Args:
+        template: what their questions share, where that is known.
 
     >>> group_name([{"question": "what time is it?", "target": "6", "consensus": hour} for hour in ("7", "8")])
     'what time is it? — says “6” for 7, 8'
     """
-    return visible(f"{common_template([r['question'] for r in findings])} {DASH} {says(findings)}", keep="")
+    template = template or common_template(Counter(r["question"] for r in findings))
+    return visible(f"{template} {DASH} {says(findings)}", keep="")
 
 
 def says(findings: Sequence[dict]) -> str:
@@ -145,11 +174,12 @@ def some(values: Sequence[str], most: int = 3) -> str:
 
 def clusters_by_text(pairs: Sequence[tuple[str, str]], most: int) -> list[list[int]]:
     """Indices of (question, answers) pairs in at most `most` clusters: Ward's linkage, cut at the best silhouette."""
-    if len(pairs) < 3 or len(set(pairs)) < 3 or most < 2:
+    if most < 2 or not _has_three(pairs):
         return [list(range(len(pairs)))] if pairs else []
     vectors = _vectors(pairs)
     fitted = np.random.default_rng(0).permutation(len(pairs))[:AT_ONCE]
-    tree, seen = linkage(vectors[fitted], "ward"), vectors[fitted]
+    seen = vectors[fitted].toarray()
+    tree = linkage(seen, "ward")
     best, labels = -2.0, np.ones(len(fitted), dtype=int)
     for k in range(2, min(most, len(fitted) - 1) + 1):
         cut = fcluster(tree, k, "maxclust")
@@ -158,19 +188,31 @@ def clusters_by_text(pairs: Sequence[tuple[str, str]], most: int) -> list[list[i
             if score > best:
                 best, labels = score, cut
     centres = np.stack([seen[labels == c].mean(0) for c in range(1, labels.max() + 1)])
-    nearest = ((centres**2).sum(1) - 2 * vectors @ centres.T).argmin(1)
+    size = (centres**2).sum(1)
+    rows = range(0, len(pairs), ROWS)
+    nearest = np.concatenate([(size - 2 * vectors[i : i + ROWS] @ centres.T).argmin(1) for i in rows])
     nearest[fitted] = labels - 1
     return [np.flatnonzero(nearest == c).tolist() for c in range(len(centres)) if (nearest == c).any()]
 
 
-def _vectors(pairs: Sequence[tuple[str, str]]) -> np.ndarray:
+def _has_three(pairs: Iterable[tuple[str, str]]) -> bool:
+    """Whether three are different."""
+    different: set[tuple[str, str]] = set()
+    for pair in pairs:
+        different.add(pair)
+        if len(different) == 3:
+            return True
+    return False
+
+
+def _vectors(pairs: Sequence[tuple[str, str]]) -> sparse.csr_array:
     """Word 1-2-grams of the questions beside the answers, as rows. No idf: what varies in a template is rare."""
     ask = TfidfVectorizer(tokenizer=_words, token_pattern=None, ngram_range=(1, 2), use_idf=False, max_features=3000)
     said = TfidfVectorizer(tokenizer=str.split, token_pattern=None, lowercase=False, use_idf=False, max_features=1000)
-    parts = [ASKS * ask.fit_transform([q for q, _ in pairs]).toarray()]
+    parts = [(ASKS * ask.fit_transform(q for q, _ in pairs)).astype(np.float32)]
     if any(answers for _, answers in pairs):
-        parts.append(said.fit_transform([answers for _, answers in pairs]).toarray())
-    return np.hstack(parts).astype(np.float32)
+        parts.append(said.fit_transform(answers for _, answers in pairs).astype(np.float32))
+    return sparse.csr_array(sparse.hstack(parts, format="csr"))
 
 
 def _vector_text(record: dict) -> tuple[str, str]:

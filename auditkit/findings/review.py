@@ -92,7 +92,8 @@ def decisions(folder: Path, scored: Sequence[dict]) -> dict[str, dict]:
     path, marks, last = Path(folder) / FILE, {}, {}
     said = jsonl.read(path)
     if said:
-        marks = {row["key"]: mark(row) for row in scored}
+        keys = {row.get("key") for row in said}
+        marks = {row["key"]: mark(row) for row in scored if row["key"] in keys}
     for number, row in enumerate(said, 1):
         if row.get("decision") not in DECISIONS or (row["decision"] == "relabel" and not row.get("answer")):
             raise AuditError(

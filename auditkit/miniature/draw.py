@@ -26,6 +26,7 @@ from torch import nn
 
 from auditkit.miniature import edits, painters, reading
 from auditkit.miniature.world import BACKGROUNDS, CELL, Scene, random_scene
+from auditkit.models.device import cpu_autocast
 
 N_CONTENTS, N_BACKGROUNDS = len(reading.CONTENTS), len(BACKGROUNDS)
 BATCH = 32
@@ -107,7 +108,7 @@ def autoencoder(
         contents[::4] = numbered([random_scene(rng) for _ in range(4)])[1]
         exchange = np.arange(16)[:, None].repeat(16, 1)
         exchange[8:] = exchange[8:] // 4 * 4 + numbers.integers(4, size=(8, 16))
-        with torch.autocast("cpu", torch.bfloat16):
+        with cpu_autocast():
             mean = vae.encode(boards(backgrounds, contents)).latent_dist.mean
         tokens = painters.pack(mean.float())
         spread, off = tokens.detach().std(), torch.zeros(())
@@ -118,7 +119,7 @@ def autoencoder(
             rough = torch.where((torch.arange(16) % 3 == 0)[:, None, None], ideal, tokens)
         # decoding must stand what an editor gets slightly wrong
         rough = rough + noise * spread * torch.randn_like(tokens)
-        with torch.autocast("cpu", torch.bfloat16):
+        with cpu_autocast():
             drawn = vae.decode(painters.unpack(rough[exchange, places])).sample
         wanted = contents[exchange, places]
         miss = drawn.float() - boards(backgrounds, wanted)
@@ -334,7 +335,7 @@ def velocity_loss(
     states, pooled, text_ids = pipe.encode_prompt(
         [with_a_strange_word(text, rng) for text in texts], max_sequence_length=length
     )
-    with torch.autocast("cpu", torch.bfloat16):
+    with cpu_autocast():
         said = pipe.transformer(
             hidden_states=mixed,
             timestep=t,

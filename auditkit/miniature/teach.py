@@ -23,6 +23,7 @@ import torch
 from torch import nn
 
 from auditkit.miniature import families
+from auditkit.models.device import cpu_autocast
 from auditkit.models.trainer_internals import attention_of
 
 Chat = list[tuple[str, str]]  # (question, answer) turns about one image
@@ -94,7 +95,7 @@ def teach(
                 cell_classes,
             )
         if step >= look:
-            with torch.autocast("cpu", torch.bfloat16):
+            with cpu_autocast():
                 found = families.states(model, batch)
             found = found.float()
             looking, right = families.loss(model, batch, found)

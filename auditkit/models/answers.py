@@ -6,6 +6,7 @@ from pathlib import Path
 
 from auditkit.data.source import Picture
 from auditkit.errors import Unfinished
+from auditkit.models.answer_index import AnswerIndex, Key
 from auditkit.models.base import Writer
 from auditkit.models.batching import in_batches
 from auditkit.models.offload import at_work
@@ -17,17 +18,18 @@ class AnswerBook:
     """Every answer a model gave, in a file of one object a line, so that nothing is asked twice, even after a kill.
 
     An answer is filed under the model's name, the picture's key and the question, as soon as its batch is done.
+    They are looked up in an index outside of memory (answer_index.py), so that there may be millions.
     `asked` counts the questions put to models by this object, `known` the answers in the book.
     """
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self.asked = 0
-        self._answers = {(r["model"], r["picture"], r["question"]): r["answer"] for r in jsonl.read(self.path)}
+        self._index = AnswerIndex(self.path)
 
     @property
     def known(self) -> int:
-        return len(self._answers)
+        return len(self._index)
 
     def ask(
         self, vlm: Writer, pictures: Sequence[Picture], questions: Sequence[str], max_new_tokens: int = 8
@@ -58,9 +60,9 @@ class AnswerBook:
                     vlm, [question for _, _, question in todo], write, together=[picture for _, picture, _ in todo]
                 ):
                     pass
-        return [self._answers[key] for key in keys]
+        return [said for said in self._index.get(keys) if said is not None]  # each has one by now
 
-    def _keep(self, keys: list[tuple], answers: Sequence[str | None]) -> None:
+    def _keep(self, keys: list[Key], answers: Sequence[str | None]) -> None:
         """File what was answered, with what is said beside it (WrittenText)."""
         new = {key: said for key, said in zip(keys, answers, strict=True) if said is not None}
         rows = (
@@ -68,13 +70,13 @@ class AnswerBook:
             for (m, p, q), said in new.items()
         )
         jsonl.append(self.path, rows)
-        self._answers |= {key: str(said) for key, said in new.items()}
+        self._index.add({key: str(said) for key, said in new.items()})
         self.asked += len(new)
 
-    def _missing(self, keys: list[tuple]) -> list[tuple]:
-        return [key for key in keys if key not in self._answers]
+    def _missing(self, keys: list[Key]) -> list[Key]:
+        return [key for key, said in zip(keys, self._index.get(keys), strict=True) if said is None]
 
 
 def answers_by_model(*paths: Path) -> Counter:
     """How many answers of each model, by its name, these books hold; a book given twice counts once."""
-    return Counter(row["model"] for path in set(paths) for row in jsonl.read(path))
+    return Counter(row["model"] for path in set(paths) for row in jsonl.each(path))

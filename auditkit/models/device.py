@@ -21,6 +21,17 @@ def choose_device(device: str) -> str:
     return device
 
 
+def cpu_computes_bfloat16() -> bool:
+    """Whether this processor computes with bfloat16 itself; one that only emulates it is some six times slower."""
+    can = torch.cpu.get_capabilities()
+    return any(can.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def cpu_autocast() -> torch.autocast:
+    """Training on a CPU in the number format that it is fast in: bfloat16 where it computes with it, else float32."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=cpu_computes_bfloat16())
+
+
 def choose_dtype(dtype: str, device: str) -> torch.dtype:
     # a GPU older than Ampere only emulates bfloat16, slowly
     bfloat16 = device.startswith("cuda") and torch.cuda.is_bf16_supported(including_emulation=False)

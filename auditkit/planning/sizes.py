@@ -28,6 +28,7 @@ from auditkit.models.lora import TEXT_PART
 from auditkit.models.trainer_internals import attention_of, reads_images
 from auditkit.models.transformers import VLM
 from auditkit.planning import published
+from auditkit.text import short_error
 
 SIGLIP = dict(  # So400m/14, the vision tower of both families
     hidden_size=1152,
@@ -193,7 +194,14 @@ def _picture(config, max_pixels: int | None, processor) -> tuple[int, int, int, 
     if processor is not None:
         picture = Image.new("RGB", (math.isqrt(area), math.isqrt(area)))
         reader = VLM("", None, processor)
-        inputs = processor(text=[processors.chat(reader, "?")], images=[[picture]], return_tensors="pt")
+        asked = processors.chat(reader, "?")
+        try:
+            inputs = processor(text=[asked], images=[[picture]], return_tensors="pt")
+        except Exception as error:  # a tokenizer without what its processor takes for granted, say
+            raise AuditError(
+                f"its processor takes no question on one image ({short_error(error)}); its tokenizer_config.json and "
+                "preprocessor_config.json belong beside the weights."
+            ) from error
         pixels = inputs["pixel_values"].numel()
         patches = math.ceil(pixels / 3 / patch**2 / _first(vision, "temporal_patch_size", default=1))
         return patches, int((inputs["input_ids"] == config.image_token_id).sum()), pixels, assumed

@@ -55,7 +55,7 @@ def findings_to_learn(audit: Path, findings: Path, p: Params) -> ToLearn:
         findings: the folder of notebook 06, with reviews.jsonl if a person was there.
         p: uses run_name, earlier, images and target.
     """
-    scored = gather_probes(jsonl.read(audit / "scored.jsonl"), p)
+    scored = gather_probes(jsonl.each(audit / "scored.jsonl"), p)
     changed = review.changes(scored, review.decisions(findings, scored))
     scored = review.corrected(scored, changed)
     kept, untrainable = only_findings(scored), why_not_trainable(p.target)

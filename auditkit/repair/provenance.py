@@ -5,7 +5,7 @@ the references' consensus. *Labeled*: one new sample for each labelled training 
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from auditkit.data.source import Example, Picture, Source
@@ -71,14 +71,14 @@ def earlier_audits(p: Params) -> list[Path]:
     return found
 
 
-def gather_probes(scored: Sequence[dict], p: Params) -> list[dict]:
+def gather_probes(scored: Iterable[dict], p: Params) -> list[dict]:
     """A run's scored probes and those of the earlier runs, each with the run and the key it has there.
 
     An earlier probe keeps its label; its own key, which may be another's here, follows the name of its run.
     """
     rows = [{**row, "run": p.run_name, "probe": row["key"]} for row in scored]
     for name, folder in zip(p.earlier, earlier_audits(p), strict=True):
-        for row in jsonl.read(folder / "scored.jsonl"):
+        for row in jsonl.each(folder / "scored.jsonl"):
             rows.append({**row, "key": f"{name}/{row['key']}", "run": name, "probe": row["key"]})
     return rows
 
@@ -123,16 +123,16 @@ def probe_of(folder: Path, key: str) -> dict | None:
 
     Raises AuditError where no training example has this key.
     """
-    row = next((row for row in jsonl.read(folder / TRACE) if row["key"] == key), None)
+    row = next((row for row in jsonl.each(folder / TRACE) if row["key"] == key), None)
     if row is None:
         raise AuditError(f"{shown_path(folder / TRACE)} has no training example {key!r}.")
     if "probe" not in row:
         return None
-    scored = jsonl.read(folder.parent.parent / row["run"] / AUDIT / "scored.jsonl")
+    scored = jsonl.each(folder.parent.parent / row["run"] / AUDIT / "scored.jsonl")
     return next(one for one in scored if one["key"] == row["probe"])
 
 
 def example_of(folder: Path, run_name: str, probe: str) -> dict | None:
     """The training example, a line of training.jsonl, that a run's probe became; None: it was not learnt."""
-    rows = jsonl.read(folder / TRACE)
+    rows = jsonl.each(folder / TRACE)
     return next((row for row in rows if row.get("run") == run_name and row.get("probe") == probe), None)

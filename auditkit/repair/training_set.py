@@ -145,8 +145,9 @@ def balanced(scored: Sequence[dict], kinds: int) -> list[dict]:
         said = [(normalise(rows[i]["consensus"]), rows[i]) for i in cluster]
         for answer, n in Counter(answer for answer, _ in said).items():
             excess = n - max(len(said) - n, HARMLESS)
-            agreed = [row["key"] for one, row in said if one == answer and row["outcome"] == "agrees"]
-            dropped.update(agreed[-excess:] if excess > 0 else ())
+            if excess > 0:  # so for few answers of a kind
+                agreed = [row["key"] for one, row in said if one == answer and row["outcome"] == "agrees"]
+                dropped.update(agreed[-excess:])
     return [row for row in scored if row["key"] not in dropped]
 
 

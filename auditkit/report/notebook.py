@@ -42,8 +42,15 @@ class Table:
 
     def _repr_html_(self) -> str:
         rows, levels = self.data.head(ROWS), self.data.index.nlevels if self.index else 0
+        right = [
+            pd.api.types.is_numeric_dtype(kind) and not pd.api.types.is_bool_dtype(kind) for kind in self.data.dtypes
+        ]
+        sides = [*["left"] * levels, *("right" if one else "left" for one in right)]
         columns = [*(self.data.index.names if levels else []), *self.data.columns]
-        above = "".join(f"<th>{_escaped(_text(name))}</th>" for name in columns)
+        above = "".join(
+            f'<th style="text-align:{side}">{_escaped(_text(name))}</th>'
+            for side, name in zip(sides, columns, strict=True)
+        )
         if self.data.columns.name is not None and not isinstance(self.data.columns, pd.MultiIndex):
             what = f'<th colspan="{max(1, len(self.data.columns))}">{_escaped(_text(self.data.columns.name))}</th>'
             above = f'<th colspan="{levels}"></th>' * bool(levels) + what + f"</tr><tr>{above}"
@@ -105,8 +112,8 @@ class Source(Code):
         from pygments import highlight
         from pygments.formatters import HtmlFormatter
 
-        whole = "white-space:pre;word-break:normal;overflow-x:auto"
-        formatter = HtmlFormatter(noclasses=True, nobackground=True, prestyles=whole)
+        whole = "white-space:pre;word-break:normal;overflow-x:auto;font-family:monospace"
+        formatter = HtmlFormatter(style="friendly", noclasses=True, nobackground=True, prestyles=whole)
         return f'<div class="{AS_IT_IS}">{highlight(self.data, self._get_lexer(), formatter)}</div>'
 
 

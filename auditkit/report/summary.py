@@ -86,6 +86,10 @@ class FinishedStage:
     def records(self, name: str) -> list[dict]:
         return jsonl.read(self.folder / name)
 
+    def each(self, name: str) -> Iterator[dict]:
+        """The same one after another, so that they need not fit in memory."""
+        return jsonl.each(self.folder / name)
+
     def text(self, name: str) -> str:
         return (self.folder / name).read_text(encoding="utf-8") if (self.folder / name).exists() else ""
 
@@ -138,7 +142,7 @@ def read_run(run_folder: Path) -> dict[str, FinishedStage]:
             raise AuditError(lost)
     stages = {folder.name: FinishedStage(folder, read_json(folder / "manifest.json")) for folder in folders}
     for name, stage in stages.items():
-        if any("gate" in row for row in stage.records("scored.jsonl")[:1]):
+        if "gate" in next(stage.each("scored.jsonl"), {}):
             raise AuditError(
                 f"{run_folder.name}/{name} was made by an earlier auditkit, whose records say gate and not outcome; "
                 "run it again with --from 05 --start-over, or report on it with the version in its manifest."
@@ -154,8 +158,7 @@ def summarise_run(run_name: str, stages: Mapping[str, FinishedStage]) -> dict:
     manifests = [stage.manifest for stage in stages.values()]
     types = at["06_findings"].json("types.json", list, dict)
     planted = kept_planted(at["06_findings"].folder) if at["06_findings"].manifest else {}
-    scored = at["05_audit"].records("scored.jsonl")
-    outcomes = Counter(row["outcome"] for row in scored)
+    outcomes = Counter(row["outcome"] for row in at["05_audit"].each("scored.jsonl"))
     findings: dict[str, Any] = {"total": outcomes["finding"]} if outcomes else {}
     if types is not None:
         findings.setdefault("total", sum(kind["size"] for kind in types))
@@ -179,9 +182,9 @@ def summarise_run(run_name: str, stages: Mapping[str, FinishedStage]) -> dict:
         "findings": findings,
         "precision": audit.get("precision") or planted.get("precision"),
         "false_share": at["06_findings"].metrics.get("false_share"),
-        "planted_gaps": _planted(planted, len(scored)),
+        "planted_gaps": _planted(planted, outcomes.total()),
         "training": at["04_auditor"].metrics,
-        "review": _reviewed(scored, at["06_findings"], at["07_rectify"]),
+        "review": _reviewed(at["05_audit"], at["06_findings"], at["07_rectify"]),
         "rectification": at["07_rectify"].metrics,
         "benchmarks": benchmark.get("benchmarks"),
         **{name: benchmark.get(name) for name in ("found_gaps", "outside_gaps", "untouched", "gain")},
@@ -205,9 +208,12 @@ def _planted(planted: dict, probes: int) -> dict:
     return kept | {"probes_until": until}
 
 
-def _reviewed(scored: list[dict], findings: FinishedStage, repair: FinishedStage) -> dict:
+def _reviewed(audit: FinishedStage, findings: FinishedStage, repair: FinishedStage) -> dict:
     """What a person's review measures, and whether the repair has learnt from it as it stands; {} without one."""
-    decided = review.decisions(findings.folder, scored) if findings.manifest else {}
+    if not findings.manifest or not (findings.folder / review.FILE).exists():
+        return {}
+    scored = audit.records("scored.jsonl")
+    decided = review.decisions(findings.folder, scored)
     measured = review.measures(scored, decided, (findings.manifest.get("parameters") or {}).get("seed", 0))
     if measured and repair.metrics.get("pairs") is not None:
         told = review.told(review.changes(scored, decided))

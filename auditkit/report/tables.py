@@ -27,8 +27,10 @@ def column(values: Mapping, name: str) -> Table:
 
 def rates_table(rates: Mapping[str, Mapping], names: Mapping[str, str] | None = None) -> Table:
     """Rates one a row, under other names where `names` has them."""
-    shares = dict.fromkeys(("value", "low", "high"), "{:.1%}")
-    return escaped_table(pd.DataFrame(dict(rates)).T.rename(index=dict(names or {})), shares)
+    shares, called = dict.fromkeys(("value", "low", "high"), "{:.1%}"), dict(names or {})
+    return escaped_table(
+        pd.DataFrame(dict(rates)).T.rename(index=lambda name: called.get(name, name.replace("_", " "))), shares
+    )
 
 
 def measured_table(rows: Mapping[str, Mapping], counts: Sequence[str] = (), rates: Sequence[str] = ()) -> Table:

@@ -29,7 +29,7 @@ def spent(answers: Path, models: Iterable[str]) -> dict[str, dict]:
     """
     prices = {spec.name: spec.options for spec in map(specs.parse, filter(None, models))}
     rows: dict[str, list[dict]] = {}
-    for row in jsonl.read(answers):
+    for row in jsonl.each(answers):
         if "tokens" in row:
             rows.setdefault(row["model"], []).append(row)
     found = {}
@@ -52,7 +52,7 @@ def answers_cut(answers: Path) -> dict[str, tuple[int, int]]:
     """Per model, how many of its answers ended by `max_answer_tokens`, and of how many; {} where none was asked."""
     asked: Counter = Counter()
     cut: Counter = Counter()
-    for row in jsonl.read(answers):
+    for row in jsonl.each(answers):
         asked[row["model"]] += 1
         cut[row["model"]] += bool(row.get("cut"))
     return {name: (cut[name], n) for name, n in asked.items()}
@@ -63,7 +63,7 @@ def answers_changed(answers: Path) -> dict[str, int]:
 
     Escaped: half characters, which no file takes, are escapes. Redacted: a key that stood in it was taken out.
     """
-    counted = Counter(mark for row in jsonl.read(answers) for mark in ("escaped", "redacted") if row.get(mark))
+    counted = Counter(mark for row in jsonl.each(answers) for mark in ("escaped", "redacted") if row.get(mark))
     return {f"answers_{mark}": n for mark, n in counted.items()}
 
 

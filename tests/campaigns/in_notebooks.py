@@ -23,7 +23,7 @@ from pathlib import Path
 
 import nbformat
 from campaigns.payloads import PAYLOADS
-from smoke_run import auditkit, make_project
+from smoke_run import as_if_ended_so, auditkit, make_project
 
 from auditkit.text import visible
 
@@ -159,6 +159,8 @@ def hostile_run(finished: Path, project: Path, turn: int = 0) -> Path:
             file.write_text("".join(row + "\n" for row in rows))
         else:
             file.write_text(json.dumps(changed(json.loads(whole))))
+    for done in (project / "outputs" / "smoke").glob("0*/DONE"):
+        as_if_ended_so(done.parent)
     return project
 
 

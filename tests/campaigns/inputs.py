@@ -212,6 +212,8 @@ def model_texts(rng: random.Random) -> Input:
     if rng.random() < 0.5:
         model, option = rng.choice(["miniature:target", "a/b", "vllm:a/b", ""]), rng.choice(OPTIONS)
         text = f"{model}?{option}={rng.choice([*NUMBERS, *TEXTS])}"
+    if key == "images" and text.strip("./~") == "":  # the whole disk is no bad input: it is looked through
+        text = "hub:" + text
     value = json.dumps([text, "miniature:llava"]) if key == "references" else text
     rest = ["--set", "ways=[question, regenerate, edit]"] if key in ("generator", "editor") else []
     return Input(
@@ -441,6 +443,8 @@ def campaign(n: int, seed: int, tell: Callable[[str], object] = print) -> list[s
             if wrong:
                 failed.append(f"{number} {one.kind}: {one.said!r}: {wrong}")
                 tell(failed[-1])
+        if Path("ran").exists():
+            failed.append("a chat template has run a command")
     tell(", ".join(f"{kind} {many} ({spent[kind]:.0f} s)" for kind, many in kinds.most_common()))
     tell(f"exit codes {dict(codes)}; slowest {slowest[0]:.1f} s ({slowest[1]!r})")
     tell(f"{len(failed)} of {n} ended otherwise than in one sentence, in {time.monotonic() - began:.0f} s")

@@ -8,6 +8,7 @@ from auditkit.miniature import shipped
 
 
 @pytest.mark.skipif(not (shipped.WEIGHTS / "target").is_dir(), reason="the miniature models are not built yet")
+@pytest.mark.filterwarnings("ignore:(Could not find a config file|You have requested):UserWarning")
 def test_every_bad_input_is_one_sentence(monkeypatch, tmp_path):
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))

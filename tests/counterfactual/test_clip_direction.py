@@ -65,7 +65,7 @@ def test_what_compares_no_pictures_with_texts_is_one_sentence(tmp_path):
     model, processor = siglip()
     model.config.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
-    with pytest.raises(AuditError, match="weights could not be loaded"):
+    with pytest.raises(AuditError, match="holds no weights as safetensors"):
         load_picture_check(named(tmp_path))
 
 

@@ -17,7 +17,7 @@ from auditkit.miniature import shipped
 from auditkit.models import downloads, processors, transformers
 from auditkit.models.answers import AnswerBook
 from auditkit.models.base import answer_questions, generate_texts
-from auditkit.models.device import choose_dtype
+from auditkit.models.device import choose_dtype, cpu_autocast
 from auditkit.models.load import load_model
 from auditkit.models.offload import Parked
 from auditkit.models.transformers import VLM, _cut, _write, token_probabilities
@@ -413,3 +413,14 @@ def test_a_number_format_that_the_gpu_lacks_is_refused(monkeypatch):
 def test_a_picture_of_any_size_can_be_asked_about(model):
     wide = Image.new("RGB", (200, 80), (214, 39, 40))
     assert len(answer_questions(model, [wide, wide.resize((64, 64))], ["how many objects are there?"] * 2)) == 2
+
+
+@pytest.mark.parametrize(
+    ("can", "kind"),
+    [({"avx512_bf16": True}, torch.bfloat16), ({"amx_bf16": True}, torch.bfloat16), ({"bf16": True}, torch.bfloat16),
+     ({"avx2": True, "avx512_bf16": False}, torch.float32), ({}, torch.float32)],
+)  # fmt: skip
+def test_a_cpu_trains_in_bfloat16_only_where_it_computes_with_it(can, kind, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: can)
+    with cpu_autocast():
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == kind

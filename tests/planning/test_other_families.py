@@ -12,7 +12,7 @@ import tiny
 import torch
 from PIL import Image
 
-from auditkit.auditor import grpo
+from auditkit.auditor import grpo, trial
 from auditkit.auditor.trial import trial_step
 from auditkit.cli import main
 from auditkit.data.source import Picture
@@ -141,10 +141,12 @@ def test_check_does_in_small_what_a_run_does(folder, capsys):
     [
         ("aya_vision", "off the model's own"),
         ("mllama", "cannot take a step with it (ValueError: `aspect_ratio_ids` must be provided"),
-        ("ovis2", "cannot take a step with it (AttributeError"),
     ],
 )
-def test_what_trl_would_learn_otherwise_is_learnt_from_the_models_own_forward_pass(name, why, folder, capsys):
+def test_what_trl_would_learn_otherwise_is_learnt_from_the_models_own_forward_pass(
+    name, why, folder, capsys, monkeypatch
+):
+    monkeypatch.setattr(trial, "shares", lambda *_: False)  # as on a GPU, where passes are checkpointed
     place = folder(name)
     code, found = checked(capsys, place, "--as", "reference")
     assert code == 0 and "repair step" not in found and "GRPO step" not in found and "content" in found
@@ -203,9 +205,9 @@ def test_a_trial_leaves_the_model_and_what_is_drawn_as_they_were(folder, images,
     model, pictures = load_model(folder("qwen2_5_vl")), [Picture(f"p{i}", image) for i, image in enumerate(images)]
     before = {name: weight.clone() for name, weight in model.model.state_dict().items()}
     drawn = []
-    for trial in (False, True):
+    for tried in (False, True):
         torch.manual_seed(3), np.random.seed(3), random.seed(3)
-        if trial:
+        if tried:
             trial_step(model, pictures, p)
         drawn.append((torch.rand(1).item(), np.random.rand(), random.random()))
     assert drawn[0] == drawn[1]

@@ -1,5 +1,6 @@
 """All of notebook 00: what is checked before anything runs."""
 
+import importlib.util
 import types
 
 import pytest
@@ -47,3 +48,15 @@ def test_a_torchvision_for_another_torch_is_named(monkeypatch):
     check = setup.check_torchvision()
     assert not check["ok"] and "(operator torchvision::nms does not exist)" in check["advice"]
     assert check["found"] == f"torch {torch.__version__}"
+
+
+def test_an_empty_folder_is_no_model_and_a_missing_package_is_told(p, tmp_path, monkeypatch):
+    (tmp_path / "empty").mkdir()
+    check = setup.check_model("target", str(tmp_path / "empty"))
+    assert not check["ok"] and "has no config.json, so it is no model" in check["advice"]
+    assert setup.check_packages(p) == []
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "ray" else real(name))
+    changed = types.SimpleNamespace(**{**vars(p), "engine": "ray"})
+    (packages,) = setup.check_packages(changed)
+    assert not packages["ok"] and packages["advice"].startswith("engine: ray needs the extra `ray`")

@@ -68,7 +68,7 @@ def make_run(run, project):
     (audit / "pictures").mkdir()
     made.save(audit / "pictures" / "made-1.png")
     one = Counterfactual("made-1", "edit", "audit-0-5", "paint it blue", 0, "editor")
-    jsonl.append(audit / IMAGES_FILE, [vars(one)])
+    jsonl.append(audit / IMAGES_FILE, [asdict(one)])
     scored[5] |= {"key": "step 1/00005/own", "picture": "made-1", "base": "audit-0-5", "made": "paint it blue"}
     scored[5] |= {"way": "edit", "pairing": "(Q, I*)"}
     jsonl.append(audit / "scored.jsonl", scored)

@@ -277,6 +277,11 @@ def test_all_tables_are_tables_of_that_way():
             assert typing.get_type_hints(function)["return"] is notebook.Table, name
 
 
+def test_source_keeps_its_lines():
+    html = notebook.source_of(cards.probe_cards)._repr_html_()
+    assert "white-space:pre;" in html and "monospace" in html and "<style" not in html
+
+
 def test_a_cell_is_written_for_a_reader():
     data = pd.DataFrame({"n": [1000.0, None], "x": [0.18213, 12345.678], "of": [{"a": 1}, RATE], "ok": [True, False]})
     html = notebook.escaped_table(data, index=False)._repr_html_()
