@@ -32,7 +32,7 @@ from auditkit.auditor.write import auditor_prompt
 from auditkit.data.source import Picture
 from auditkit.errors import AuditError
 from auditkit.models import by_image, processors
-from auditkit.models.base import quiet
+from auditkit.models.base import evaluating, quiet
 from auditkit.models.lora import TEXT_PART, adapts
 from auditkit.models.offload import frozen_vision
 from auditkit.models.trainer_internals import CompletionInputs, LearntRows
@@ -116,7 +116,8 @@ def write_rollouts(prompts: list, trainer: FamilyTrainer) -> dict:
     """
     reader, images, texts = trainer.shown(trainer.model, trainer.rows_at_work)
     config, ends = trainer.generation_config, trainer.eos_token_ids
-    with unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator) as model, torch.no_grad():
+    generating = unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator)
+    with generating as model, evaluating(model), torch.no_grad():
         inputs = by_image.prompts(replace(reader, model=model), images, texts, config.max_new_tokens)
         new = written(model, inputs["input_ids"], model.generate(**inputs, generation_config=config)).tolist()
     stops = [next((i + 1 for i, token in enumerate(row) if token in ends), len(row)) for row in new]

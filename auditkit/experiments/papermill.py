@@ -388,8 +388,20 @@ def _kernels() -> Iterator["Config"]:
             try:
                 yield config
             finally:
+                _end_kernels(folder)
                 for one, handler in before.items():
                     signal.signal(one, handler)
+
+
+def _end_kernels(folder: str) -> None:
+    """End what was starting as a kernel of this folder when the run was stopped: its sockets go with the folder."""
+    import psutil
+
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):
+            if child.environ().get("JUPYTER_RUNTIME_DIR", "").startswith(folder):
+                child.kill()
+                child.wait(5)
 
 
 @contextlib.contextmanager

@@ -91,6 +91,19 @@ def answer_questions(
 
 
 @contextlib.contextmanager
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """A model that only reads and writes while this lasts: no dropout, and a cache also where, in training, activations
+    are computed again on the way back (which then throws the cache away).
+    """
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+@contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """No progress bars and no advice from transformers; what matters is raised."""
     from transformers.utils import logging

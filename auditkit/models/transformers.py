@@ -19,7 +19,7 @@ from PIL import Image
 
 from auditkit.errors import AuditError
 from auditkit.models import by_image, downloads, processors, weights
-from auditkit.models.base import WrittenText, quiet
+from auditkit.models.base import WrittenText, evaluating, quiet
 from auditkit.models.batching import in_batches
 from auditkit.models.confined import refuse_endless_patterns
 from auditkit.models.device import choose_device, choose_dtype
@@ -83,7 +83,7 @@ def token_probabilities(
         chances = logits.float().softmax(-1).gather(-1, inputs["input_ids"][:, -longest:, None])[..., 0]
         return [row[longest - len(end) :] for end, row in zip(endings, chances.tolist(), strict=True)]
 
-    with at_work(vlm), Progress(f"texts weighed by {vlm.name}", len(texts)) as line:
+    with at_work(vlm), evaluating(vlm.model), Progress(f"texts weighed by {vlm.name}", len(texts)) as line:
         for rows, chances in in_batches(vlm, texts, score, together=[id(image) for image in images]):
             for i, row in zip(rows, chances, strict=True):
                 found[i] = row
@@ -138,17 +138,12 @@ def _write(vlm: VLM, images: list, prompts: list[str], max_new_tokens: int, temp
     """One batch through processor, model and tokenizer."""
     model, tokenizer = vlm.model, vlm.processor.tokenizer
     texts = [processors.chat(vlm, prompt, image is not None) for image, prompt in zip(images, prompts, strict=True)]
-    inputs = by_image.prompts(vlm, images, texts, max_new_tokens)
     how: dict = {"do_sample": False}
     if temperature:  # from the whole distribution, as GRPO samples, whatever the model's generation_config prefers
         how = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
-    training = model.training
-    model.eval()
-    try:
-        with quiet():
-            out = model.generate(**inputs, max_new_tokens=max_new_tokens, pad_token_id=tokenizer.pad_token_id, **how)
-    finally:
-        model.train(training)
+    with evaluating(model), quiet():
+        inputs = by_image.prompts(vlm, images, texts, max_new_tokens)
+        out = model.generate(**inputs, max_new_tokens=max_new_tokens, pad_token_id=tokenizer.pad_token_id, **how)
     new = written(model, inputs["input_ids"], out)
     texts = [text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
     cut = _cut(model, tokenizer, new, max_new_tokens)

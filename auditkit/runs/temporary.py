@@ -19,7 +19,7 @@ YOUNG = 2  # seconds: a folder that has its lock file may be about to be locked
 
 @contextlib.contextmanager
 def temporary_folder(what: str = "") -> Iterator[str]:
-    """A folder for temporary files, gone afterwards; those of this user's dead processes are removed first.
+    """A folder for temporary files, gone afterwards; those of this user's dead processes are removed before and after.
 
     Raises DiskError where none can be made.
     """
@@ -34,6 +34,7 @@ def temporary_folder(what: str = "") -> Iterator[str]:
     finally:
         lock.release()
         shutil.rmtree(folder, ignore_errors=True)
+        _clear_dead()  # what was too young at the beginning
 
 
 def _clear_dead() -> None:

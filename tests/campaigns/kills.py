@@ -27,7 +27,7 @@ REPOSITORY = Path(__file__).parents[2]
 SIGNALS = ("SIGKILL", "SIGTERM", "SIGINT", "SIGHUP")
 TIMED = {  # what differs from one run to the next, whoever is killed
     "started", "finished", "id", "needs", "machine", "versions", "commit", "step_time",
-    "train_runtime", "found", "loads",
+    "train_runtime", "found", "loads", "gflops", "free_gb",
 }  # fmt: skip
 AS_TOLD = ("notebook.ipynb", "DONE", "README.md", "training_args.bin", "trainer_state.json")  # hold times and paths
 SETTLE = 60  # seconds a killed run's kernel may need to notice

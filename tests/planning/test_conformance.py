@@ -103,6 +103,20 @@ def test_rows_about_one_image_share_it_and_are_answered_and_scored_the_same(fami
         assert one == pytest.approx(other, rel=1e-3, abs=1e-7)
 
 
+def test_rows_share_an_image_also_in_a_training_that_computes_activations_again(tmp_path, images):
+    """Then a layer throws its cache away while it learns; what it writes and weighs in between must not feel it."""
+    model, asked = load_model(tiny.save("gemma3", tmp_path / "model")), QUESTIONS * 2
+    said = model.write(images[:1] * 8, asked, 8)
+    chances = token_probabilities(model, images[:1] * 8, ["ask"] * 8, asked)
+    model.model.gradient_checkpointing_enable()
+    model.model.train()
+    for tried in (model.tried, {}):  # tried before, and tried now
+        model.tried = dict(tried)
+        assert model.write(images[:1] * 8, asked, 8) == said
+        assert token_probabilities(model, images[:1] * 8, ["ask"] * 8, asked) == chances
+        assert model.tried == {"shared": ""} and model.model.training
+
+
 def test_prompts_without_a_picture_may_stand_among_others(family, images):
     pictures = [None, images[1], None, images[3]]
     if family.name == "paligemma2":
