@@ -90,6 +90,7 @@ def test_a_failing_cell_says_what_where_and_how_to_go_on(notebooks, notebook, pr
     notebook("08_before_and_after.ipynb", SETUP, "from auditkit.errors import AuditError\nraise AuditError('no luck')")
     unlucky = auditkit("run", "params/demo.yaml", "--only", "08", "--set", "seed=3")
     assert unlucky.returncode == 2
+    assert len(unlucky.stderr.splitlines()) == 3, unlucky.stderr
     what, where, how = unlucky.stderr.splitlines()
     assert what == "no luck"
     assert where.split() == ["notebook:", "outputs/demo/08_benchmark/notebook.ipynb"]

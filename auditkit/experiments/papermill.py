@@ -387,8 +387,10 @@ def _kernels() -> Iterator["Config"]:
         with _environment(JUPYTER_PATH=path, JUPYTER_RUNTIME_DIR=os.path.join(folder, "runtime")):
             try:
                 yield config
-            finally:
+            except KeyboardInterrupt:
                 _end_kernels(folder)
+                raise
+            finally:
                 for one, handler in before.items():
                     signal.signal(one, handler)
 
