@@ -89,9 +89,8 @@ class FamilyTrainer(LearntRows, CompletionInputs, GRPOTrainer):
         kept = mask.bool()
         endings = [ids[keep] for ids, keep in zip(completions, kept, strict=True)]
         longest = max(map(len, endings))
-        at_end = torch.arange(longest, device=kept.device) >= longest - kept.sum(
-            1, keepdim=True
-        )  # where they stand now
+        # where they stand now, in the last columns
+        at_end = torch.arange(longest, device=kept.device) >= longest - kept.sum(1, keepdim=True)
         with self.accelerator.autocast():
             begun = by_image.begin(reader, images, texts, endings, 0) if shares(reader, self.args) else None
             inputs = processors.continued(reader, images, texts, endings) if begun is None else begun.rest

@@ -1,10 +1,8 @@
 """A part of the campaign about payloads, small enough for every run of the tests."""
 
 import re
-import shutil
-import warnings
 
-import pytest
+from browser import needs_playwright
 from campaigns import in_notebooks
 from campaigns.payloads import PAYLOADS
 
@@ -22,14 +20,7 @@ def test_no_payload_runs_loads_or_makes_a_link_in_a_notebook(smoke, tmp_path):
     """As exported HTML and trusted in JupyterLab: every payload through every kind of table, the quote, the menu and an
     error, and the records of a run through a notebook. In careless displays payloads do run.
     """
-    try:
-        import playwright.sync_api  # noqa: F401
-    except ImportError:
-        warnings.warn("playwright is not installed: notebooks were NOT opened in a browser", stacklevel=1)
-        pytest.skip("playwright is not installed: pip install auditkit[browser]")
-    if not (shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")):
-        warnings.warn("chromium is not installed: notebooks were NOT opened in a browser", stacklevel=1)
-        pytest.skip("chromium is not installed: apt-get install chromium")
+    needs_playwright("notebooks were NOT opened")
     project = in_notebooks.hostile_run(smoke, tmp_path / "project")
     displays = in_notebooks.display_book(in_notebooks.CAREFUL, in_notebooks.FAILS)
     books = {

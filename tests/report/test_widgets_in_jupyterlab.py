@@ -1,10 +1,8 @@
 """The widgets with a live kernel in a real JupyterLab under Chromium: keys, Enter, another picture, reloaded pages."""
 
-import shutil
-import warnings
-
 import nbformat
 import pytest
+from browser import needs_playwright
 from campaigns import in_notebooks
 
 from auditkit.runs import jsonl
@@ -34,14 +32,7 @@ SAID = "document.querySelector('.widget-label.mathjax_ignore').textContent"
 @pytest.fixture
 def page(tmp_path, monkeypatch, request):
     """JupyterLab with these three cells run, on a screen of 1366 x 768."""
-    try:
-        import playwright.sync_api  # noqa: F401
-    except ImportError:
-        warnings.warn("playwright is not installed: widgets were NOT tried in a browser", stacklevel=1)
-        pytest.skip("playwright is not installed: pip install auditkit[browser]")
-    if not (shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")):
-        warnings.warn("chromium is not installed: widgets were NOT tried in a browser", stacklevel=1)
-        pytest.skip("chromium is not installed: apt-get install chromium")
+    needs_playwright("widgets were NOT tried")
     monkeypatch.setenv("PYTHONPATH", str(request.config.rootpath))
     nbformat.write(in_notebooks._book([nbformat.v4.new_code_cell(cell) for cell in (SET_UP, DESK, EDIT)]),
                    tmp_path / "tried.ipynb")  # fmt: skip
