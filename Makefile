@@ -16,6 +16,7 @@ test: .venv/.ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 campaign: .venv/.ready
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[browser]"
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.campaigns
 
 lint: types
