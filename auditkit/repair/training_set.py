@@ -19,6 +19,12 @@ from auditkit.params import Params
 from auditkit.repair.finetune import FINDINGS_SHARE, HARMLESS, OFTENER
 
 
+def ask_originals(target: VLM, originals: Sequence[Example], book: AnswerBook, max_answer_tokens: int) -> list[str]:
+    """What the target answers to the original examples, in their order; the book holds it, too."""
+    pictures = [Picture(example.key, example.held) for example in originals]
+    return book.ask(target, pictures, [example.question for example in originals], max_answer_tokens)
+
+
 def known_originals(
     target: VLM, originals: Sequence[Example], book: AnswerBook, alike: Same, max_answer_tokens: int
 ) -> list[Example]:
@@ -30,9 +36,7 @@ def known_originals(
         book: holds the answers, so that nothing is asked again.
         alike: when an answer is right.
     """
-    pictures = [Picture(example.key, example.held) for example in originals]
-    said = book.ask(target, pictures, [example.question for example in originals], max_answer_tokens)
-    answered = list(zip(originals, said, strict=True))
+    answered = list(zip(originals, ask_originals(target, originals, book, max_answer_tokens), strict=True))
     alike.prepare((e.question, answer, right) for e, answer in answered for right in e.accepted)
     return [e for e, answer in answered if any(alike(answer, right, e.question) for right in e.accepted)]
 
