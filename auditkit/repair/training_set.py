@@ -19,7 +19,7 @@ from auditkit.params import Params
 from auditkit.repair.finetune import FINDINGS_SHARE, HARMLESS, OFTENER
 
 
-def ask_originals(target: VLM, originals: Sequence[Example], book: AnswerBook, max_answer_tokens: int) -> list[str]:
+def ask_originals(target: Writer, originals: Sequence[Example], book: AnswerBook, max_answer_tokens: int) -> list[str]:
     """What the target answers to the original examples, in their order; the book holds it, too."""
     pictures = [Picture(example.key, example.held) for example in originals]
     return book.ask(target, pictures, [example.question for example in originals], max_answer_tokens)
