@@ -14,6 +14,7 @@ from auditkit.data.source import Example, Picture
 from auditkit.errors import AuditError
 from auditkit.findings.grouping import clusters_by_text, group_findings
 from auditkit.models.answers import AnswerBook
+from auditkit.models.base import Writer
 from auditkit.models.transformers import VLM
 from auditkit.params import Params
 from auditkit.repair.finetune import FINDINGS_SHARE, HARMLESS, OFTENER
