@@ -27,6 +27,7 @@ from papermill.clientwrap import PapermillNotebookClient
 from papermill.engines import NBClientEngine, papermill_engines
 from papermill.log import logger
 
+from auditkit.experiments.schedule import AHEAD
 from auditkit.params import project_root
 from auditkit.runs.temporary import temporary_folder
 
@@ -56,8 +57,11 @@ class Kernels:
             self._waiting[name] = self._start(environment, f"--IPKernelApp.exec_lines={code}")
 
     def take(self, name: str, environment: Mapping[str, str]) -> AsyncKernelManager:
-        """The kernel of a notebook that is run now: the one that was prepared, if it lives, or a new one."""
-        waiting = self._waiting.pop(name, None)
+        """The kernel of a notebook that is run now: the one that was prepared, if it lives, or a new one.
+
+        What was prepared to ask ahead for a stage, and came too late for that, serves the stage.
+        """
+        waiting = self._waiting.pop(name, None) or self._waiting.pop(name + AHEAD, None)
         if waiting and run_sync(waiting.is_alive)():
             return waiting
         return self._start(environment)
@@ -67,10 +71,12 @@ class Kernels:
         return set(self._waiting)
 
     def end(self) -> None:
-        """End all kernels, those at work, too."""
+        """End all kernels, those at work, too; papermill tidies up after those it was handed."""
         self.stopped = True
-        self._waiting.clear()
         _end_kernels(self.folder)
+        for manager in self._waiting.values():
+            run_sync(manager.cleanup_resources)()
+        self._waiting.clear()
 
     def _start(self, environment: Mapping[str, str], *arguments: str) -> AsyncKernelManager:
         manager = AsyncKernelManager(kernel_name="python3")
