@@ -188,7 +188,7 @@ def wait_for(condition, seconds=120):
 
 
 def test_stages_beside_each_other_end_in_the_same_records_even_after_a_kill(smoke, tmp_path):
-    """The whole smoke run with --jobs 2, killed once while the auditor learns and 07 is asked ahead."""
+    """The whole smoke run with --jobs 2, killed once while the auditor learns."""
     project, once = make_project(tmp_path / "project"), smoke / "outputs" / "smoke"
     here = project / "outputs" / "smoke"
     command = [sys.executable, "-m", "auditkit.cli", "run", "params/smoke.yaml", "--jobs", "2"]
