@@ -176,7 +176,7 @@ def _begin(work: _Work, pool: Executor, task: Task) -> Future | None:
 
 def _prepare(work: _Work, task: Task) -> None:
     """Start the kernel of the task that comes next; what cannot be prepared is told when its turn comes."""
-    if is_done(work.p, task.stage) or work.kernels.waiting:
+    if is_done(work.p, task.stage) or task.name in work.kernels.waiting:
         return
     with contextlib.suppress(OSError, ValueError):
         environment = trackio_folder(work.p, run_folder(work.p) / task.stage)

@@ -67,7 +67,7 @@ def run_tasks(
 
     Args:
         begin: begins a task; what comes of it is whether all went well. None where there was nothing to do.
-        prepare: is told which task comes next, while others run.
+        prepare: is told, maybe more than once, which task comes next, while others run.
     """
     waiting, over, well = list(tasks), set(), True
     running: dict[Future, Task] = {}
@@ -85,10 +85,12 @@ def run_tasks(
             continue
         if not running:
             return
-        if waiting and well:
+        if well:
             soon = over | {task.name for task in running.values()}
-            if after := next((task for task in waiting if task.waits <= soon), None):
-                prepare(after)
+            coming = [task for task in waiting if task.waits <= over]
+            coming += [task for task in waiting if task.waits <= soon and task not in coming]
+            for task in coming[: jobs - len(running) + 1]:  # so many begin when one ends
+                prepare(task)
         for future in wait(running, return_when=FIRST_COMPLETED).done:
             over.add(running.pop(future).name)
             well &= future.result()

@@ -49,6 +49,7 @@ def test_a_stage_waits_for_all_that_its_notebook_reads(repository, monkeypatch):
 def run(stages, jobs: int, fails=(), seconds=None) -> tuple[list[str], list[str], int]:
     """Tasks as they began and as they ended, and how many were at work at once."""
     began, ended, at_work, most, lock = [], [], [], [0], threading.Lock()
+    prepared: set[str] = set()
 
     def work(task: Task) -> bool:
         time.sleep((seconds or {}).get(task.name, 0.01))
@@ -63,11 +64,13 @@ def run(stages, jobs: int, fails=(), seconds=None) -> tuple[list[str], list[str]
             at_work.append(task.name)
             most[0] = max(most[0], len(at_work))
             assert task.stage not in [one.removesuffix(AHEAD) for one in at_work[:-1]], "two write to one stage"
+        if began and len(stages) == len(STAGES) and jobs < 3:
+            assert task.name in prepared, "its kernel could have been started"
         began.append(task.name)
         return pool.submit(work, task)
 
     with ThreadPoolExecutor(jobs) as pool:
-        run_tasks(plan_tasks(list(stages), jobs), jobs, begin, lambda task: None)
+        run_tasks(plan_tasks(list(stages), jobs), jobs, begin, lambda task: prepared.add(task.name))
     return began, ended, most[0]
 
 
@@ -126,8 +129,10 @@ def stubs(notebook):
 
 
 def test_a_stage_that_fails_lets_those_beside_it_finish(stubs, project, capsys):
-    stubs("02_disagreement", "from auditkit.errors import AuditError\nraise AuditError('no luck')")
-    stubs("04_auditor", SETUP, "import time\ntime.sleep(6)", DONE.format("04_auditor"))
+    fails = "from auditkit.errors import AuditError\nopen('failed', 'w').close()\nraise AuditError('no luck')"
+    stubs("02_disagreement", fails)
+    waits = "import os, time\nuntil = time.time() + 60\nwhile not os.path.exists('failed') and time.time() < until:"
+    stubs("04_auditor", SETUP, waits + "\n    time.sleep(0.1)\ntime.sleep(3)", DONE.format("04_auditor"))
     assert main(["run", "params/demo.yaml", "--jobs", "2", "--set", "peer="]) == 2
     told = capsys.readouterr()
     what, where, how = told.err.splitlines()
