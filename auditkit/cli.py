@@ -4,6 +4,7 @@
     auditkit run params/demo.yaml                   all notebooks in order, goes on where it was left
     auditkit run params/demo.yaml --set seed=1 --set run_name=demo_seed1
     auditkit run params/demo.yaml --from 05 --start-over
+    auditkit run params/demo.yaml --jobs 2          stages that do not build on one another beside each other
     auditkit run params/demo.yaml --pilot 50        some pictures through every stage, and what the whole will take
     auditkit run params/study_ways.yaml --jobs 2    a study: several audits, and one table of what came of each
     auditkit rounds params/demo.yaml --most 4       audit, repair, audit what was repaired, until a round gains nothing
@@ -38,6 +39,7 @@ import typer
 
 from auditkit.errors import AuditError
 from auditkit.experiments.papermill import refuse_misfits, run_notebooks, stage_notebooks
+from auditkit.experiments.schedule import MOST
 from auditkit.param_rules import names_a_folder, refuse_missing_packages
 from auditkit.params import Params, load_params, parse_setting, project_root
 from auditkit.runs.disk import DiskError, disk_sentence
@@ -154,7 +156,7 @@ def run(
     pilot: Annotated[
         int | None, number("--pilot", help="only so many pictures through every stage, to say what the whole takes")
     ] = None,
-    jobs: Annotated[int, number("--jobs", help="of a study: runs at once; default: 1")] = 1,
+    jobs: Annotated[int, number("--jobs", help="so many at once: stages of a run, or a study's runs; default: 1")] = 1,
     debug: Annotated[bool, option("--debug", help="show tracebacks, and what the kernels write to stderr")] = False,
 ) -> int:
     """Run the notebooks of an audit in order.
@@ -168,16 +170,21 @@ def run(
         raise typer.BadParameter("not allowed with --from", param_hint="--only")
     if pilot and (first or only):
         raise typer.BadParameter("goes through all stages: leave out --from and --only", param_hint="--pilot")
+    if pilot and jobs > 1:
+        raise typer.BadParameter("measures stages one after another: leave out --jobs", param_hint="--pilot")
     if is_study(params):
         if settings or first is not None or only is not None or anew or pilot:
             raise AuditError(f"{params} is a study: it takes --jobs alone; what its runs change stands in it.")
         return _study(params, jobs)
+    if jobs > MOST:
+        raise AuditError(f"--jobs {jobs}: of a run's stages at most {MOST} can go at once.")
     p = load_params(params, **_given(settings))
     if pilot:
         return _pilot(p, pilot, settings or [], anew, debug)
     stages = _selected(first, only)
     go_on = ["auditkit", "run", params, *(word for text in settings or [] for word in ("--set", text))]
     go_on += ["--only", only] if only else []
+    go_on += ["--jobs", str(jobs)] if jobs > 1 else []
     notebooks = stage_notebooks(stages)
     if anew or not all(is_done(p, stage) for stage in stages):
         refuse_missing(p)
@@ -185,7 +192,7 @@ def run(
         refuse_misfits(p, stages, anew)
         if anew:
             start_over(p, stages)
-        return run_notebooks(p, notebooks, shlex.join(go_on), debug)
+        return run_notebooks(p, notebooks, shlex.join(go_on), debug, {}, jobs)
 
 
 def _pilot(p: Params, pictures: int, settings: Sequence[str], anew: bool, debug: bool) -> int:
@@ -213,8 +220,11 @@ def _pilot(p: Params, pictures: int, settings: Sequence[str], anew: bool, debug:
 def _study(params: str, jobs: int) -> int:
     from auditkit.experiments.study import load_study, run_study
 
-    began = time.monotonic()
-    page = run_study(load_study(params), jobs, lambda line: print(line, flush=True))
+    began, study = time.monotonic(), load_study(params)
+    if jobs > len(study.seeds):
+        seeds = counted(len(study.seeds), "seed")
+        raise AuditError(f"--jobs {jobs}: the runs of one seed go one after another, and {params} has {seeds}.")
+    page = run_study(study, jobs, lambda line: print(line, flush=True))
     print(f"done in {clock(time.monotonic() - began)}: {page}", flush=True)
     return 0
 

@@ -1,13 +1,11 @@
 """What several test files share: a project folder of a test's own, and notebooks that take a second."""
 
-import os
 import shutil
 from pathlib import Path
 
-import filelock
 import nbformat
 import pytest
-from smoke_run import auditkit, make_project
+from smoke_run import run_once
 
 REPOSITORY = Path(__file__).parents[1]
 SETTINGS = """
@@ -71,14 +69,7 @@ def notebook(project):
 @pytest.fixture(scope="session")
 def smoke(tmp_path_factory) -> Path:
     """The project after `auditkit run params/smoke.yaml`, run once for all processes of pytest-xdist."""
-    base = tmp_path_factory.getbasetemp()
-    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    with filelock.FileLock(base / "smoke.lock"):
-        project = base / "smoke-project"
-        if not project.exists():
-            done = auditkit(make_project(project))
-            (base / "smoke.log").write_text(f"{done.returncode}\n{done.stdout}\n{done.stderr}")
-    log = (base / "smoke.log").read_text()
+    project, log = run_once(tmp_path_factory.getbasetemp(), "smoke")
     assert log.startswith("0\n"), log
     assert f"{project / 'outputs/smoke/report.html'}\n" in log, "a run ends by printing the report's path"
     return project

@@ -84,3 +84,26 @@ def test_no_name_stands_in_four_modules():
             if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
                 where.setdefault(node.name, []).append(module)
     assert {name: modules for name, modules in where.items() if len(modules) > 3 and name != "main"} == {}
+
+
+def test_trl_comes_with_the_trainings_alone():
+    """It takes seconds to import: whoever only asks, writes or reads does without."""
+    heavy, before = {"trl"}, 0
+    while len(heavy) > before:
+        before = len(heavy)
+        heavy |= {module for module in MODULES if _at_the_top(module) & heavy}
+    rooms = {module.split(".")[1] for module in MODULES if imports(module) & heavy} | {
+        module.split(".")[1] for module in heavy - {"trl"}
+    }
+    assert rooms == {"auditor", "planning", "cli"}, heavy
+
+
+def _at_the_top(module: str) -> set[str]:
+    """What is imported whenever a module is: modules of ours, and the names of others."""
+    found = set()
+    for node in ast.parse(MODULES[module].read_text()).body:
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return found

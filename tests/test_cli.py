@@ -12,7 +12,7 @@ import pytest
 
 from auditkit import cli
 from auditkit.cli import main
-from auditkit.experiments.papermill import StatusLine
+from auditkit.experiments.status import StatusLine
 from auditkit.params import load_params
 from auditkit.runs import folder
 from auditkit.runs.folder import _unlock, open_stage, run_folder
@@ -248,7 +248,7 @@ def test_a_stopped_run_leaves_no_kernel_behind_and_goes_on(project, notebook, ho
 
 def test_a_kernel_that_is_stopped_is_said_after_a_while(project, notebook):
     notebook("00_check_the_setup.ipynb", SETUP + SLOW)
-    code = "import sys; from auditkit.experiments import papermill; papermill.STOPPED_SECONDS = 1\n"
+    code = "import sys; from auditkit.experiments import kernels; kernels.STOPPED_SECONDS = 1\n"
     code += "from auditkit.cli import main; sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", code, "run", "params/demo.yaml", "--only", "00"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)

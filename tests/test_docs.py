@@ -161,6 +161,11 @@ STARTED = {  # as shown -> (as run, what is replaced, why)
     ),
     "auditkit run params/demo.yaml --set run_name=collapse --set 'ways=[question]' --set grpo_steps=100 "
     "--set replay_weight=0 --set grpo_learning_rate=5e-3 --only 04": (None, NOTEBOOKS, TOO_LONG),
+    "auditkit run params/demo.yaml --jobs 2": (
+        "auditkit run params/smoke.yaml --jobs 2",
+        NOTEBOOKS,
+        "tests/experiments/test_schedule.py does the smoke run so",
+    ),
     "auditkit run params/study_ways.yaml --jobs 2": (None, "auditkit.experiments.study:run_study", TOO_LONG),
     "auditkit rounds params/demo.yaml --most 4": (None, "auditkit.experiments.rounds:run_rounds", TOO_LONG),
     "auditkit rounds params/demo.yaml --most 3": (None, "auditkit.experiments.rounds:run_rounds", TOO_LONG),

@@ -9,7 +9,7 @@ import pytest
 from auditkit import errors
 from auditkit.cli import main
 from auditkit.errors import AuditError, Unfinished
-from auditkit.experiments.papermill import StatusLine
+from auditkit.experiments.status import StatusLine
 from auditkit.models.load import load_model
 from auditkit.redact import keep_secret, redacted
 from auditkit.runs import jsonl

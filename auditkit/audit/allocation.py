@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from auditkit.data.source import Picture
+from auditkit.runs.checkpoints import auditor_checkpoints
 
 SOURCE = "source"  # stands for an auditor where the probes are the images' own questions
 UNTRAINED, LAST = 0.4, 0.3  # shares of the first and the last checkpoint; those between share the rest
@@ -24,8 +25,6 @@ def auditor_loaders(asks: str, load: Callable, auditor: str, trained_in: Path | 
         load: (text that names a model, adapter=) -> the model (`model_loader(p)`).
         trained_in: the folder of the auditor's training; None where the untrained auditor alone asks, or none does.
     """
-    from auditkit.auditor.grpo import auditor_checkpoints  # with it comes TRL
-
     first = SOURCE if asks == "source" else "untrained"
     folders = auditor_checkpoints(trained_in) if trained_in else {}
     return {first: partial(load, auditor)} | {name: partial(load, auditor, adapter=at) for name, at in folders.items()}

@@ -63,6 +63,7 @@ from auditkit.models.transformers import VLM
 from auditkit.models.vllm import MISSING
 from auditkit.params import Params, load_params, parse_setting
 from auditkit.runs import jsonl
+from auditkit.runs.checkpoints import auditor_checkpoints as auditor_checkpoints  # for notebook 04
 from auditkit.runs.checkpoints import last_checkpoint
 from auditkit.runs.files import read_json, write_json
 from auditkit.runs.folder import claimed, open_stage, run_folder, shown_path
@@ -202,17 +203,6 @@ def _trainer(
     scorer.auditor = VLM("auditor", trainer.model, auditor.processor, p.batch_size, auditor.max_pixels)
     trainer.remove_callback(PrinterCallback)
     return trainer
-
-
-def auditor_checkpoints(out: Path) -> dict[str, Path]:
-    """The kept checkpoints, first to last: "step 60" -> folder.
-
-    Raises AuditError when there is none.
-    """
-    folders = sorted(out.glob("checkpoint-*"), key=lambda folder: int(folder.name.rsplit("-", 1)[1]))
-    if not folders:
-        raise AuditError(f"{out}: no checkpoint of a trained auditor; run notebook 04 first")
-    return {f"step {folder.name.rsplit('-', 1)[1]}": folder for folder in folders}
 
 
 def _text_clusters(auditor: VLM, pictures: Sequence[Picture], p: Params, out: Path) -> TextClusters:

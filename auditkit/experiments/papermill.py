@@ -1,25 +1,27 @@
-"""Notebooks run without a browser, by papermill: in order, each in a kernel of its own, with one line of status.
+"""Notebooks run without a browser, by papermill: each in a kernel of its own, with one line of status.
 
-The executed notebook is kept in its stage's folder. What is done is skipped, so a run that was killed goes on.
+The order is schedule.py's, the kernels are those of kernels.py. The executed notebook is kept in its stage's folder.
+What is done is skipped, so a run that was killed goes on.
 """
 
 import builtins
 import contextlib
 import json
-import logging
 import os
 import re
-import signal
 import sys
-import threading
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from collections.abc import Mapping
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from auditkit import errors
 from auditkit.errors import AuditError
+from auditkit.experiments.schedule import Task, plan_tasks, run_tasks
+from auditkit.experiments.status import StatusBoard, StatusLine
 from auditkit.models.trackers import refuse_missing_trackers, trackio_folder
 from auditkit.params import Params, project_root
 from auditkit.runs.disk import DiskError, disk_sentence, writing
@@ -35,14 +37,12 @@ from auditkit.runs.folder import (
     why_not_resume,
 )
 from auditkit.runs.progress import as_last_shown
-from auditkit.runs.temporary import temporary_folder
 from auditkit.text import VisibleStream, clock, for_a_person, visible
 
 if TYPE_CHECKING:
-    from rich.live import Live
-    from traitlets.config import Config
+    from jupyter_client.manager import KernelManager
 
-STOPPED_SECONDS = 60  # a kernel may be stopped for so long before it is said
+    from auditkit.experiments.kernels import Kernels
 
 
 def refuse_misfits(p: Params, stages: list[str], start_over: bool) -> None:
@@ -93,33 +93,41 @@ def stage_notebooks(stages: list[str]) -> dict[str, Path]:
 
 
 def run_notebooks(
-    p: Params, notebooks: dict[str, Path], go_on: str, debug: bool = False, beside: Mapping[str, dict] | None = None
+    p: Params,
+    notebooks: dict[str, Path],
+    go_on: str,
+    debug: bool = False,
+    beside: Mapping[str, dict] | None = None,
+    jobs: int = 1,
 ) -> int:
-    """Execute notebooks in order, each in its stage's folder; what is done is not done again.
+    """Execute notebooks, each in its stage's folder, in order or `jobs` at once; what is done is not done again.
+
+    Where one fails, those beside it are let finish, for what they did is kept, and no other is begun.
 
     Args:
         notebooks: by stage, as `stage_notebooks` gives them.
         go_on: the command that goes on where a failure ends this one, for people to copy.
         debug: show tracebacks, and what notebooks write to stderr.
         beside: stage -> parameters of its notebook alone, which no file has.
+        jobs: at once, at most; with more than one, what needs no training is asked ahead (schedule.py).
 
-    Returns 0, or the exit code of what went wrong, which has then been said.
+    Returns 0, or the exit code of what went wrong first, which has then been said.
     """
+    from auditkit.experiments.kernels import kernels_of_a_run
+
     began = time.monotonic()
     if debug:
         os.environ["AUDITKIT_DEBUG"] = "1"  # the kernels tell all
-    print(f"{p.run_name}: {p.params_file} -> {shown_path(run_folder(p))}", flush=True)
-    with _kernels() as kernels:
-        for stage, notebook in notebooks.items():
-            if is_done(p, stage):
-                if not _is_torn(run_folder(p) / stage / "notebook.ipynb"):
-                    print(f"{_title(notebook):<26} done before, skipped", flush=True)
-                    continue
-                print(f"{_title(notebook):<26} done before, but its notebook is torn: made again", flush=True)
-            given = asdict(p) | dict((beside or {}).get(stage, {}))
-            failed = _execute(p, stage, notebook, kernels, go_on, debug, given)
-            if failed:
-                return failed
+    board, failures = StatusBoard(), []
+    board.say(f"{p.run_name}: {p.params_file} -> {shown_path(run_folder(p))}")
+    # the kernels end first: whoever waits for one then has an end, too
+    with ThreadPoolExecutor(jobs) as pool, kernels_of_a_run() as kernels:
+        work = _Work(p, notebooks, go_on, debug, dict(beside or {}), kernels, board, failures)
+        run_tasks(plan_tasks(list(notebooks), jobs), jobs, partial(_begin, work, pool), partial(_prepare, work))
+    for failure in failures:
+        print(failure.told, file=sys.stderr, flush=True)
+    if failures:
+        return failures[0].code
     done = f"done in {clock(time.monotonic() - began)}"
     # notebook 08 writes the report too, but may have been killed just before
     if list(notebooks)[-1] == "08_benchmark" and is_done(p, "08_benchmark"):
@@ -128,6 +136,80 @@ def run_notebooks(
         done += f": {write_report(run_folder(p))}"
     print(done, flush=True)
     return 0
+
+
+@dataclass(frozen=True)
+class Failure:
+    """The exit code of what went wrong in a notebook, and what there is to say."""
+
+    code: int
+    told: str
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What the notebooks of one run have in common."""
+
+    p: Params
+    notebooks: Mapping[str, Path]
+    go_on: str
+    debug: bool
+    beside: Mapping[str, dict]
+    kernels: "Kernels"
+    board: StatusBoard
+    failures: list[Failure]
+
+
+def _begin(work: _Work, pool: Executor, task: Task) -> Future | None:
+    """Begin a task in a kernel; None where it was done before."""
+    p, folder = work.p, run_folder(work.p) / task.stage
+    if is_done(p, task.stage):
+        title = f"{_title(work.notebooks[task.stage]):<26}"
+        if task.ahead:
+            return None
+        if not _is_torn(folder / "notebook.ipynb"):
+            work.board.say(f"{title} done before, skipped")
+            return None
+        work.board.say(f"{title} done before, but its notebook is torn: made again")
+    return pool.submit(_run_task, work, task, work.kernels.take(task.name, trackio_folder(p, folder)))
+
+
+def _prepare(work: _Work, task: Task) -> None:
+    """Start the kernel of the task that comes next; what cannot be prepared is told when its turn comes."""
+    if is_done(work.p, task.stage) or task.name in work.kernels.waiting:
+        return
+    with contextlib.suppress(OSError, ValueError):
+        environment = trackio_folder(work.p, run_folder(work.p) / task.stage)
+        work.kernels.prepare(task.name, _notebook_of(work, task), environment)
+
+
+def _notebook_of(work: _Work, task: Task) -> Path:
+    """The notebook of a stage; of what is asked ahead, one that does only that, in the kernels' folder."""
+    if not task.ahead:
+        return work.notebooks[task.stage]
+    import nbformat
+
+    code = "from auditkit.params import from_notebook\nfrom auditkit.repair.ahead import ask_ahead\n"
+    cell = nbformat.v4.new_code_cell(f"{code}ask_ahead(from_notebook(globals()), {task.stage!r})")
+    book = nbformat.v4.new_notebook(cells=[cell], metadata={"language_info": {"name": "python"}})
+    path = Path(work.kernels.folder, f"{task.name}.ipynb")
+    nbformat.write(book, path)
+    return path
+
+
+def _run_task(work: _Work, task: Task, kernel: "KernelManager") -> bool:
+    """Run a task's notebook to its end; whether others may begin after it."""
+    failure = _execute(work, task, kernel)
+    if failure is None or work.kernels.stopped:
+        return failure is None
+    if task.ahead:
+        why = failure.told.splitlines()[0]
+        work.board.say(f"  asking ahead for {task.stage} ended ({why}); its notebook asks the rest")
+        return True
+    work.failures.append(failure)
+    if work.board.lines:
+        work.board.say(f"  {task.stage} failed: what runs beside it is let finish, nothing else is begun")
+    return False
 
 
 def _is_torn(executed: Path) -> bool:
@@ -141,36 +223,34 @@ def _is_torn(executed: Path) -> bool:
         return True
 
 
-def _execute(
-    p: Params, stage: str, notebook: Path, kernels: "Config", go_on: str, debug: bool, parameters: dict
-) -> int:
-    """Run one notebook through papermill; 0, or the exit code of what went wrong, which has then been said."""
+def _execute(work: _Work, task: Task, kernel: "KernelManager") -> Failure | None:
+    """Run one notebook through papermill, in a kernel that was started for it; what went wrong, if anything did."""
     import papermill
     from nbclient.exceptions import DeadKernelError
 
-    folder = run_folder(p) / stage
+    from auditkit.experiments.kernels import ENGINE
+
+    p, notebook = work.p, _notebook_of(work, task)
+    folder = run_folder(p) / task.stage
+    executed = notebook.with_suffix(".executed.ipynb") if task.ahead else folder / "notebook.ipynb"
+    code, trouble, trace = 0, "", ""
+    title = f"{task.stage[:2]} asked ahead" if task.ahead else _title(notebook)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    executed = folder / "notebook.ipynb"
-    code, trouble, trace = 0, "", ""
-    with (
-        StatusLine(_title(notebook)) as status,
-        _environment(**trackio_folder(p, folder)),
-        _tell_of_stopped_kernels(),
-    ):
+    with StatusLine(title, board=work.board) as status:
         try:
             papermill.execute_notebook(
                 notebook,
                 executed,
-                parameters=parameters,
+                engine_name=ENGINE,
+                parameters=asdict(p) | work.beside.get(task.name, {}),
                 kernel_name="python3",
-                cwd=project_root(),
                 progress_bar=False,
                 stdout_file=status,
-                stderr_file=VisibleStream(sys.stderr) if debug else None,
-                config=kernels,
+                stderr_file=VisibleStream(sys.stderr) if work.debug else None,
+                kernel=kernel,
             )
-            if not (folder / "DONE").is_file():
+            if not (folder / "DONE").is_file() and not task.ahead:
                 code, trouble = 1, "the notebook ended without run.finish(...), so the stage is not done"
         except papermill.PapermillExecutionError as error:
             sentence = _to_put_right(error.ename, error.evalue)
@@ -189,15 +269,14 @@ def _execute(
                 raise
         finally:
             _tidy(executed)
-        status.end("FAILED" if code else "")
-    if not code and (skipped := stage_counts(p, stage).get("unreadable")):
-        print(
-            f"  left out because they could not be read: {skipped} of the pictures; {shown_path(executed)} names them"
-        )
-    if code:
-        message = [trouble, f"  notebook: {shown_path(executed)}", f"  go on:    {go_on}"]
-        print(for_a_person("\n".join(([trace] if debug else []) + message)), file=sys.stderr, flush=True)
-    return code
+        status.end("stopped" if code and work.kernels.stopped else "FAILED" if code else "")
+    if not code:
+        if not task.ahead and (skipped := stage_counts(p, task.stage).get("unreadable")):
+            unread = f"left out because they could not be read: {skipped} of the pictures"
+            work.board.say(f"  {unread}; {shown_path(executed)} names them")
+        return None
+    told = [trouble, f"  notebook: {shown_path(executed)}", f"  go on:    {work.go_on}"]
+    return Failure(code, for_a_person("\n".join(([trace] if work.debug else []) + told)))
 
 
 COLOUR = r"\x1b\[[\d;]*m"  # as IPython puts it into tracebacks
@@ -248,173 +327,6 @@ def _as_last_shown(text: str) -> str:
     except (ValueError, KeyError, TypeError):  # torn: it is made again
         return text
     return json.dumps(book, indent=1, ensure_ascii=False) + "\n"
-
-
-@contextlib.contextmanager
-def _tell_of_stopped_kernels() -> Iterator[None]:
-    """While it lasts, a kernel that is stopped (SIGSTOP) is said after a while, for it is waited for for ever."""
-    over = threading.Event()
-    thread = threading.Thread(target=_watch_kernels, args=(over,), daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
-
-
-def _watch_kernels(over: threading.Event) -> None:
-    import psutil
-
-    since: dict[int, float] = {}  # when each was first seen stopped
-    said: set[int] = set()
-    while not over.wait(min(5, STOPPED_SECONDS)):
-        now, stopped = time.monotonic(), set()
-        for child in psutil.Process().children():
-            with contextlib.suppress(psutil.Error):
-                stopped |= {child.pid} if child.status() == psutil.STATUS_STOPPED else set()
-        since = {pid: since.get(pid, now) for pid in stopped}
-        for pid in {pid for pid, began in since.items() if now - began >= STOPPED_SECONDS} - said:
-            print(
-                f"the kernel (process {pid}) is stopped and waited for: `kill -CONT {pid}` lets it go on; Ctrl-C here "
-                "ends the run, which goes on later.",
-                file=sys.stderr,
-                flush=True,
-            )
-        said = {pid for pid in stopped if now - since[pid] >= STOPPED_SECONDS}
-
-
-class StatusLine:
-    """One line for a running notebook: its title, the time, and the last thing it printed.
-
-    On a terminal the line is rewritten as things come; elsewhere, as in a log, what is printed comes as lines of its
-    own, one every few seconds at most. It is the file that papermill writes a notebook's stdout to.
-    """
-
-    LOG_SECONDS = 5
-
-    def __init__(self, title: str, stream=None):
-        self.title, self.stream = title, stream or sys.stdout
-        self.words, self._line, self._ended = "", "", False
-        self._live: Live | None = None
-
-    def __enter__(self) -> "StatusLine":
-        self._began = self._shown = time.monotonic()
-        if self.stream.isatty():
-            from rich.console import Console
-            from rich.live import Live
-
-            console = Console(file=getattr(self.stream, "stream", self.stream))  # its own commands reach the terminal
-            self._live = Live(self, console=console, redirect_stdout=False, redirect_stderr=False)
-            self._live.start()
-        else:
-            print(f"{self.title:<26} ...", file=self.stream, flush=True)
-        return self
-
-    def __exit__(self, *_) -> None:
-        if not self._ended:
-            self.end("stopped")
-
-    def __rich__(self):
-        """The line as rich shows it: on one line of the terminal, however long."""
-        from rich.text import Text
-
-        return Text(self._text(), no_wrap=True, overflow="ellipsis")
-
-    def write(self, text: str) -> int:
-        """Take what the notebook printed; the last line with something on it is what is shown."""
-        *whole, self._line = (self._line + text.replace("\r", "\n")).split("\n")
-        said = [line.strip() for line in (*whole, self._line) if line.strip()]
-        if said:
-            self.words = for_a_person(said[-1])
-            if self._live is None and time.monotonic() - self._shown >= self.LOG_SECONDS:
-                self._shown = time.monotonic()
-                print(self._text()[:160], file=self.stream, flush=True)
-        return len(text)
-
-    def flush(self) -> None:
-        """Nothing is held back."""
-
-    def end(self, how: str) -> None:
-        """Leave one line that says how it went and how long it took."""
-        self._ended, self.words = True, how or self.words
-        if self._live:
-            self._live.stop()
-        else:
-            print(self._text()[:160], file=self.stream, flush=True)
-
-    def _text(self) -> str:
-        return f"{self.title:<26} {clock(time.monotonic() - self._began):>7}  {self.words}".rstrip()
-
-
-@contextlib.contextmanager
-def _kernels() -> Iterator["Config"]:
-    """Kernels run this very interpreter, on two threads unless told otherwise, and end when we are terminated.
-
-    They are spoken to through sockets in a folder of their own where the system has such, for two runs that start at
-    once may pick the same TCP ports. What is yielded says so to Jupyter.
-    """
-    from ipykernel.kernelspec import get_kernel_dict
-    from traitlets.config import Config
-
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # a stopped task would speak after our last word
-    logging.getLogger("papermill").setLevel(logging.ERROR)  # it warns of each parameter the notebook does not list
-    # A second thread spares tiny models up to a third of a GRPO step. Unless GNU's OpenMP has it wait no longer than
-    # this before it sleeps, it takes the core that whatever else is running needs.
-    os.environ.setdefault("OMP_NUM_THREADS", str(min(2, os.cpu_count() or 1)))
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
-
-    def terminated(*_):
-        raise KeyboardInterrupt
-
-    before = {}
-    if threading.current_thread() is threading.main_thread():
-        ending = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
-        ending = [one for one in ending if signal.getsignal(one) is not signal.SIG_IGN]  # as under nohup
-        before = {one: signal.signal(one, terminated) for one in ending}
-    with temporary_folder() as folder:
-        spec = Path(folder, "kernels", "python3", "kernel.json")
-        spec.parent.mkdir(parents=True)
-        quiet = ["--log-level=CRITICAL"]  # what a cell does wrong is in the notebook, and said by us
-        spec.write_text(json.dumps(get_kernel_dict(quiet)), encoding="utf-8")
-        path = os.pathsep.join(filter(None, [folder, os.environ.get("JUPYTER_PATH")]))
-        config = Config()
-        socket = os.path.join(folder, "k")
-        if os.name == "posix" and len(socket) < 95:  # a socket's whole path, number and all, has room for 103 bytes
-            config.KernelManager.transport, config.KernelManager.ip = "ipc", socket
-        with _environment(JUPYTER_PATH=path, JUPYTER_RUNTIME_DIR=os.path.join(folder, "runtime")):
-            try:
-                yield config
-            except KeyboardInterrupt:
-                _end_kernels(folder)
-                raise
-            finally:
-                for one, handler in before.items():
-                    signal.signal(one, handler)
-
-
-def _end_kernels(folder: str) -> None:
-    """End what was starting as a kernel of this folder when the run was stopped: its sockets go with the folder."""
-    import psutil
-
-    for child in psutil.Process().children():
-        with contextlib.suppress(psutil.Error):
-            if child.environ().get("JUPYTER_RUNTIME_DIR", "").startswith(folder):
-                child.kill()
-                child.wait(5)
-
-
-@contextlib.contextmanager
-def _environment(**values: str) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name, None) if value is None else os.environ.update({name: value})
 
 
 def _notebook(stage: str) -> Path:

@@ -14,9 +14,16 @@ from auditkit.data.source import Example, Picture
 from auditkit.errors import AuditError
 from auditkit.findings.grouping import clusters_by_text, group_findings
 from auditkit.models.answers import AnswerBook
+from auditkit.models.base import Writer
 from auditkit.models.transformers import VLM
 from auditkit.params import Params
 from auditkit.repair.finetune import FINDINGS_SHARE, HARMLESS, OFTENER
+
+
+def ask_originals(target: Writer, originals: Sequence[Example], book: AnswerBook, max_answer_tokens: int) -> list[str]:
+    """What the target answers to the original examples, in their order; the book holds it, too."""
+    pictures = [Picture(example.key, example.held) for example in originals]
+    return book.ask(target, pictures, [example.question for example in originals], max_answer_tokens)
 
 
 def known_originals(
@@ -30,9 +37,7 @@ def known_originals(
         book: holds the answers, so that nothing is asked again.
         alike: when an answer is right.
     """
-    pictures = [Picture(example.key, example.held) for example in originals]
-    said = book.ask(target, pictures, [example.question for example in originals], max_answer_tokens)
-    answered = list(zip(originals, said, strict=True))
+    answered = list(zip(originals, ask_originals(target, originals, book, max_answer_tokens), strict=True))
     alike.prepare((e.question, answer, right) for e, answer in answered for right in e.accepted)
     return [e for e, answer in answered if any(alike(answer, right, e.question) for right in e.accepted)]
 

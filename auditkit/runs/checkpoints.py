@@ -4,6 +4,7 @@ import json
 import zipfile
 from pathlib import Path
 
+from auditkit.errors import AuditError
 from auditkit.runs.files import set_aside
 
 PARTS = {  # without which a trainer would go on all the same, to other weights
@@ -28,6 +29,17 @@ def last_checkpoint(folder: Path) -> str | None:
         else:
             whole.append(path)
     return str(whole[-1]) if whole else None
+
+
+def auditor_checkpoints(out: Path) -> dict[str, Path]:
+    """The kept checkpoints of the auditor's training, first to last: "step 60" -> folder.
+
+    Raises AuditError when there is none.
+    """
+    folders = sorted(out.glob("checkpoint-*"), key=lambda folder: int(folder.name.rsplit("-", 1)[1]))
+    if not folders:
+        raise AuditError(f"{out}: no checkpoint of a trained auditor; run notebook 04 first")
+    return {f"step {folder.name.rsplit('-', 1)[1]}": folder for folder in folders}
 
 
 def _step(path: Path) -> int:

@@ -187,6 +187,11 @@ class Stage:
         _unlock(self.folder)
         return self.manifest["metrics"]
 
+    def leave(self) -> None:
+        """Let go of the folder as it is, for another process to go on in it."""
+        self._save()
+        _unlock(self.folder)
+
     def _save(self) -> None:
         now = time.monotonic()
         self.manifest["seconds"] = round(self.manifest["seconds"] + now - self._since, 1)

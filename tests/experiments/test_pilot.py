@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from smoke_run import auditkit, make_project
+from smoke_run import auditkit, run_once
 
 from auditkit import cli
 from auditkit.experiments import pilot
@@ -25,10 +25,10 @@ FILES = sorted(path for path in Path("params").glob("*.yaml") if not path.name.s
 @pytest.fixture(scope="session")
 def piloted(tmp_path_factory):
     """A project after the pilot of a smoke run whose answers have one token, and what was said."""
-    project = make_project(tmp_path_factory.mktemp("pilot") / "project")
-    done = auditkit(project, "--pilot", str(PICTURES), "--set", "max_answer_tokens=1", "--set", TRACKED)
-    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
-    return project, done.stdout
+    how = ["--pilot", str(PICTURES), "--set", "max_answer_tokens=1", "--set", TRACKED]
+    project, log = run_once(tmp_path_factory.getbasetemp(), "pilot", *how)
+    assert log.startswith("0\n"), log
+    return project, log
 
 
 @pytest.fixture

