@@ -13,20 +13,25 @@ there: a training of a thousand steps asks ten times as much as an audit, and ga
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from itertools import islice, zip_longest
 from pathlib import Path
 
 from auditkit.audit.baseline import score_run
-from auditkit.audit.batches import Loader
 from auditkit.auditor.rewards import failure_kind
+from auditkit.auditor.rollouts import read_rollouts
 from auditkit.consensus.normalise import normalise
 from auditkit.consensus.same import Same
-from auditkit.data.source import Picture
-from auditkit.findings.recheck import apply_gates, recheck_findings
 from auditkit.params import Params
-from auditkit.runs.probe import TRAINING, Probe, only_findings
+from auditkit.runs import jsonl
+from auditkit.runs.probe import TRAINING, Probe, audit_probes, only_findings
+from auditkit.text import counted
+
+
+def training_rollouts(folder: Path | None) -> list[dict]:
+    """All that a training has asked, by its folder (`read_rollouts`); [] without a training."""
+    return read_rollouts(folder) if folder else []
 
 
 def training_records(rollouts: Iterable[Mapping], references: Sequence[str], most: int) -> list[dict]:
@@ -52,44 +57,36 @@ def training_records(rollouts: Iterable[Mapping], references: Sequence[str], mos
     return [record for record in found.values() if record["key"] in taken]
 
 
-def training_findings(
-    rollouts: Iterable[Mapping],
-    records: Sequence[dict],
-    target: Loader,
-    references: Sequence[Loader],
-    alike: Same,
-    p: Params,
-    picture: Callable[[str], Picture],
-    out: Path,
-) -> tuple[list[dict], dict[str, dict]]:
-    """What a training met, with the outcome that the audit's rules give it, and what was said to it again.
+def score_all(records: Sequence[dict], rollouts: Iterable[Mapping], alike: Same, p: Params) -> list[dict]:
+    """The audit's records scored, and after them what its training has met, scored by the same rules.
 
     Args:
-        rollouts: rows of the training; none where there was none.
         records: of the audit; what it has asked of the same picture is left to it.
-        target, references, p, picture, out: as for `recheck_findings`.
-        alike: as for `score_probes`.
-
-    Returns scored records and the rows of `recheck_findings`, by key; ([], {}) without a training.
+        rollouts: rows of the training; none where there was none.
+        alike, p: as for `score_run`.
     """
+    scored = score_run(records, alike, p)
     names = next((list(record["references"]) for record in records if record["references"]), [])
     met = training_records(rollouts, names, len(records)) if names else []
-    if not met:
-        return [], {}
-    scored = score_run([*records, *met], alike, p)
-    probes, met = scored[: len(records)], [row for row in scored[len(records) :] if row["outcome"] != "duplicate"]
-    again = recheck_findings(met, target, references, p, picture, out, elsewhere=probes)
-    return apply_gates(met, again, p.gates, alike, p.quorum), again
+    again = score_run([*records, *met], alike, p)[len(records) :] if met else []
+    return scored + [row for row in again if row["outcome"] != "duplicate"]
 
 
-def from_training_in_words(met: Sequence[dict]) -> str:
-    """How many failures a training has met and how many of these are findings, in a sentence.
+def keep_scored(path: Path, scored: Sequence[dict]) -> list[dict]:
+    """Write all scored records to a file, anew, and return those of the audit alone."""
+    jsonl.replace(path, scored)
+    return audit_probes(scored)
 
-    >>> from_training_in_words([{"outcome": "finding"}, {"outcome": "not reproduced"}])
-    'different failures met in training: 2, findings among them: 1'
-    >>> from_training_in_words([])
-    'No failure was met in training.'
+
+def findings_in_words(scored: Sequence[dict]) -> str:
+    """How many findings there are, and where they come from, in a sentence.
+
+    >>> findings_in_words([{"outcome": "finding", "checkpoint": "step 90"}, {"outcome": "agrees"}])
+    'findings: 1 among 2 probes'
+    >>> findings_in_words([{"outcome": "finding", "checkpoint": TRAINING}, {"outcome": "agrees"}])
+    'findings: 0 among 1 probe, and 1 met in training'
     """
-    found = len(only_findings(met))
-    said = f"different failures met in training: {len(met):,}, findings among them: {found:,}"
-    return said if met else "No failure was met in training."
+    asked, found = audit_probes(scored), only_findings(scored)
+    own = len(audit_probes(found))
+    met = f", and {len(found) - own:,} met in training" if len(found) > own else ""
+    return f"findings: {own:,} among {counted(len(asked), 'probe')}{met}"

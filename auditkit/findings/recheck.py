@@ -32,7 +32,7 @@ from auditkit.models.base import generate_texts
 from auditkit.models.load import model_loader
 from auditkit.params import Params
 from auditkit.runs import jsonl
-from auditkit.runs.probe import only_findings, parse_question
+from auditkit.runs.probe import TRAINING, audit_probes, only_findings, parse_question
 
 REASONS = {
     "reproduces": "not reproduced",
@@ -53,7 +53,6 @@ def recheck_findings(
     p: Params,
     picture: Callable[[str], Picture],
     out: Path,
-    elsewhere: Sequence[dict] | None = None,
 ) -> dict[str, dict]:
     """Put the findings among scored records to the models again, as far as p.gates want it; what is on file is not.
 
@@ -63,19 +62,19 @@ def recheck_findings(
         p: uses gates, repeats, paraphraser, temperature, seed, max_question_tokens and max_answer_tokens.
         picture: a key -> the picture, those that were made among them.
         out: the audit's folder.
-        elsewhere: records about whose pictures a question is asked that has nothing to do with them; `scored` if not
-            given.
 
     Returns by key {"key", "target": [answers], "references": {name: [answers]}, "elsewhere": {name: [answers]},
     "paraphrase": text or None}: `repeats` answers each, one more to the paraphrase; elsewhere the empty picture first.
     """
     kept = only_findings(scored)
     known = {row["key"]: row for row in jsonl.read(out / RECHECK_FILE)}
-    chunks = [kept[start : start + CHUNK] for start in range(0, len(kept), CHUNK)]
+    own = audit_probes(kept)  # put in chunks of their own, so that what chance has a say in is theirs alone
+    parts = own, [row for row in kept if row.get("checkpoint") == TRAINING]
+    chunks = [part[start : start + CHUNK] for part in parts for start in range(0, len(part), CHUNK)]
     todo = [chunk for chunk in chunks if any(row["key"] not in known for row in chunk)] if p.gates else []
     if todo:
         book = AnswerBook(out / "answers.jsonl")
-        others = _elsewhere(scored if elsewhere is None else elsewhere, picture, p.seed)
+        others = _elsewhere(audit_probes(scored), picture, p.seed)
         paraphrases = _paraphrases(kept, picture, p)
         models = [load() for load in (target, *references)]
         for chunk in todo:
@@ -99,12 +98,14 @@ def recheck_counts(rechecked: Mapping[str, dict], scored: Sequence[dict]) -> dic
     return {"target_called": target, "references_called": again + sum(elsewhere.values())}
 
 
-def all_counts(scored: Sequence[dict], rechecked: Mapping[str, dict], met: Sequence[dict] = ()) -> dict[str, int]:
-    """`outcome_counts` of an audit, with what was asked again of its findings, and of those met in training (`met`)."""
-    counted = outcome_counts(scored)
-    for name, more in recheck_counts(rechecked, [*scored, *met]).items():
+def all_counts(scored: Sequence[dict], rechecked: Mapping[str, dict]) -> dict[str, int]:
+    """`outcome_counts` of an audit, with what was asked again of its findings and of those that its training has met,
+    and {"findings", "findings_from_training": of these}.
+    """
+    counted, found = outcome_counts(audit_probes(scored)), only_findings(scored)
+    for name, more in recheck_counts(rechecked, scored).items():
         counted[name] += more
-    return counted
+    return counted | {"findings": len(found), "findings_from_training": len(found) - len(audit_probes(found))}
 
 
 def apply_gates(

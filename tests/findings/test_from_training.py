@@ -11,9 +11,9 @@ from auditkit.auditor import closed, collapse, grpo, rollouts
 from auditkit.consensus.choose import choose_same
 from auditkit.data.load import load_images
 from auditkit.findings.failure_types import explain_types, find_failure_types
-from auditkit.findings.from_training import training_findings, training_records
+from auditkit.findings.from_training import score_all, training_records
 from auditkit.findings.grading import grade_planted_gaps, probes_until
-from auditkit.findings.recheck import all_counts
+from auditkit.findings.recheck import all_counts, apply_gates, recheck_findings
 from auditkit.models.load import load_model, model_loader
 from auditkit.models.roles import deferred
 from auditkit.params import load_params
@@ -106,7 +106,7 @@ def test_the_labeled_route_keeps_to_a_sample_for_each_example(p):
     assert [row["checkpoint"] for row in learnable_probes(rows, replace(p, route="labeled"))] == ["step 6"]
 
 
-def test_after_a_collapse_the_stage_is_finished_and_audited_and_what_was_left_is_found(project, p, monkeypatch):
+def test_after_a_collapse_the_stage_is_finished_and_audited_and_what_was_left_counts(project, p, tmp_path, monkeypatch):
     """The whole way on the real miniature: any two steps are called a collapse here, so the training ends early."""
     small = {"grpo_steps": 3, "grpo_images": 4, "train_images": 16, "grpo_patience": 2, "grpo_checkpoints": 1}
     p = replace(p, audit_probes=12, candidates=1, gates=["reproduces", "sound"], repeats=1, **small)
@@ -129,14 +129,24 @@ def test_after_a_collapse_the_stage_is_finished_and_audited_and_what_was_left_is
     records = run_audit(auditors, answering[0], answering[1:], pictures, p, audit.folder, rollouts=rows)
     alike = choose_same(p, audit.folder)
     scored = score_run(records, alike, p)
-    how = alike, p, source.picture, audit.folder
-    met, again = training_findings(rows, records, answering[0], answering[1:], *how)
+    how = p, source.picture, audit.folder
+    every = score_all(records, rows, alike, p)
+    assert audit_probes(every) == scored == every[: len(records)]
+    again = recheck_findings(every, answering[0], answering[1:], *how)
+    assert {key: again[key] for key in again if not key.startswith(TRAINING)} == recheck_findings(
+        scored, answering[0], answering[1:], *how[:2], tmp_path
+    ), "what the models said to the audit's own findings again is not moved by those of the training"
+    every = apply_gates(every, again, p.gates, alike, p.quorum)
+    met = every[len(records) :]
     assert len(rows) == 2 * 2 * 16 and any(row["key"].startswith("training/left 1/") for row in met)
     distinct = {(row["picture"], row["question"].lower()) for row in rows if row["success"]}
-    assert len(met) == len(distinct) and {row["key"] for row in met} == set(again) and only_findings(met)
+    assert len(met) == len(distinct) and {row["key"] for row in met} <= set(again) and only_findings(met)
     assert {row["outcome"] for row in met} <= {"finding", "not reproduced", "ill-posed"}
-    assert all(row["target"] != row["consensus"] for row in met) and audit_probes([*scored, *met]) == scored
-    called, alone = all_counts(scored, again, met), all_counts(scored, {})
-    assert called["asked"] == alone["asked"] == 12
+    assert all(row["checkpoint"] == TRAINING and row["target"] != row["consensus"] for row in met)
+    called, alone = all_counts(every, again), all_counts(scored, {key: again[key] for key in again if key[0] != "t"})
+    assert called["asked"] == alone["asked"] == 12 and alone["findings_from_training"] == 0
+    assert called["findings"] - alone["findings"] == called["findings_from_training"] + len(
+        only_findings(every[: len(records)])
+    ) - len(only_findings(scored))
     assert called["target_called"] - alone["target_called"] == len(met), "once more each, and counted"
     assert called["references_called"] - alone["references_called"] == 3 * len(met)
