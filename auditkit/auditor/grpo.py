@@ -123,7 +123,8 @@ def train_auditor(
 
 
 def _where_to_begin(out: Path, p: Params, here: PartialState) -> str | None:
-    """The checkpoint from which the training goes on, "" for its start; None where it is complete or has ended early.
+    """The checkpoint from which the training goes on, "" for its start; None where it is complete, the stage is
+    finished, or the training has ended early.
 
     The first process tidies up: what a kill has left, and what is to follow from a collapse.
     """
@@ -131,11 +132,12 @@ def _where_to_begin(out: Path, p: Params, here: PartialState) -> str | None:
     if here.is_main_process:
         _collect(out)
         last_checkpoint(out)  # a torn one is set aside
-        if not (out / "DONE").exists():
+        ended = (out / "DONE").exists()
+        if not ended:
             answer_collapse(out, p)
+            ended = has_ended(out, p.grpo_patience)
         last = last_checkpoint(out)
         done = int(last.rsplit("-", 1)[1]) if last else 0
-        ended = has_ended(out, p.grpo_patience)
         if not ended:
             if (made := len(jsonl.read(out / "history.jsonl"))) > done:
                 print(goes_on_in_words(made, done), flush=True)
@@ -158,7 +160,7 @@ def _train_on(
     own_forward: bool,
     on_step: Callable[[dict], None] | None,
 ) -> None:
-    """Train from a checkpoint, or from the start (""), to the end or to a collapse; the model is then as it was."""
+    """Train from a checkpoint, or from the start (""), to the end or to a collapse, which leaves the model as it was."""
 
     def tell(row: dict) -> None:
         note_step(row["step"], p.grpo_steps, out)
