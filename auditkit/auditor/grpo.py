@@ -160,7 +160,7 @@ def _train_on(
     own_forward: bool,
     on_step: Callable[[dict], None] | None,
 ) -> None:
-    """Train from a checkpoint, or from the start (""), to the end or to a collapse, which leaves the model as before."""
+    """Train from a checkpoint, or from the start (""), to the end or to a collapse, after which it is as before."""
 
     def tell(row: dict) -> None:
         note_step(row["step"], p.grpo_steps, out)
