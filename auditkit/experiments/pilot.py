@@ -262,6 +262,7 @@ def outcomes_told(pilot: Params) -> dict[str, dict[str, int]]:
         if not counts.get("asked"):
             continue
         found = counts.get("findings")
+        found = found and found - counts.get("findings_from_training", 0)
         if stage == "02_disagreement" and (rate := metrics.get("untrained_by_consensus")):
             found = round(rate["value"] * rate["n"])
         if stage == "03_counterfactual":

@@ -32,7 +32,7 @@ from auditkit.models.base import generate_texts
 from auditkit.models.load import model_loader
 from auditkit.params import Params
 from auditkit.runs import jsonl
-from auditkit.runs.probe import only_findings, parse_question
+from auditkit.runs.probe import TRAINING, audit_probes, only_findings, parse_question
 
 REASONS = {
     "reproduces": "not reproduced",
@@ -68,11 +68,13 @@ def recheck_findings(
     """
     kept = only_findings(scored)
     known = {row["key"]: row for row in jsonl.read(out / RECHECK_FILE)}
-    chunks = [kept[start : start + CHUNK] for start in range(0, len(kept), CHUNK)]
+    own = audit_probes(kept)  # put in chunks of their own, so that what chance has a say in is theirs alone
+    parts = own, [row for row in kept if row.get("checkpoint") == TRAINING]
+    chunks = [part[start : start + CHUNK] for part in parts for start in range(0, len(part), CHUNK)]
     todo = [chunk for chunk in chunks if any(row["key"] not in known for row in chunk)] if p.gates else []
     if todo:
         book = AnswerBook(out / "answers.jsonl")
-        others = _elsewhere(scored, picture, p.seed)
+        others = _elsewhere(audit_probes(scored), picture, p.seed)
         paraphrases = _paraphrases(kept, picture, p)
         models = [load() for load in (target, *references)]
         for chunk in todo:
@@ -97,11 +99,13 @@ def recheck_counts(rechecked: Mapping[str, dict], scored: Sequence[dict]) -> dic
 
 
 def all_counts(scored: Sequence[dict], rechecked: Mapping[str, dict]) -> dict[str, int]:
-    """`outcome_counts` of an audit, with what was asked again of its findings."""
-    counted = outcome_counts(scored)
+    """`outcome_counts` of an audit, with what was asked again of its findings and of those that its training has met,
+    and {"findings", "findings_from_training": of these}.
+    """
+    counted, found = outcome_counts(audit_probes(scored)), only_findings(scored)
     for name, more in recheck_counts(rechecked, scored).items():
         counted[name] += more
-    return counted
+    return counted | {"findings": len(found), "findings_from_training": len(found) - len(audit_probes(found))}
 
 
 def apply_gates(

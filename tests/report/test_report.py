@@ -242,6 +242,39 @@ def test_summary_has_the_contracts_keys(page):
     assert summary["probes"]["malformed"] == 10
 
 
+def test_what_training_has_met_and_what_repeating_does_not_bring_is_told_apart_from_the_probes(run):
+    probe = {"question": "Is it red?", "target": "no", "consensus": "yes", "references": {}}
+    scored = [{"key": str(n), "outcome": "finding", **probe} for n in range(6)]  # six pictures, one failure
+    scored += [
+        {"key": "a", "outcome": "finding", **probe, "target": "none"},
+        {"key": "b", "outcome": "duplicate", **probe},
+    ]
+    scored += [{"key": f"c{n}", "outcome": "agrees", **probe} for n in range(13)]
+    met = [{"key": f"training/{n}", "outcome": "finding", "checkpoint": "training", **probe} for n in range(40)]
+    text = "".join(json.dumps(row) + "\n" for row in [*scored, *met])
+    (run / "05_audit" / "scored.jsonl").write_text(text)
+    types = json.loads((run / "06_findings" / "types.json").read_text())
+    types[0] |= {"from_training": types[0]["size"] - 2}  # two of the audit's own are no kind yet
+    types[1] |= {"from_training": types[1]["size"], "rate": {}, "rate_when": {}}
+    del types[1]["target"], types[1]["peer"], types[1]["untrained"]
+    (run / "06_findings" / "types.json").write_text(json.dumps(types))
+    manifest = json.loads((run / "04_auditor" / "manifest.json").read_text())
+    manifest["metrics"]["collapses"] = [{"step": 51, "in_words": f"At step 51, all texts are one: {HOSTILE}"}]
+    (run / "04_auditor" / "manifest.json").write_text(json.dumps(manifest))
+    html = write_report(run).read_text()
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["probes"] == {"ok": 7, "duplicate": 1, "agrees": 13}
+    assert (summary["findings"]["total"], summary["findings"]["from_training"]) == (47, 40)
+    assert summary["not_by_repeating"] == {
+        "questions": 20, "failures": 2, "failures_per_thousand": 100.0, "kinds": 2, "kinds_per_thousand": 100.0,
+        "explained_by_blind_question": round(0.31 / 0.872, 4),
+    }  # fmt: skip
+    kinds = list(summary["findings"]["by_type"].values())
+    assert kinds[1]["from_training"] == types[1]["size"] and "rate" not in kinds[1] and "from_training" not in kinds[2]
+    assert "40 of them met while the auditor was trained" in html and "Met in training alone" in html
+    assert "At step 51, all texts are one: &lt;script&gt;" in html and "100 different failures" in html
+
+
 def test_what_was_not_measured_is_absent(tmp_path):
     """A folder of photos has no truth: no search success, no precision, no planted gaps, and still a report."""
     run = tmp_path / "photos"
