@@ -71,13 +71,22 @@ def why_unshared(vlm: Any, tokens: int) -> str:
     Args:
         tokens: columns of a batch, with what is to be written.
     """
-    config = vlm.model.config
+    return why_model_unshared(vlm.model, processors.is_paligemma(vlm.processor), tokens)
+
+
+def why_model_unshared(model: Any, both_ways: bool, tokens: int) -> str:
+    """The same of a model without its processor, which may be one without weights, too.
+
+    Args:
+        both_ways: whether it reads a prompt in both directions.
+    """
+    config = model.config
     text = config.get_text_config()
     if config.is_encoder_decoder:
         return "it is an encoder-decoder"
-    if processors.is_paligemma(vlm.processor):
+    if both_ways:
         return "it reads a prompt in both directions"
-    model = vlm.model.get_base_model() if hasattr(vlm.model, "get_base_model") else vlm.model  # peft's is around it
+    model = model.get_base_model() if hasattr(model, "get_base_model") else model  # peft's is around it
     if hasattr(model.base_model, "get_rope_index"):
         return "its positions are counted by the image's height and width"
     if strange := sorted(set(getattr(text, "layer_types", None) or ()) - ATTENTION):

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from auditkit.audit.allocation import checkpoint_shares
 from auditkit.findings.recheck import ELSEWHERE
 from auditkit.params import Params, project_root
-from auditkit.planning import sizes
+from auditkit.planning import memory, sizes
 from auditkit.planning.placement import PlacedModel
 from auditkit.runs.files import read_json
 
@@ -86,6 +86,35 @@ def model_calls(p: Params, skills: int | None) -> list[dict]:
     ]
     names = ("stage", "images", "auditor", "target", "references", "peer", "trained", "painted")
     return [dict(zip(names, row, strict=True)) for row in rows]
+
+
+def questions_an_image(p: Params) -> dict[str, int]:
+    """How many rows of one batch are about the same image, at most, where it is more than one: {what: rows}.
+
+    Everywhere else one is: the audit's own questions, what its auditor writes (further candidates for an image are in
+    other batches), benchmarks, examples of the repair. GRPO's loss on a GPU and its replay read each row whole.
+    """
+    found = {"04_auditor, rollouts": p.group_size}
+    found["04_auditor, answers and plausibility"] = min(p.group_size, p.batch_size)
+    found["05_audit, blind questions"] = min(p.blind_candidates, p.batch_size)
+    if "reproduces" in p.gates or "sound" in p.gates:
+        found["05_audit, asked again"] = min(p.repeats, p.batch_size)
+    if "visual" in p.gates:
+        found["05_audit, asked about other pictures"] = p.batch_size
+    return {what: rows for what, rows in found.items() if rows > 1}
+
+
+def answer_operations(model: PlacedModel, p: Params, questions: int = 1) -> float:
+    """Floating-point operations of an answer as long as it may be to a question as long as it may be, where a batch
+    has so many `questions` about each image.
+
+    Before the question all rows have the image's tokens alone: a chat's own words are counted with the question.
+    """
+    assert model.size is not None  # nobody asks it of a model nobody knows
+    read = memory.read_operations(
+        model.size, 1, model.prompt(p.max_question_tokens), questions, common=model.size.image_tokens
+    )
+    return read + memory.write_operations(model.size, 1, p.max_answer_tokens)
 
 
 def _tasks(p: Params) -> int:

@@ -26,6 +26,7 @@ from auditkit.data.source import Example, Picture
 from auditkit.errors import AuditError
 from auditkit.models import by_image, processors
 from auditkit.models.base import Writer
+from auditkit.models.device import dtype_in_words
 from auditkit.models.load import load_model
 from auditkit.models.lora import adapts
 from auditkit.models.offload import at_work, free_memory
@@ -218,17 +219,9 @@ def described(model: VLM, spec: str, dtype: str) -> Iterator[tuple[str, str, boo
     yield "model", type(inner).__name__, True
     yield "processor", type(model.processor).__name__, True
     asked = options.get("dtype", dtype)
-    kind = str(inner.dtype).removeprefix("torch.")
+    kind = dtype_in_words(asked, inner.dtype, str(inner.device))
     if options.get("bits"):
-        kind += f", weights in {options['bits']} bits: ?bits={options['bits']}"
-    elif asked != "auto":
-        kind += ": asked for"
-    else:
-        kind += {
-            "float32": f": what is fast and exact on {inner.device.type}",
-            "bfloat16": ": this GPU computes with it",
-            "float16": ": this GPU has no bfloat16",
-        }.get(kind, "")
+        kind = f"{str(inner.dtype).removeprefix('torch.')}, weights in {options['bits']} bits: ?bits={options['bits']}"
     yield "dtype", kind, True
     yield "attention", str(attention_of(inner.config)), True
     place = str(inner.device)

@@ -22,8 +22,13 @@ written with e bytes a number, T tokens of a prompt (image tokens included), N t
                 TRL's fused head goes through both in tiles (on a GPU; elsewhere it takes several times as much);
                 or reading, which comes first, where that is more
     replay      as training, but with the model's own head over all positions: L x vocabulary x (2e + 8) a row
-    operations  2 x weights of the text part x T + 2 x weights of the vision tower x patches to read a row;
+    operations  to read a row 2 x weights of the text part x T + 2 x weights of the vision tower x patches, and of
+                attention 4 x heads x head width x T x T and 4 x vision hidden x patches x patches that are looked at,
+                a layer (what a mask hides is computed, too);
                 2 x (text part + head) for each token written, for which all these weights, and the cache, are read
+    by image    rows that are about one image and share what they begin with (models/by_image.py) read C of their T
+                tokens, and the image, once for all of them. Their cache is repeated for each row, so it takes no more
+                than that of whole rows: what fits unshared fits shared, and memory is planned for whole rows
 
 The factors of reading and training are fitted to single layers of Gemma3-4B and PaliGemma2-3B at their real widths,
 whose allocations were counted on a CPU; tests/test_footprint.py counts those of smaller widths.
@@ -111,9 +116,27 @@ def _learning(size: sizes.Size, e: int, length: int) -> float:
     return kept + layer + size.pixels * e
 
 
-def read_operations(size: sizes.Size, rows: int, tokens: int) -> float:
-    """Floating-point operations to read `rows` rows of one picture and `tokens` tokens, its own included."""
-    return 2 * rows * (size.text * tokens + size.vision * size.patches)
+def see_operations(size: sizes.Size) -> float:
+    """Floating-point operations of the vision tower for one picture."""
+    return 2 * size.patches * (size.vision + 2 * size.vision_layers * size.vision_hidden * size.tile)
+
+
+def text_operations(size: sizes.Size, tokens: int, before: int = 0) -> float:
+    """Floating-point operations of the text part for `tokens` tokens of a row, behind `before` that were read."""
+    return 2 * tokens * (size.text + 2 * size.layers * size.heads * size.head_dim * (before + tokens))
+
+
+def read_operations(size: sizes.Size, rows: int, tokens: int, questions: int = 1, common: int = 0) -> float:
+    """Floating-point operations to read `rows` rows of one picture and `tokens` tokens, its own included.
+
+    Args:
+        questions: rows that are about the same picture, and share it where the model can.
+        common: of their tokens, those that all of them begin with.
+    """
+    if questions == 1 or size.unshared or (size.window and tokens > size.window):
+        return rows * (see_operations(size) + text_operations(size, tokens))
+    shared = see_operations(size) + text_operations(size, common)
+    return rows * (shared / questions + text_operations(size, tokens - common, common))
 
 
 def write_bytes(size: sizes.Size, e: int, rows: int, prompt: int, new: int, bits: int | None = None) -> float:
@@ -132,5 +155,5 @@ def train_operations(size: sizes.Size, rows: int, tokens: int, new: int) -> floa
 
     Nothing trained is in the vision tower, so it is passed once, and frozen weights have no gradient of their own.
     """
-    text = 3 * (size.text * tokens + size.vocabulary * size.hidden * new)
-    return 2 * rows * (text + size.vision * size.patches)
+    text = text_operations(size, tokens) + 2 * size.vocabulary * size.hidden * new
+    return rows * (3 * text + see_operations(size))
