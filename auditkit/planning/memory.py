@@ -27,8 +27,9 @@ written with e bytes a number, T tokens of a prompt (image tokens included), N t
                 a layer (what a mask hides is computed, too);
                 2 x (text part + head) for each token written, for which all these weights, and the cache, are read
     by image    rows that are about one image and share what they begin with (models/by_image.py) read C of their T
-                tokens, and the image, once for all of them. Their cache is repeated for each row, so it takes no more
-                than that of whole rows: what fits unshared fits shared, and memory is planned for whole rows
+                tokens, and the image, once for all of them; where only the image's features can be shared, these alone.
+                Cache and features are repeated for each row and take no more than those of whole rows: what fits
+                unshared fits shared, and memory is planned for whole rows
 
 The factors of reading and training are fitted to single layers of Gemma3-4B and PaliGemma2-3B at their real widths,
 whose allocations were counted on a CPU; tests/test_footprint.py counts those of smaller widths.
@@ -133,8 +134,9 @@ def read_operations(size: sizes.Size, rows: int, tokens: int, questions: int = 1
         questions: rows that are about the same picture, and share it where the model can.
         common: of their tokens, those that all of them begin with.
     """
-    if questions == 1 or size.unshared or (size.window and tokens > size.window):
-        return rows * (see_operations(size) + text_operations(size, tokens))
+    if size.unshared or (size.window and tokens > size.window):  # at most the image is encoded once
+        return rows * (see_operations(size) / (questions if size.features else 1) + text_operations(size, tokens))
+    common = common if questions > 1 else 0
     shared = see_operations(size) + text_operations(size, common)
     return rows * (shared / questions + text_operations(size, tokens - common, common))
 

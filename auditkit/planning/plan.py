@@ -272,9 +272,10 @@ def _sharing_table(p: Params, cast: Sequence[PlacedModel]) -> list[str]:
             continue
         one, each = answer_operations(m, p), answer_operations(m, p, n)
         why = m.size.unshared
-        if not why and each == one and n > 1:
+        if not why and m.size.window and m.prompt(p.max_question_tokens) + p.max_answer_tokens > m.size.window:
             why = f"some of its layers see {m.size.window} tokens, fewer than the text has"
-        words = f"each row is read whole, for {why}" if why else ""
+        how = "only the image's encoding is shared" if m.size.features else "each row is read whole"
+        words = f"{how}, for {why}" if why else ""
         rows.append([m.spec.name, f"{one / 1e12:.2f}", f"{each / 1e12:.2f}", f"{each / one:.0%}", words])
     if not rows:
         return ["Models that others run share images by their own means."]

@@ -22,7 +22,7 @@ from PIL import Image
 
 from auditkit import specs
 from auditkit.errors import AuditError
-from auditkit.models import by_image, downloads, processors
+from auditkit.models import by_image, downloads, image_features, processors
 from auditkit.models.base import quiet
 from auditkit.models.lora import TEXT_PART
 from auditkit.models.trainer_internals import attention_of, reads_images
@@ -84,6 +84,7 @@ class Size:
     pixels: int  # numbers that enter for one picture, its colours included
     image_tokens: int  # into which they are joined for the text part
     unshared: str  # why rows about one image are each read whole (by_image.py), "" where they share it
+    features: bool  # then at least the image is encoded once (image_features.py)
     assumed: str = ""  # what had to be assumed
     on_disk: int | None = None  # bytes to download, where that is known
     at_hand: bool = False  # the weights are on this machine
@@ -188,6 +189,7 @@ def count(config: hf.PreTrainedConfig, options: Mapping = NONE, processor: "hf.P
         pixels=pixels,
         image_tokens=tokens,
         unshared=by_image.why_model_unshared(model, config.model_type == "paligemma", 0),
+        features=image_features.takes_features(VLM("", model, None)),
         assumed=assumed,
     )
 

@@ -15,7 +15,8 @@ from auditkit.miniature import shipped
 from auditkit.miniature.boards import Boards
 from auditkit.models import processors
 from auditkit.models.base import answer_questions
-from auditkit.models.by_image import ROUNDING
+from auditkit.models.image_features import ROUNDING
+from auditkit.models.device import dtype_in_words
 from auditkit.models.load import load_model
 from auditkit.models.transformers import VLM, _write
 from auditkit.planning import check
@@ -37,7 +38,7 @@ def test_one_question_on_one_image_and_all_that_was_found(capsys, tmp_path):
     assert main(["check", "miniature:gemma3?dtype=bfloat16", *asked, "--device", "cpu"]) == 0
     found = said(capsys)
     assert found["model"] == "Gemma3ForConditionalGeneration" and found["processor"] == "Gemma3Processor"
-    assert found["dtype"] == "bfloat16: asked for" and found["device"] == "cpu"
+    assert found["dtype"] == dtype_in_words("bfloat16", torch.bfloat16, "cpu") and found["device"] == "cpu"
     assert found["template"] == "its own chat template"
     picture = "\n\n<start_of_image><image_soft_token>*16<end_of_image>\n\n"
     turn = f"<bos><start_of_turn>user\n{picture}what atmosphere does the scene have?<end_of_turn>\n"
