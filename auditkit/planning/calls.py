@@ -112,7 +112,7 @@ def answer_operations(model: PlacedModel, p: Params, questions: int = 1) -> floa
     """
     assert model.size is not None  # nobody asks it of a model nobody knows
     read = memory.read_operations(
-        model.size, 1, model.prompt(p.max_question_tokens), questions, common=model.size.image_tokens
+        model.size, 1, model.prompt(p.max_question_tokens), questions, model.size.image_tokens, p.max_answer_tokens
     )
     return read + memory.write_operations(model.size, 1, p.max_answer_tokens)
 

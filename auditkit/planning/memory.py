@@ -127,14 +127,17 @@ def text_operations(size: sizes.Size, tokens: int, before: int = 0) -> float:
     return 2 * tokens * (size.text + 2 * size.layers * size.heads * size.head_dim * (before + tokens))
 
 
-def read_operations(size: sizes.Size, rows: int, tokens: int, questions: int = 1, common: int = 0) -> float:
+def read_operations(
+    size: sizes.Size, rows: int, tokens: int, questions: int = 1, common: int = 0, new: int = 0
+) -> float:
     """Floating-point operations to read `rows` rows of one picture and `tokens` tokens, its own included.
 
     Args:
         questions: rows that are about the same picture, and share it where the model can.
         common: of their tokens, those that all of them begin with.
+        new: tokens that are written after them, with which they may be more than a window.
     """
-    if size.unshared or (size.window and tokens > size.window):  # at most the image is encoded once
+    if size.unshared or (size.window and tokens + new > size.window):  # at most the image is encoded once
         return rows * (see_operations(size) / (questions if size.features else 1) + text_operations(size, tokens))
     common = common if questions > 1 else 0
     shared = see_operations(size) + text_operations(size, common)
@@ -152,10 +155,11 @@ def write_operations(size: sizes.Size, rows: int, new: int) -> float:
     return 2 * rows * new * (size.text + size.vocabulary * size.hidden)
 
 
-def train_operations(size: sizes.Size, rows: int, tokens: int, new: int) -> float:
+def train_operations(size: sizes.Size, rows: int, tokens: int, new: int, questions: int = 1, common: int = 0) -> float:
     """Floating-point operations of a LoRA step with checkpointing: the text part forward, again, and backward.
 
     Nothing trained is in the vision tower, so it is passed once, and frozen weights have no gradient of their own.
     """
-    text = text_operations(size, tokens) + 2 * size.vocabulary * size.hidden * new
-    return rows * (3 * text + see_operations(size))
+    seen = rows * see_operations(size) / (questions if not size.unshared or size.features else 1)
+    text = read_operations(size, rows, tokens, questions, common) - seen
+    return 3 * (text + 2 * rows * size.vocabulary * size.hidden * new) + seen

@@ -17,10 +17,10 @@ from auditkit.planning.bench import (
     PARTS,
     REFERENCE,
     Clock,
-    _pictures,
-    _questions,
     bench_table,
     fitted,
+    made_up_questions,
+    noise_pictures,
     run_bench,
 )
 from auditkit.planning.random_models import RANDOM_MODELS, build_processor, build_random_model
@@ -100,8 +100,8 @@ def test_a_model_of_ones_own_is_timed_too(repository, monkeypatch, capsys):
 def test_processors_are_the_families_own_at_full_size(name, tokens):
     config = sizes.known(RANDOM_MODELS[name])
     processor = build_processor(config)
-    picture, side = _pictures(1, 0)[0].image, config.vision_config.image_size
-    question = _questions(1)[0]
+    picture, side = noise_pictures(1, 0)[0].image, config.vision_config.image_size
+    question = made_up_questions(1)[0]
     text = processors.chat(VLM(name, None, processor), question)
     inputs = processor(text=[text], images=[[picture]], return_tensors="pt")
     assert inputs["pixel_values"].shape == (1, 3, side, side)
@@ -118,4 +118,4 @@ def test_every_name_has_a_configuration(repository, monkeypatch):
     assert all(sizes.known(place) for place in RANDOM_MODELS.values())
     for name in RANDOM_MODELS:
         model = build_random_model(name, "cpu", 2, tiny=True)
-        assert answer_questions(model, [_pictures(1, 0)[0].image], ["w20 w21"], 3)[0]
+        assert answer_questions(model, [noise_pictures(1, 0)[0].image], ["w20 w21"], 3)[0]

@@ -15,8 +15,8 @@ from auditkit.miniature import shipped
 from auditkit.miniature.boards import Boards
 from auditkit.models import processors
 from auditkit.models.base import answer_questions
-from auditkit.models.image_features import ROUNDING
 from auditkit.models.device import dtype_in_words
+from auditkit.models.image_features import ROUNDING
 from auditkit.models.load import load_model
 from auditkit.models.transformers import VLM, _write
 from auditkit.planning import check
