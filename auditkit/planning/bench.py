@@ -101,11 +101,16 @@ def peaks(device: str) -> dict[str, float]:
     """What this device can do at best: {"flops": operations a second of a product, "bytes": bytes a second moved}."""
     dtype, n, mega = (torch.bfloat16, 8192, 1024) if device == "cuda" else (torch.float32, 1024, 64)
     a, b = (torch.rand(n, n, device=device).to(dtype) for _ in range(2))
-    clock = {"timer": time.process_time} if device == "cpu" else {}  # whatever else the machine does meanwhile
-    product = Timer("a @ b", globals={"a": a, "b": b}, **clock).blocked_autorange(min_run_time=0.5).median
+    product = _timer(device, "a @ b", {"a": a, "b": b}).blocked_autorange(min_run_time=0.5).median
     source = torch.zeros(mega * 2**20, dtype=torch.uint8, device=device)
-    move = Timer("t.copy_(s)", globals={"t": torch.empty_like(source), "s": source}, **clock)
+    move = _timer(device, "t.copy_(s)", {"t": torch.empty_like(source), "s": source})
     return {"flops": 2 * n**3 / product, "bytes": 2 * source.numel() / move.blocked_autorange(min_run_time=0.5).median}
+
+
+def _timer(device: str, statement: str, values: dict) -> Timer:
+    if device == "cpu":  # this process's own seconds, whatever else the machine does meanwhile
+        return Timer(statement, globals=values, timer=time.process_time)
+    return Timer(statement, globals=values)
 
 
 def answers(model: VLM, p: Params, best: dict) -> dict:

@@ -38,6 +38,7 @@ def compare(
     many: Sequence[int] = MANY,
     run: Path | None = None,
     tiny: bool = False,
+    **step: object,
 ) -> dict:
     """Measure (a) to (e) and return it, ready for JSON.
 
@@ -48,6 +49,7 @@ def compare(
         many: numbers of images of (d).
         run: a folder with a run's summary.json, for (e).
         tiny: build RANDOM_MODELS at toy size.
+        step: changes to the values of the demo, whose GRPO step (b) takes.
 
     Raises AuditError for a model that is not there, that reads no images or that transformers does not run here.
     """
@@ -73,12 +75,12 @@ def compare(
             del model
             bench.free()
         print("GRPO steps ...", flush=True)
-        found["step"] = compare_step(repeats, found["peaks"])
+        found["step"] = compare_step(repeats, found["peaks"], **step)
     return found | {"findings": costs}
 
 
 def finding_costs(run: Path) -> list[dict]:
-    """(e): rows {"stages", "findings", "seconds", "target_calls", "references_calls", "dollars"?}, each a finding.
+    """(e): rows {"of", "findings", "seconds", "target_calls", "references_calls", "dollars"?}, each a finding.
 
     Raises AuditError for a folder without summary.json, or one whose run found nothing.
     """
@@ -90,14 +92,15 @@ def finding_costs(run: Path) -> list[dict]:
     counts, seconds = summary.get("counts", {}), summary.get("seconds", {})
     if not total or not seconds:
         raise AuditError(f"--run {run}: its summary.json tells of no finding and its seconds; name a finished run.")
-    dollars = [parts["dollars"] for parts in summary.get("hosted", {}).values() if "dollars" in parts]
+    parts = {"the audit": ["05_audit"], "with the auditor's training": ["04_auditor", "05_audit"]}
     rows = []
-    for stages in (["05_audit"], ["04_auditor", "05_audit"], sorted(seconds)):
-        row: dict = {"stages": stages, "findings": total}
-        row["seconds"] = sum(seconds.get(stage) or 0 for stage in stages) / total
+    for of, stages in (parts | {"the whole run": sorted(seconds)}).items():
+        row: dict = {"of": of, "findings": total, "seconds": sum(seconds.get(stage) or 0 for stage in stages) / total}
         for whose in ("target", "references"):
             row[f"{whose}_calls"] = sum(counts.get(stage, {}).get(f"{whose}_called", 0) for stage in stages) / total
-        rows.append(row | ({"dollars": sum(dollars) / total} if dollars and len(stages) > 2 else {}))
+        rows.append(row)
+    hosted = [parts["dollars"] for parts in summary.get("hosted", {}).values() if "dollars" in parts]
+    rows[-1] |= {"dollars": sum(hosted) / total} if hosted else {}
     return rows
 
 
@@ -141,9 +144,8 @@ def compare_table(found: dict) -> str:
 def _findings_table(costs: Sequence[Mapping]) -> str:
     header = [f"of {costs[0]['findings']:,} findings, each", "seconds", "target calls", "references' calls", "dollars"]
     rows = [
-        [", ".join(row["stages"]) if len(row["stages"]) < 3 else "the whole run", f"{row['seconds']:.2f}"]
-        + [f"{row['target_calls']:.1f}", f"{row['references_calls']:.1f}"]
-        + [f"{row['dollars']:.4f}" if "dollars" in row else "none"]
+        [row["of"], f"{row['seconds']:.2f}", f"{row['target_calls']:.1f}", f"{row['references_calls']:.1f}"]
+        + [f"{row['dollars']:.4f}" if "dollars" in row else ""]
         for row in costs
     ]
     return text_table(header, rows, "lrrrr")

@@ -142,16 +142,17 @@ def material(model: VLM, images: int, questions: int) -> tuple[list[Picture], li
     return pictures, asked
 
 
-def pipeline_loop(model: VLM, images: Sequence[Image.Image], questions: Sequence[str]) -> Callable[[], None]:
-    """transformers' own pipeline, one call a question, as its documentation has it."""
+def pipeline_loop(model: VLM, images: Sequence[Image.Image], questions: Sequence[str]) -> Callable[[], list[str]]:
+    """transformers' own pipeline, one call a question, as its documentation has it; returns what it writes."""
     from transformers import pipeline
 
     asks = pipeline("image-text-to-text", model=model.model, processor=model.processor)
 
-    def work() -> None:
+    def work() -> list[str]:
+        how = {"max_new_tokens": TOKENS, "do_sample": False, "return_full_text": False}
         with quiet(), warnings.catch_warnings(action="ignore"):
-            for image, question in zip(images, questions, strict=True):
-                asks(text=chat_about(image, question), max_new_tokens=TOKENS, do_sample=False, return_full_text=False)
+            pairs = zip(images, questions, strict=True)
+            return [asks(text=chat_about(*pair), **how)[0]["generated_text"] for pair in pairs]
 
     return work
 

@@ -43,7 +43,9 @@ def compare_step(repeats: int, peaks: dict, **changes: object) -> dict:
     Args:
         changes: to the parameter file's values.
     """
-    p = load_params(FILE, ways=["question"], generator="", editor="", grpo_steps=STEPS, grpo_checkpoints=1, **changes)
+    p = load_params(
+        FILE, ways=["question"], generator="", editor="", **{"grpo_steps": STEPS, "grpo_checkpoints": 1, **changes}
+    )
     pictures = Boards().pictures("train", STEPS * p.grpo_images, 0)
     answering = [load_model(spec, batch_size=p.batch_size) for spec in (p.target, *p.references)]
     vlms = [model for model in answering if isinstance(model, VLM)]
