@@ -17,6 +17,7 @@ import types
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from unittest import mock
 
 import torch
@@ -25,12 +26,11 @@ from PIL import Image
 from auditkit.data.source import Picture
 from auditkit.miniature import grammar
 from auditkit.miniature.boards import Boards, scene_of
-from auditkit.models import downloads
+from auditkit.models import downloads, processors
 from auditkit.models.answers import AnswerBook
 from auditkit.models.base import generate_texts, quiet
 from auditkit.models.transformers import VLM
 from auditkit.planning import bench, memory
-from auditkit.planning.placement import TEMPLATE
 from auditkit.planning.random_models import RANDOM_MODELS
 from auditkit.repair.lmms_eval import INSTALL
 from auditkit.runs.temporary import temporary_folder
@@ -39,6 +39,7 @@ RUNNERS = {"llava": ("llava_hf", "LlavaHf", 1), "gemma3": ("gemma3", "Gemma3", 3
 VIDEO = ("decord", "av", "qwen_vl_utils")  # what lmms-eval's runners import to read videos, which none is here
 TOKENS = 8  # of an answer
 QUESTIONS = 8  # about an image
+SAMPLE = 32  # prompts and answers whose length is looked at
 PER_IMAGE = (1, 2, 4, 8, 32)
 Spent = Mapping[str, Sequence[float]]  # way -> seconds of each repeat
 
@@ -89,7 +90,8 @@ def answers(model: VLM, spec: str, images: int, repeats: int, found: dict) -> li
             found["skipped"].append(f"{model.name}: lmms-eval's runner: {why}")
             print(f"skipped: {found['skipped'][-1]}", flush=True)
         spent = in_turns(ways, repeats, model.model.device.type)
-    return [_row(model, way, QUESTIONS, len(asked), spent, "the kit", found["peaks"], asked) for way in ways]
+    floor = answers_floor(model, found["peaks"], shown, asked, QUESTIONS)
+    return _rows(model, spent, "the kit", QUESTIONS, len(asked), floor)
 
 
 def questions_an_image(model: VLM, images: int, repeats: int, peaks: dict) -> list[dict]:
@@ -106,7 +108,7 @@ def questions_an_image(model: VLM, images: int, repeats: int, peaks: dict) -> li
 
         ways = {"shared": lambda shown=shown, asked=asked: _kit(model, shown, asked), "whole": whole}
         spent = in_turns(ways, repeats, model.model.device.type)
-        rows += [_row(model, way, n, len(asked), spent, "shared", peaks, asked) for way in ways]
+        rows += _rows(model, spent, "shared", n, len(asked), answers_floor(model, peaks, shown, asked, n))
     return rows
 
 
@@ -120,11 +122,12 @@ def by_number(model: VLM, many: Sequence[int], repeats: int, peaks: dict) -> lis
 
     ways = {str(n): lambda n=n: work(n) for n in many}
     spent = in_turns(ways, repeats, model.model.device.type)
-    rows = []
+    shown = [picture.image for picture in pictures]
+    rows, floor = [], answers_floor(model, peaks, shown, asked, 1) / len(asked)
     for n in many:
         seconds = spent[str(n)]
         row = {"model": model.name, "images": n, "seconds": seconds, "an_image": [s / n for s in seconds]}
-        rows.append(row | {"floor": answers_floor(model, peaks, asked[:n], 1) / n})
+        rows.append(row | {"floor": floor})
     return rows
 
 
@@ -208,30 +211,45 @@ def lmms_runner(model: VLM, spec: str, until_then: contextlib.ExitStack) -> tupl
     return work, f"lmms-eval {version}, {module}, batches of {batch}"
 
 
-def answers_floor(model: VLM, peaks: dict, questions: Sequence[str], an_image: int) -> float:
-    """Seconds in which all these questions could be read and answered at best, so many about each image."""
+def answers_floor(model: VLM, peaks: dict, images: Sequence, questions: Sequence[str], an_image: int) -> float:
+    """Seconds in which all these questions could be read and answered at best, so many about each image; prompts and
+    answers are as long as they really are, by some of them.
+    """
     size, e = bench.size_of(model)
-    n, rows = len(questions), min(len(questions), model.batch_size)
-    words = model.processor.tokenizer(list(questions), add_special_tokens=False)["input_ids"]
-    prompt = size.image_tokens + TEMPLATE + round(sum(map(len, words)) / n)
+    n, some = len(questions), slice(None, None, max(1, len(questions) // SAMPLE))
+    prompt = fmean(prompt_length(model, *pair) for pair in zip(images[some], questions[some], strict=True))
+    new = written_length(model, _kit(model, images[some], questions[some]))
     operations = memory.read_operations(size, n, prompt, an_image, size.image_tokens)
-    operations += memory.write_operations(size, n, TOKENS)
-    moved = memory.write_bytes(size, e, rows, prompt, TOKENS) * n / rows
+    operations += memory.write_operations(size, n, new)
+    rows = min(n, model.batch_size)
+    moved = memory.write_bytes(size, e, rows, prompt, new) * n / rows
     return operations / peaks["flops"] + moved / peaks["bytes"]
 
 
-def _kit(model: VLM, images: Sequence[Image.Image], questions: Sequence[str]) -> None:
+def prompt_length(model: VLM, image: Image.Image, prompt: str) -> int:
+    """Tokens that a model reads for a prompt about an image, the image's among them."""
+    inputs = processors.batch(model, [image], [processors.chat(model, prompt)])
+    return int(inputs["attention_mask"].sum())
+
+
+def written_length(model: VLM, texts: Sequence[str]) -> float:
+    """Tokens that a model writes for each of these texts, the end among them, in the mean."""
+    return 1 + fmean(map(len, model.processor.tokenizer(list(texts), add_special_tokens=False)["input_ids"]))
+
+
+def _kit(model: VLM, images: Sequence[Image.Image], questions: Sequence[str]) -> list[str]:
     with silent():
-        generate_texts(model, images, questions, TOKENS)
+        return generate_texts(model, images, questions, TOKENS)
 
 
-def _row(
-    model: VLM, way: str, an_image: int, n: int, spent: Spent, first: str, peaks: dict, asked: Sequence[str]
-) -> dict:
-    """One way's row: {"model", "way", "questions": an image, "answers", "seconds", "ratio": of it to the first way}."""
-    ratio = [own / other for own, other in zip(spent[way], spent[first], strict=True)]
-    row = {"model": model.name, "way": way, "questions": an_image, "answers": n, "seconds": spent[way], "ratio": ratio}
-    return row | {"floor": answers_floor(model, peaks, asked, an_image)}
+def _rows(model: VLM, spent: Spent, first: str, an_image: int, n: int, floor: float) -> list[dict]:
+    """A row a way: {"model", "way", "questions": an image, "answers", "seconds", "ratio": to the first, "floor"}."""
+    rows = []
+    for way, seconds in spent.items():
+        ratio = [own / other for own, other in zip(seconds, spent[first], strict=True)]
+        row = {"model": model.name, "way": way, "questions": an_image, "answers": n, "seconds": seconds}
+        rows.append(row | {"ratio": ratio, "floor": floor})
+    return rows
 
 
 def _installed(module: str) -> bool:

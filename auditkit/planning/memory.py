@@ -57,7 +57,7 @@ def weights(size: sizes.Size, e: int, bits: int | None = None) -> float:
     return size.linear * quantized + (size.parameters - size.linear) * e
 
 
-def cache(size: sizes.Size, e: int, rows: int, tokens: int) -> float:
+def cache(size: sizes.Size, e: int, rows: int, tokens: float) -> float:
     """Bytes of the keys and values of `tokens` tokens of `rows` rows."""
     local = min(tokens, size.window or tokens)
     seen = (size.layers - size.local_layers) * tokens + size.local_layers * local
@@ -122,13 +122,13 @@ def see_operations(size: sizes.Size) -> float:
     return 2 * size.patches * (size.vision + 2 * size.vision_layers * size.vision_hidden * size.tile)
 
 
-def text_operations(size: sizes.Size, tokens: int, before: int = 0) -> float:
+def text_operations(size: sizes.Size, tokens: float, before: float = 0) -> float:
     """Floating-point operations of the text part for `tokens` tokens of a row, behind `before` that were read."""
     return 2 * tokens * (size.text + 2 * size.layers * size.heads * size.head_dim * (before + tokens))
 
 
 def read_operations(
-    size: sizes.Size, rows: int, tokens: int, questions: int = 1, common: int = 0, new: int = 0
+    size: sizes.Size, rows: int, tokens: float, questions: int = 1, common: float = 0, new: float = 0
 ) -> float:
     """Floating-point operations to read `rows` rows of one picture and `tokens` tokens, its own included.
 
@@ -144,18 +144,20 @@ def read_operations(
     return rows * (shared / questions + text_operations(size, tokens - common, common))
 
 
-def write_bytes(size: sizes.Size, e: int, rows: int, prompt: int, new: int, bits: int | None = None) -> float:
+def write_bytes(size: sizes.Size, e: int, rows: int, prompt: float, new: float, bits: int | None = None) -> float:
     """Bytes that must pass from memory to write `new` tokens after `rows` prompts: weights and cache, each time."""
     text = size.text * QUANTIZED.get(bits, e) + size.vocabulary * size.hidden * e
     return new * (text + cache(size, e, rows, prompt + new // 2))
 
 
-def write_operations(size: sizes.Size, rows: int, new: int) -> float:
+def write_operations(size: sizes.Size, rows: int, new: float) -> float:
     """Floating-point operations to write `new` tokens in each of `rows` rows, once their prompts are read."""
     return 2 * rows * new * (size.text + size.vocabulary * size.hidden)
 
 
-def train_operations(size: sizes.Size, rows: int, tokens: int, new: int, questions: int = 1, common: int = 0) -> float:
+def train_operations(
+    size: sizes.Size, rows: int, tokens: float, new: float, questions: int = 1, common: float = 0
+) -> float:
     """Floating-point operations of a LoRA step with checkpointing: the text part forward, again, and backward.
 
     Nothing trained is in the vision tower, so it is passed once, and frozen weights have no gradient of their own.
