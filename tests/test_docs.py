@@ -180,6 +180,11 @@ STARTED = {  # as shown -> (as run, what is replaced, why)
         "auditkit.planning.plan:plan_text auditkit.planning.plan:refuse_misfit",
         "it asks the hub for the size of a model that no file here names; the shipped files are planned",
     ),
+    "auditkit bench --compare --run outputs/demo": (
+        "auditkit bench --compare --run outputs/smoke",
+        "auditkit.planning.compare:compare auditkit.planning.compare:compare_table",
+        "ten minutes; tests/planning/test_compare.py does it in small",
+    ),
     "auditkit bench": (
         None,
         "auditkit.planning.bench:run_bench auditkit.planning.bench:write_bench auditkit.planning.bench:bench_table",

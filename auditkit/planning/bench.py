@@ -206,11 +206,14 @@ def whole(device: str, tiny: bool, p: Params, best: dict) -> dict:
         del aud, there
         free()
         aud = build_random_model(AUDITOR, device, p.batch_size, tiny)
-        with _peak(device) as peak, whole_rows():
-            found["step"]["whole_rows"] = step(
-                aud, target, reference, pictures[: p.grpo_images], p, Path(folder, "whole"), clock
-            )
-        found["step"] |= {"peak_whole_rows": peak["bytes"]} if peak else {}
+        try:
+            with _peak(device) as peak, whole_rows():
+                found["step"]["whole_rows"] = step(
+                    aud, target, reference, pictures[: p.grpo_images], p, Path(folder, "whole"), clock
+                )
+            found["step"] |= {"peak_whole_rows": peak["bytes"]} if peak else {}
+        except torch.OutOfMemoryError as error:  # what has been measured is kept
+            found["not"] = f"with each row whole, out of memory ({str(error).splitlines()[0]})"
     return found
 
 
@@ -305,9 +308,9 @@ def bench_table(found: dict) -> str:
         cast = f"auditor {row['auditor']}, target {row['target']}, reference {', '.join(row['references'])}"
         lines.append(f"a GRPO step of {row['rows']} questions ({cast}): {row['seconds']['whole']:.2f} s{_memory(row)}")
         floors = {part: f"{seconds:.3f}" for part, seconds in row["floors"].items()}
-        whole = row["whole_rows"]
+        whole = {part: f"{seconds:.3f}" for part, seconds in row.get("whole_rows", {}).items()}
         rows = [
-            [f"    {part}", f"{row['seconds'][part]:.3f}", f"{whole[part]:.3f}", floors.get(part, "")]
+            [f"    {part}", f"{row['seconds'][part]:.3f}", whole.get(part, ""), floors.get(part, "")]
             for part in (*PARTS, "whole")
         ]
         lines.append(text_table(["    part", "seconds", "each row whole", "floor"], rows))

@@ -132,18 +132,26 @@ def stage_seconds(
     A step of another size is taken to last in proportion to its questions.
     """
     by_role = {role: model for model in cast for role in model.roles}
-    rates = {name: row["per_second"] for name, row in bench.get("answers", {}).items()}
     step = bench.get("step", {})
     aud = sizes.kind(by_role["auditor"].text)
     of_step = step.get("seconds", {}) if step.get("auditor") == aud else {}
     writes = sum(of_step.get(part, 0) for part in ("generation", "plausibility")) / step["rows"] if of_step else None
     learns = sum(of_step.get(part, 0) for part in ("loss", "backward", "rest")) / step["rows"] if of_step else None
     found: dict[str, float | None] = {}
+
+    def rate(text: str, stage: str) -> float | None:
+        """Answers a second; in 04 those of rows that share an image, where as many of them as were measured do."""
+        measured = bench.get("answers", {}).get(sizes.kind(text), {})
+        by_image = measured.get("by_image")
+        if stage == "04_auditor" and by_image and min(p.group_size, p.batch_size) >= by_image["questions"]:
+            return by_image["shared"]["per_second"]
+        return measured.get("per_second")
+
     for row in model_calls(p, skills):
-        asked = [(rates.get(sizes.kind(by_role["target"].text)), row["target"])]
-        asked += [(rates.get(sizes.kind(text)), row["references"]) for text in p.references]
-        asked += [(rates.get(sizes.kind(p.peer)), row["peer"])] if p.peer else []
-        asked = [(1 / rate if rate else None, n) for rate, n in asked] + [(writes, row["auditor"])]
+        asked = [(rate(by_role["target"].text, row["stage"]), row["target"])]
+        asked += [(rate(text, row["stage"]), row["references"]) for text in p.references]
+        asked += [(rate(p.peer, row["stage"]), row["peer"])] if p.peer else []
+        asked = [(1 / each if each else None, n) for each, n in asked] + [(writes, row["auditor"])]
         asked += [(learns if row["stage"] == "04_auditor" else None, row["trained"]), (None, row["painted"])]
         each = [(unit, n) for unit, n in asked if n]
         found[row["stage"]] = None if any(unit is None for unit, _ in each) else sum(unit * n for unit, n in each)

@@ -52,6 +52,19 @@ def test_answers_of_both_families_are_timed_beside_their_floor(result):
         assert result["cuda"] or "peak" not in row
 
 
+def test_questions_that_share_a_picture_are_timed_shared_and_whole(result):
+    for name, row in result["answers"].items():
+        by_image = row["by_image"]
+        assert by_image["questions"] == 4 and 0 < by_image["floor"]  # as many as a batch has
+        assert min(by_image[how]["per_second"] for how in ("shared", "whole")) > 0
+        assert ("both directions" in by_image["why"]) == (name == "paligemma2-3b-448")
+        assert by_image["floor"] < row["floor"]
+    whole = result["step"]["whole_rows"]
+    assert sum(whole[part] for part in PARTS) == pytest.approx(whole["whole"])
+    text = bench_table(result)
+    assert text.count("4 questions a picture: ") == 2 and "each row whole" in text
+
+
 def test_the_parts_of_a_step_make_up_the_step(result):
     step = result["step"]
     spent = step["seconds"]
