@@ -16,7 +16,9 @@ from statistics import median
 
 import torch
 
+from auditkit import specs
 from auditkit.errors import AuditError
+from auditkit.models import downloads
 from auditkit.models.load import load_model
 from auditkit.models.transformers import VLM
 from auditkit.planning import bench
@@ -57,16 +59,18 @@ def compare(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu" and not tiny and (large := [name for name in names if name in RANDOM_MODELS]):
         raise AuditError(f"no GPU is here: {large[0]} takes one; --tiny builds it at toy size.")
+    for name in names:  # before the first minutes are spent
+        if name not in RANDOM_MODELS and specs.parse(name).engine != "transformers":
+            raise AuditError(f'"{name}": bench --compare times models that transformers runs here; name such a one.')
+        if name not in RANDOM_MODELS:
+            downloads.resolve(specs.parse(name).place)
     with one_thread():
         found: dict = {"device": bench.device_name(device), "torch": torch.__version__, "repeats": repeats}
         found |= {"load": os.getloadavg()[0], "peaks": bench.peaks(device), "answers": [], "images": [], "skipped": []}
         for i, name in enumerate(names):
             print(f"answers of {name} ...", flush=True)
             model = build_random_model(name, device, 128, tiny) if name in RANDOM_MODELS else load_model(name)
-            if not isinstance(model, VLM):
-                raise AuditError(
-                    f'"{name}": bench --compare times models that transformers runs here; name such a one.'
-                )
+            assert isinstance(model, VLM)
             found["answers"] += answers(model, name, images, repeats, found)
             found["answers"] += questions_an_image(model, images, repeats, found["peaks"])
             if i == 0 and many:
