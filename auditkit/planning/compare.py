@@ -120,7 +120,7 @@ def compare_table(found: dict) -> str:
     for row in found["answers"]:
         rate = spread([row["answers"] / seconds for seconds in row["seconds"]], ".0f")
         near = f"{row['floor'] / median(row['seconds']):.0%}"
-        rows.append([row["model"], row["way"], str(row["questions"]), rate, spread(row["ratio"], ".2f") + " x", near])
+        rows.append([row["model"], row["way"], str(row["questions"]), rate, _takes(row["ratio"]), near])
     lines += [
         text_table(header, rows, "llrrrr"),
         "Takes: times as long as the kit, or as shared rows. Near the floor: its share of the time.",
@@ -128,7 +128,7 @@ def compare_table(found: dict) -> str:
     ]
     header = ["GRPO step", "seconds", "takes", "near the floor"]
     rows = [
-        [way, spread(row["seconds"], ".2f"), spread(row["ratio"], ".2f") + " x", f"{row['near']:.0%}"]
+        [way, spread(row["seconds"], ".2f"), _takes(row["ratio"]), f"{row['near']:.0%}"]
         for way, row in found["step"]["ways"].items()
     ]
     lines += [text_table(header, rows, "lrrr"), f"{found['step']['questions']} questions: {found['step']['cast']}.", ""]
@@ -153,6 +153,10 @@ def _findings_table(costs: Sequence[Mapping]) -> str:
         for row in costs
     ]
     return text_table(header, rows, "lrrrr")
+
+
+def _takes(ratio: Sequence[float]) -> str:
+    return "1" if set(ratio) == {1.0} else f"{spread(ratio, '.2f')} x"
 
 
 def spread(values: Sequence[float], how: str) -> str:
