@@ -181,15 +181,15 @@ def sharing(model: VLM, picture: Image.Image, questions: Sequence[str]) -> str:
     timed([picture] * len(asked))  # what is tried and made ready at first
     whole, slow = timed([picture.copy() for _ in asked])  # none of them is the same object
     shared, fast = timed([picture] * len(asked))
-    off = [why for why in model.tried.values() if why]
-    if len(off) == len(model.tried):
-        return f"each question with its image is read whole, for {' and '.join([f'shared {why}' for why in off] or [why])}"
+    off = [f"shared {found}" for found in model.tried.values() if found]
+    if len(off) == len(model.tried):  # nothing that was tried is used
+        return f"each question with its image is read whole, for {' and '.join(off) or why}"
     same = sum(a == b for a, b in zip(whole, shared, strict=True))
     if same < len(asked) and model.model.dtype == torch.float32:
         raise AuditError(
             f'"{model.name}": {len(asked) - same} of {len(asked)} answers differ when questions share an image.'
         )
-    what = f"one's encoding, not what is read of it, for {why or f'shared {off[0]}'}," if why or off else "one"
+    what = f"one's encoding alone, for {why or off[0]}," if why or off else "one"
     return f"{len(asked)} questions that share {what} are answered {slow / fast:.1f} times as fast, {same} the same"
 
 
