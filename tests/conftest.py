@@ -69,16 +69,27 @@ def notebook(project):
 
 
 @pytest.fixture(scope="session")
-def smoke(tmp_path_factory) -> Path:
-    """The project after `auditkit run params/smoke.yaml`, run once for all processes of pytest-xdist."""
+def once(tmp_path_factory):
+    """Run the smoke run once for all processes of pytest-xdist: (name, *arguments) -> (its project, what was said)."""
     base = tmp_path_factory.getbasetemp()
     base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    with filelock.FileLock(base / "smoke.lock"):
-        project = base / "smoke-project"
-        if not project.exists():
-            done = auditkit(make_project(project))
-            (base / "smoke.log").write_text(f"{done.returncode}\n{done.stdout}\n{done.stderr}")
-    log = (base / "smoke.log").read_text()
-    assert log.startswith("0\n"), log
-    assert f"{project / 'outputs/smoke/report.html'}\n" in log, "a run ends by printing the report's path"
+
+    def run(name: str, *arguments: str) -> tuple[Path, str]:
+        project, log = base / f"{name}-project", base / f"{name}.log"
+        with filelock.FileLock(base / f"{name}.lock"):
+            if not project.exists():
+                done = auditkit(make_project(project), *arguments)
+                log.write_text(f"{done.returncode}\n{done.stdout}\n{done.stderr}")
+        said = log.read_text()
+        assert said.startswith("0\n"), said
+        return project, said
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def smoke(once) -> Path:
+    """The project after `auditkit run params/smoke.yaml`."""
+    project, said = once("smoke")
+    assert f"{project / 'outputs/smoke/report.html'}\n" in said, "a run ends by printing the report's path"
     return project

@@ -73,8 +73,8 @@ def _own_part(written: str, text: str) -> tuple[int, int]:
 
     PaliGemma's has put a token before it and a line's end behind it.
 
-    >>> _own_part("<end_of_image> why?", "<image> why?"), _own_part("<bos>answer en why?.", "<image>answer en why?")
-    ((14, 19), (5, 19))
+    >>> _own_part("* why?", "@ why?"), _own_part("*answer en why?.", "@answer en why?")
+    ((1, 6), (1, 15))
     """
     start = next(k for k in range(len(written) + 1) if text.endswith(written[k:]))
     if start < len(written):

@@ -192,7 +192,7 @@ def sharing(model: VLM, picture: Image.Image, questions: Sequence[str]) -> str:
         raise AuditError(
             f'"{model.name}": {len(asked) - same} of {len(asked)} answers differ when questions share an image.'
         )
-    what = f"one's encoding, not what is read of it, for {why or f'shared {off[0]}'}," if why or off else "one"
+    what = f"one's encoding alone, for {why or off[0]}," if why or off else "one"
     return f"{len(asked)} questions that share {what} are answered {slow / fast:.1f} times as fast, {same} the same"
 
 

@@ -21,7 +21,7 @@ written with e bytes a number, T tokens of a prompt (image tokens included), N t
                 + for the whole micro-batch, the head: at most 4096 tokens x 32768 of the vocabulary x e at a time, as
                 TRL's fused head goes through both in tiles (on a GPU; elsewhere it takes several times as much);
                 or reading, which comes first, where that is more
-    replay      as training, but with the model's own head over all positions: L x vocabulary x (2e + 8) a row
+    replay      as training, but with the model's own head over what was written: (N + 1) x vocabulary x (2e + 8) a row
     operations  to read a row 2 x weights of the text part x T + 2 x weights of the vision tower x patches, and of
                 attention 4 x heads x head width x T x T and 4 x vision hidden x patches x patches that are looked at,
                 a layer (what a mask hides is computed, too);
@@ -101,9 +101,8 @@ def training(size: sizes.Size, e: int, rows: int, prompt: int, new: int) -> floa
 
 
 def replaying(size: sizes.Size, e: int, rows: int, prompt: int, new: int) -> float:
-    """Bytes of the same for a supervised loss, with the logits of all positions (grpo's replay)."""
-    length = prompt + new
-    logits = length * size.vocabulary * (2 * e + 8)
+    """Bytes of the same for a supervised loss, with the logits of all that was written (the replay of GRPO)."""
+    length, logits = prompt + new, (new + 1) * size.vocabulary * (2 * e + 8)
     return max(rows * (_learning(size, e, length) + logits), reading(size, e, rows, length))
 
 

@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from smoke_run import auditkit, make_project
+from smoke_run import auditkit
 
 from auditkit import cli
 from auditkit.experiments import pilot
@@ -23,12 +23,9 @@ FILES = sorted(path for path in Path("params").glob("*.yaml") if not path.name.s
 
 
 @pytest.fixture(scope="session")
-def piloted(tmp_path_factory):
+def piloted(once):
     """A project after the pilot of a smoke run whose answers have one token, and what was said."""
-    project = make_project(tmp_path_factory.mktemp("pilot") / "project")
-    done = auditkit(project, "--pilot", str(PICTURES), "--set", "max_answer_tokens=1", "--set", TRACKED)
-    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
-    return project, done.stdout
+    return once("pilot", "--pilot", str(PICTURES), "--set", "max_answer_tokens=1", "--set", TRACKED)
 
 
 @pytest.fixture

@@ -63,6 +63,20 @@ def test_an_answer_that_is_not_at_its_end_is_told(monkeypatch):
     assert "not at its end after 1 tokens, so max_answer_tokens" in check.writing_speed(model, picture, question)
 
 
+def test_what_questions_about_one_image_share_is_told():
+    picture, questions = _picture(None), ["how many objects are there?", "what atmosphere does the scene have?"]
+    for name, shared in (
+        ("gemma3", "share one are"),
+        ("target", "share one's encoding alone, for it reads a prompt in"),
+    ):
+        model = load_model(f"miniature:{name}", device="cpu")
+        told = check.sharing(model, picture, questions)
+        assert shared in told and told.endswith("4 the same")
+    model.tried["features"] = "a probability is 0.5 off"
+    told = check.sharing(model, picture, questions)
+    assert told == "each question with its image is read whole, for shared a probability is 0.5 off"
+
+
 def test_a_model_that_ignores_its_image_is_told_and_fails(capsys, monkeypatch):
     load = load_model
 
