@@ -407,7 +407,8 @@ def bench(
         found = compare(names or MODELS, repeats or 5, run=run, tiny=tiny)
         if out:
             write_bench(found, out)
-        print(compare_table(found) + (f"\n{shown_path(out.resolve())}" if out else ""))
+        where = f"\n{shown_path(out.resolve())}" if out else ""
+        print(f"{compare_table(found)}{where}")
         return
     if repeats or run:
         raise AuditError("--repeats and --run go with bench --compare.")
