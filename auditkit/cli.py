@@ -381,23 +381,48 @@ def plan(
 @app.command(short_help="how fast this GPU is, and whether the plan is true")
 def bench(
     models: Annotated[
-        str,
+        str | None,
         option(
             "--models",
             metavar="A,B",
-            help="whose answers are timed; a folder or miniature:NAME is loaded; default: paligemma2-3b,gemma3-4b",
+            help="whose answers are timed; a folder or miniature:NAME is loaded; default: paligemma2-3b,gemma3-4b; "
+            "with --compare three of the miniature's",
         ),
-    ] = "paligemma2-3b,gemma3-4b",
+    ] = None,
     tiny: Annotated[bool, option("--tiny", help="the same families at toy size, to see it work on a CPU")] = False,
-    out: Annotated[Path | None, option("--out", metavar="FILE", help="the result; default: outputs/bench.json")] = None,
+    beside: Annotated[
+        bool, option("--compare", help="the kit beside a pipeline's loop, lmms-eval's runner and stock TRL")
+    ] = False,
+    repeats: Annotated[int | None, number("--repeats", help="of each comparison, in turns; default: 5")] = None,
+    run: Annotated[
+        Path | None, option("--run", metavar="DIR", help="with --compare: what a finding of this finished run has cost")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        option("--out", metavar="FILE", help="the result; default: outputs/bench.json, with --compare none"),
+    ] = None,
     debug: Debug = False,
 ) -> None:
     """Time answers and whole GRPO steps of the paper's models with random weights, and hold the measured memory beside
-    the planned. auditkit plan reads the rates.
+    the planned. auditkit plan reads the rates. With --compare, time the kit beside what one would write without it.
     """
     from auditkit.planning.bench import bench_table, run_bench, write_bench
 
-    found = run_bench([name.strip() for name in models.split(",") if name.strip()], tiny)
+    names = [name.strip() for name in (models or "").split(",") if name.strip()]
+    if models is not None and not names:
+        raise AuditError("--models names no model; leave it out, or name one, as in --models miniature:gemma3.")
+    if beside:
+        from auditkit.planning.compare import MODELS, compare, compare_table
+
+        found = compare(names or MODELS, repeats or 5, run=run, tiny=tiny)
+        if out:
+            write_bench(found, out)
+        where = f"\n{shown_path(out.resolve())}" if out else ""
+        print(f"{compare_table(found)}{where}")
+        return
+    if repeats or run:
+        raise AuditError("--repeats and --run go with bench --compare.")
+    found = run_bench(names or ["paligemma2-3b", "gemma3-4b"], tiny)
     path = out or project_root() / "outputs" / "bench.json"
     write_bench(found, path)
     print(f"{bench_table(found)}\n{shown_path(path.resolve())}")

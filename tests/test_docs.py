@@ -123,6 +123,7 @@ RUN = {  # as shown -> as run; {out} is a new folder
         "auditkit init --target miniature:easy_target --images miniature --yes"
     ),
     "auditkit plan params/gpu_24gb.yaml --gpu 24": None,
+    "auditkit plan params/gemma3_4b.yaml --gpu 80": None,
     "auditkit plan params/paligemma2_3b.yaml --gpu 80": None,
     "auditkit plan params/paligemma2_3b.yaml --gpu 80 --gpus 8": None,
     "auditkit bench --tiny": "auditkit bench --tiny --models gemma3-4b --out {out}/bench.json",
@@ -184,6 +185,16 @@ STARTED = {  # as shown -> (as run, what is replaced, why)
         None,
         "auditkit.planning.plan:plan_text auditkit.planning.plan:refuse_misfit",
         "it asks the hub for the size of a model that no file here names; the shipped files are planned",
+    ),
+    "auditkit bench --compare": (
+        None,
+        "auditkit.planning.compare:compare auditkit.planning.compare:compare_table",
+        "as the next",
+    ),
+    "auditkit bench --compare --run outputs/demo": (
+        "auditkit bench --compare --run outputs/smoke",
+        "auditkit.planning.compare:compare auditkit.planning.compare:compare_table",
+        "ten minutes; tests/planning/test_compare.py does it in small",
     ),
     "auditkit bench": (
         None,

@@ -84,7 +84,11 @@ class AuditorTrainer(FamilyTrainer):
         texts = [processors.chat(reader, auditor_prompt(rollout.way)) for rollout in drawn]
         images = [self.scorer.pictures[rollout.picture].image for rollout in drawn]
         endings = [torch.tensor(rollout.tokens) for rollout in drawn]
-        return model(**processors.continued(reader, images, texts, endings)).loss
+        inputs = processors.continued(reader, images, texts, endings)
+        longest = max(map(len, endings))  # no prompt is scored against the vocabulary
+        wanted = inputs.pop("labels")[:, -longest:]
+        logits = model(**inputs, use_cache=False, logits_to_keep=longest + 1).logits[:, -longest - 1 : -1]
+        return torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), wanted.flatten(), ignore_index=-100)
 
 
 class StepLog(TrainerCallback):

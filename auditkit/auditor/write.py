@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
+from PIL import Image
+
 from auditkit.data.source import Picture
 from auditkit.errors import AuditError
 from auditkit.models.base import Writer, generate_texts
@@ -40,7 +42,7 @@ def rarest_token(
     ways = ways or ["question"] * len(texts)
     read = {"question": parse_question, "regenerate": parse_wish, "edit": parse_wish}
     asked = [i for i, (text, way) in enumerate(zip(texts, ways, strict=True)) if read[way](text)]
-    images, prompts = [pictures[i].image for i in asked], [auditor_prompt(ways[i]) for i in asked]
+    images, prompts = _images([pictures[i] for i in asked]), [auditor_prompt(ways[i]) for i in asked]
     found = token_probabilities(untrained, images, prompts, [texts[i].strip() for i in asked])
     least: list[float | None] = [None] * len(texts)
     for i, chances in zip(asked, found, strict=True):
@@ -52,6 +54,13 @@ def rarest_token(
     return least
 
 
+def _images(pictures: Sequence[Picture]) -> list[Image.Image]:
+    """The image of each picture; one that is given several times is read once and is one object, which models share."""
+    different = {id(picture): picture for picture in pictures}
+    images = {each: picture.image for each, picture in different.items()}
+    return [images[id(picture)] for picture in pictures]
+
+
 def write_texts(
     vlm: Writer,
     pictures: Sequence[Picture],
@@ -61,7 +70,7 @@ def write_texts(
     seed: int | None,
 ) -> list[str]:
     """What the auditor writes about each picture, word for word, each in its own way: question, regenerate or edit."""
-    images, prompts = [picture.image for picture in pictures], [auditor_prompt(way) for way in ways]
+    images, prompts = _images(pictures), [auditor_prompt(way) for way in ways]
     return generate_texts(vlm, images, prompts, max_new_tokens, temperature, seed)
 
 

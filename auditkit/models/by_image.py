@@ -8,7 +8,8 @@ masked and takes no position.
 
 That is exact where a token sees the same in both ways: a decoder whose layers look at all that came before, or at a
 window that is longer than the text. Whether a model is one is decided by what it is (`why_unshared`), and tried on two
-rows before the first batch: where the two ways differ, a line says so and each row is read whole.
+rows before the first batch: where the two ways differ, a line says so and each row is read whole. Then at least the
+image is encoded once for all of them, where the model can be given its features (models/image_features.py).
 
 `vlm` is a loaded model (models/transformers.py).
 """
@@ -22,10 +23,10 @@ from PIL import Image
 from torch.nn.utils.rnn import pad_sequence
 
 from auditkit.models import processors
+from auditkit.models.image_features import tried, with_features
+from auditkit.models.prompt_tokens import PER_TOKEN, inner, prompt_tokens, rows_by_image
 
 ATTENTION = {"full_attention", "sliding_attention"}  # kinds of layers whose past is what a cache holds
-ROUNDING = {torch.float32: 1e-3, torch.bfloat16: 0.15, torch.float16: 0.03}  # of a probability, by the number format
-PER_TOKEN = {"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"}  # [n, tokens] each
 
 
 @dataclass(frozen=True)
@@ -71,14 +72,22 @@ def why_unshared(vlm: Any, tokens: int) -> str:
     Args:
         tokens: columns of a batch, with what is to be written.
     """
-    config = vlm.model.config
+    return why_model_unshared(vlm.model, processors.is_paligemma(vlm.processor), tokens)
+
+
+def why_model_unshared(model: Any, both_ways: bool, tokens: int) -> str:
+    """The same of a model without its processor, which may be one without weights, too.
+
+    Args:
+        both_ways: whether it reads a prompt in both directions.
+    """
+    config = model.config
     text = config.get_text_config()
     if config.is_encoder_decoder:
         return "it is an encoder-decoder"
-    if processors.is_paligemma(vlm.processor):
+    if both_ways:
         return "it reads a prompt in both directions"
-    model = vlm.model.get_base_model() if hasattr(vlm.model, "get_base_model") else vlm.model  # peft's is around it
-    if hasattr(model.base_model, "get_rope_index"):
+    if hasattr(inner(model).base_model, "get_rope_index"):
         return "its positions are counted by the image's height and width"
     if strange := sorted(set(getattr(text, "layer_types", None) or ()) - ATTENTION):
         return f"some of its layers are of {strange[0]}"
@@ -101,49 +110,41 @@ def begin(
     """
     if None in images or why_unshared(vlm, 0):
         return None
-    first: dict[int, int] = {}  # image -> the first row about it
-    for i, image in enumerate(images):
-        first.setdefault(id(image), i)
-    if len(first) == len(images) or _differs(vlm, images, texts):
+    firsts, of = rows_by_image(images)
+    if len(firsts) == len(images) or tried(vlm, "shared", _next_tokens, images, texts):
         return None
-    return _begin(vlm, images, texts, ends, new, first)
+    return _begin(vlm, images, texts, ends, new, firsts, of)
 
 
-def _differs(vlm: Any, images: Sequence, texts: Sequence[str]) -> str:
-    """Whether two rows about one image expect another next token when they share it; tried once for each model."""
-    if "shared" not in vlm.tried:
-        seen: dict[int, int] = {}
-        pair = next([seen[id(image)], i] for i, image in enumerate(images) if seen.setdefault(id(image), i) != i)
-        shown, asked = [images[i] for i in pair], [texts[i] for i in pair]
-        with torch.no_grad():
-            begun = _begin(vlm, shown, asked, [torch.zeros(0, dtype=torch.long)] * 2, 0, {id(shown[0]): 0})
-            whole = processors.batch(vlm, shown, asked)
-            chances = [
-                vlm.model(**inputs, logits_to_keep=1).logits[:, -1].float().softmax(-1)
-                for inputs in (
-                    (whole | {"position_ids": places(whole["attention_mask"])}),
-                    begun.rest if begun else whole,
-                )
-            ]
-        off = (chances[0] - chances[1]).abs().max().item()
-        vlm.tried["shared"] = "" if off <= ROUNDING[vlm.model.dtype] else f"a probability is {off:.2g} off"
-        if why := vlm.tried["shared"]:
-            print(f'"{vlm.name}": rows about one image are read whole, for shared {why}.', flush=True)
-    return vlm.tried["shared"]
+def _next_tokens(vlm: Any, images: Sequence, texts: Sequence[str]) -> list[torch.Tensor]:
+    """The probabilities [2, vocabulary] of what comes after two prompts about one image: shared, and read whole."""
+    begun = _begin(vlm, images, texts, [torch.zeros(0, dtype=torch.long)] * 2, 0, [0], [0, 0])
+    whole = processors.batch(vlm, images, texts)
+    return [
+        vlm.model(**inputs, logits_to_keep=1).logits[:, -1].float().softmax(-1)
+        for inputs in (
+            begun.rest if begun else whole,
+            whole | {"position_ids": places(whole["attention_mask"])},
+        )
+    ]
 
 
 def _begin(
-    vlm: Any, images: Sequence, texts: Sequence[str], ends: Sequence, new: int, first: dict[int, int]
+    vlm: Any,
+    images: Sequence,
+    texts: Sequence[str],
+    ends: Sequence,
+    new: int,
+    firsts: Sequence[int],
+    of: Sequence[int],
 ) -> Begun | None:
-    """`begin` of rows of which some are about the same image; `first` is the first row about each."""
-    firsts = list(first.values())
-    of = [list(first).index(id(image)) for image in images]  # row -> place of its image
+    """`begin`, given the first row about each image and, for each row, the place of its image among them."""
     inputs = processors.batch(vlm, [images[i] for i in firsts], [texts[i] for i in firsts])
     width = inputs["input_ids"].shape
     strange = [key for key, value in inputs.items() if value.shape[:2] == width and key not in PER_TOKEN]
     if any("pixel" not in key for key in strange):  # such as Mllama's mask of what each token sees
         return None
-    prompts = _prompt_tokens(vlm, inputs, [texts[i] for i in firsts], texts, of)
+    prompts = prompt_tokens(vlm, inputs, [texts[i] for i in firsts], texts, of)
     if prompts is None:
         return None
     device = inputs["input_ids"].device
@@ -170,43 +171,13 @@ def _begin(
 def prompts(vlm: Any, images: Sequence[Image.Image | None], texts: Sequence[str], new: int) -> dict[str, Any]:
     """What `generate` is given for n whole texts about n images: beginnings that are shared have been read."""
     begun = begin(vlm, images, texts, [torch.zeros(0, dtype=torch.long)] * len(texts), new)
-    return processors.batch(vlm, images, texts) if begun is None else begun.whole
+    return whole_rows(vlm, images, texts) if begun is None else begun.whole
 
 
-def _prompt_tokens(
-    vlm: Any, inputs: dict, known: Sequence[str], texts: Sequence[str], of: Sequence[int]
-) -> list[torch.Tensor] | None:
-    """The tokens of each row's prompt, of which only those of the first rows have been through the processor.
-
-    What stands behind an image's last token is text; it is tokenized alone. None where that does not give what the
-    processor has given for the rows that are known.
-    """
-    image_token = getattr(vlm.model.config, "image_token_id", None)
-    if image_token is None:
-        image_token = getattr(vlm.model.config, "image_token_index", None)
-    heads, before, behind = [], [], []
-    tokenizer = vlm.processor.tokenizer
-    for ids, mask, text in zip(inputs["input_ids"], inputs["attention_mask"].bool(), known, strict=True):
-        ids = ids[mask]
-        places = (ids == image_token).nonzero()
-        if not len(places):
-            return None
-        head, tail = ids[: places[-1] + 1], ids[places[-1] + 1 :]
-        written = tokenizer.decode(tail, clean_up_tokenization_spaces=False)
-        start = next((k for k in range(len(written) + 1) if text.endswith(written[k:])), None)
-        if start is None or tokenizer(written, add_special_tokens=False)["input_ids"] != tail.tolist():
-            return None
-        heads.append(head)
-        before.append(text[: len(text) - len(written) + start])
-        behind.append(written[:start])
-    if any(not text.startswith(before[k]) for text, k in zip(texts, of, strict=True)):
-        return None
-    tails = [behind[k] + text[len(before[k]) :] for text, k in zip(texts, of, strict=True)]
-    ids = tokenizer(tails, add_special_tokens=False)["input_ids"]
-    return [
-        torch.cat([heads[k], torch.tensor(row, dtype=heads[k].dtype, device=heads[k].device)])
-        for row, k in zip(ids, of, strict=True)
-    ]
+def whole_rows(vlm: Any, images: Sequence[Image.Image | None], texts: Sequence[str]) -> dict[str, Any]:
+    """What a model takes for n whole texts about n images, each image encoded once where that can be had."""
+    shared = with_features(vlm, images, texts)
+    return processors.batch(vlm, images, texts) if shared is None else shared
 
 
 def _common(rows: Sequence[torch.Tensor]) -> int:

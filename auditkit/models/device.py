@@ -32,6 +32,31 @@ def cpu_autocast() -> torch.autocast:
     return torch.autocast("cpu", torch.bfloat16, enabled=cpu_computes_bfloat16())
 
 
+def dtype_in_words(asked: str, kind: torch.dtype, device: str) -> str:
+    """A number format and why it is the one, such as "float32: what is fast and exact on cpu".
+
+    Args:
+        asked: what a file or a spec says, "auto" or the name of a format.
+        kind: what `choose_dtype` made of it for this `device`.
+    """
+    name = str(kind).removeprefix("torch.")
+    if asked != "auto":
+        slow = kind == torch.bfloat16 and device == "cpu" and not cpu_computes_bfloat16()
+        return f"{name}: asked for" + (", but this processor only emulates it: float32 is faster" if slow else "")
+    return name + {
+        "float32": f": what is fast and exact on {device.partition(':')[0]}",
+        "bfloat16": ": this GPU computes with it",
+        "float16": ": this GPU has no bfloat16",
+    }.get(name, "")
+
+
+def cpu_training_in_words() -> str:
+    """In which number format the miniature's builder trains on this processor, and why."""
+    if cpu_computes_bfloat16():
+        return "bfloat16: this processor computes with it"
+    return "float32: this processor only emulates bfloat16"
+
+
 def choose_dtype(dtype: str, device: str) -> torch.dtype:
     # a GPU older than Ampere only emulates bfloat16, slowly
     bfloat16 = device.startswith("cuda") and torch.cuda.is_bf16_supported(including_emulation=False)

@@ -181,19 +181,22 @@ def _named_if_refused(vlm: Any, image: Any, text: str) -> None:
 
 
 def continued(
-    vlm: Any, images: Sequence, texts: Sequence[str], endings: Sequence[torch.Tensor]
+    vlm: Any, images: Sequence, texts: Sequence[str], endings: Sequence[torch.Tensor], prompts: dict | None = None
 ) -> dict[str, torch.Tensor]:
     """A batch of n images and n whole texts, each with tokens that come after it: what a model wrote, or should write.
 
     Prompts are tokenized on their own, so that an ending's first token is predicted from the same state as when it is
     generated. All endings stand at the right end, in the last columns.
 
+    Args:
+        prompts: the n prompts as the model takes them, where they have been made already; else `batch` makes them.
+
     Returns what the model's processor returns, and labels [n, tokens], -100 but on the endings.
 
     Raises AuditError for an encoder-decoder, whose endings do not stand behind the prompt.
     """
     refuse_encoder_decoder(vlm)
-    inputs = batch(vlm, images, texts)
+    inputs = batch(vlm, images, texts) if prompts is None else prompts
     shape, prompt = inputs["input_ids"].shape, inputs["attention_mask"].bool()
     endings = [end.to(prompt.device) for end in endings]
     # what kind of token an ending is: text, which is 0, but in PaliGemma, where 1 is what sees only what came before

@@ -76,7 +76,7 @@ def token_probabilities(
         if begun := by_image.begin(vlm, shown, texts, endings, new=0):
             inputs = begun.rest
         else:
-            inputs = processors.continued(vlm, shown, texts, endings)
+            inputs = processors.continued(vlm, shown, texts, endings, by_image.whole_rows(vlm, shown, texts))
             del inputs["labels"]
         # [n, longest, vocabulary], cut here too, for not every model heeds logits_to_keep
         logits = vlm.model(**inputs, logits_to_keep=longest + 1).logits[:, -longest - 1 : -1]

@@ -35,7 +35,7 @@ from auditkit.auditor import grpo, rewards, write
 from auditkit.auditor.write import auditor_prompt
 from auditkit.data.source import Picture
 from auditkit.errors import AuditError
-from auditkit.models import downloads, processors
+from auditkit.models import by_image, downloads, processors
 from auditkit.models.answers import AnswerBook
 from auditkit.models.base import generate_texts, quiet
 from auditkit.models.load import load_model
@@ -52,6 +52,7 @@ from auditkit.text import text_table
 AUDITOR, TARGET, REFERENCE = "gemma3-4b", "paligemma2-3b", "paligemma2-10b"  # of the whole step
 BENCH_FILE = "params/paligemma2_3b.yaml"  # whose batches are timed
 TOY = dict(grpo_images=2, group_size=2, grpo_micro_batch=2, batch_size=4, max_question_tokens=8, max_answer_tokens=4)
+QUESTIONS = 8  # about a picture
 BATCHES, STEPS = 3, 3  # of answers timed after one to warm up; GRPO steps, the first of which is not counted
 PARTS = ("generation", "plausibility", "answers", "judge", "loss", "backward", "rest")
 
@@ -72,7 +73,7 @@ def run_bench(names: Sequence[str], tiny: bool = False) -> dict:
     if device == "cpu" and not tiny and (large := [name for name in names if name in RANDOM_MODELS]):
         raise AuditError(f"no GPU is here: {large[0]} takes one; --tiny shows the benchmark at toy size on a CPU.")
     p = load_params(BENCH_FILE, memory="together", same="text", min_token_probability=0.0, **(TOY if tiny else {}))
-    found: dict = {"device": _name(device), "cuda": device == "cuda", "tiny": tiny, "torch": torch.__version__}
+    found: dict = {"device": device_name(device), "cuda": device == "cuda", "tiny": tiny, "torch": torch.__version__}
     found |= {"peaks": peaks(device), "answers": {}}
     print(f"on {found['device']}, torch {torch.__version__}" + (", models of toy size" if tiny else ""), flush=True)
     for name in names:
@@ -86,7 +87,7 @@ def run_bench(names: Sequence[str], tiny: bool = False) -> dict:
         key = sizes.kind(RANDOM_MODELS.get(name, name))
         found["answers"][key] = answers(model, p, found["peaks"])
         del model
-        _free()
+        free()
     if any(name in RANDOM_MODELS for name in names):
         print(f"an audit and {STEPS} GRPO steps of {AUDITOR}, {TARGET} and {REFERENCE} ...", flush=True)
         try:
@@ -100,10 +101,16 @@ def peaks(device: str) -> dict[str, float]:
     """What this device can do at best: {"flops": operations a second of a product, "bytes": bytes a second moved}."""
     dtype, n, mega = (torch.bfloat16, 8192, 1024) if device == "cuda" else (torch.float32, 1024, 64)
     a, b = (torch.rand(n, n, device=device).to(dtype) for _ in range(2))
-    product = Timer("a @ b", globals={"a": a, "b": b}).blocked_autorange(min_run_time=0.5).median
+    product = _timer(device, "a @ b", {"a": a, "b": b}).blocked_autorange(min_run_time=0.5).median
     source = torch.zeros(mega * 2**20, dtype=torch.uint8, device=device)
-    move = Timer("t.copy_(s)", globals={"t": torch.empty_like(source), "s": source})
+    move = _timer(device, "t.copy_(s)", {"t": torch.empty_like(source), "s": source})
     return {"flops": 2 * n**3 / product, "bytes": 2 * source.numel() / move.blocked_autorange(min_run_time=0.5).median}
+
+
+def _timer(device: str, statement: str, values: dict) -> Timer:
+    if device == "cpu":  # this process's own seconds, whatever else the machine does meanwhile
+        return Timer(statement, globals=values, timer=time.process_time)
+    return Timer(statement, globals=values)
 
 
 def answers(model: VLM, p: Params, best: dict) -> dict:
@@ -113,7 +120,7 @@ def answers(model: VLM, p: Params, best: dict) -> dict:
     on making tensors of pictures and words, "floor": s, and on a GPU "peak", "predicted": bytes}.
     """
     rows = BATCHES * model.batch_size
-    pictures, questions = _pictures(rows, 1), _questions(rows)
+    pictures, questions = noise_pictures(rows, 1), made_up_questions(rows)
     images = [picture.image for picture in pictures]
     generate_texts(model, images[: model.batch_size], questions[: model.batch_size], p.max_answer_tokens)
     n = model.batch_size  # which may have been halved
@@ -122,13 +129,39 @@ def answers(model: VLM, p: Params, best: dict) -> dict:
         began = clock.now()
         generate_texts(model, images, questions, p.max_answer_tokens)
         seconds = clock.now() - began
-    size, e = _size(model)
+    size, e = size_of(model)
     prompt = size.image_tokens + len(questions[0].split()) + TEMPLATE
     floor = _floor(best, size, e, n, prompt, p.max_answer_tokens)
     planned = memory.weights(size, e) + memory.writing(size, e, n, prompt, p.max_answer_tokens)
     found = {"rows": n, "new": p.max_answer_tokens, "per_second": rows / seconds, "seconds": seconds * n / rows}
     found |= {"preparing": clock.spent["preparing"] * n / rows, "floor": floor}
-    return found | ({"peak": peak["bytes"], "predicted": planned} if peak else {})
+    found |= {"peak": peak["bytes"], "predicted": planned} if peak else {}
+    return found | {"by_image": by_image_answers(model, p, best)}
+
+
+def by_image_answers(model: VLM, p: Params, best: dict) -> dict:
+    """The same with QUESTIONS questions about each picture, shared and each row whole.
+
+    Returns {"questions", "why": rows are read whole, or "", "shared", "whole": {"per_second", "peak"? bytes}, "floor":
+    seconds of a batch}.
+    """
+    n, rows = min(QUESTIONS, model.batch_size), BATCHES * model.batch_size
+    pictures, questions = noise_pictures(-(-rows // n), 3), made_up_questions(rows)
+    images = [pictures[i // n].image for i in range(rows)]
+    clock = Clock(model.model.device.type)
+    found: dict = {"questions": n, "why": by_image.why_unshared(model, 0)}
+    for how, whether in (("shared", contextlib.nullcontext), ("whole", whole_rows)):
+        with whether():
+            generate_texts(model, images[: model.batch_size], questions[: model.batch_size], p.max_answer_tokens)
+            with _peak(model.model.device.type) as peak:
+                began = clock.now()
+                generate_texts(model, images, questions, p.max_answer_tokens)
+                found[how] = {"per_second": rows / (clock.now() - began)}
+            found[how] |= {"peak": peak["bytes"]} if peak else {}
+    size, e = size_of(model)
+    prompt = size.image_tokens + len(questions[0].split()) + TEMPLATE
+    floor = _floor(best, size, e, model.batch_size, prompt, p.max_answer_tokens, n, size.image_tokens)
+    return found | {"floor": floor}
 
 
 def whole(device: str, tiny: bool, p: Params, best: dict) -> dict:
@@ -150,7 +183,7 @@ def whole(device: str, tiny: bool, p: Params, best: dict) -> dict:
     aud, target, reference = built.values()
     found: dict = {}
     with temporary_folder("bench-") as folder, _any_text_is_a_question():
-        pictures = _pictures(max(p.grpo_images, p.batch_size), 2)
+        pictures = noise_pictures(max(p.grpo_images, p.batch_size), 2)
         some, clock = pictures[: p.batch_size], Clock(device)
         with _peak(device) as peak:
             began = clock.now()
@@ -166,9 +199,21 @@ def whole(device: str, tiny: bool, p: Params, best: dict) -> dict:
         rows = p.grpo_images * p.group_size
         found["step"] = {"auditor": sizes.kind(cast[AUDITOR]), "target": sizes.kind(cast[TARGET])}
         found["step"] |= {"references": [sizes.kind(cast[REFERENCE])], "rows": rows, "seconds": spent}
-        found["step"]["floors"] = _step_floors(best, aud, [target, reference], p)
+        found["step"]["floors"] = step_floors(best, aud, [target, reference], p)
         if peak:
             found["step"] |= {"peak": peak["bytes"], "predicted": planned["04_auditor"]}
+        built.clear()  # the trained auditor has an adapter, so it is built anew
+        del aud, there
+        free()
+        aud = build_random_model(AUDITOR, device, p.batch_size, tiny)
+        try:
+            with _peak(device) as peak, whole_rows():
+                found["step"]["whole_rows"] = step(
+                    aud, target, reference, pictures[: p.grpo_images], p, Path(folder, "whole"), clock
+                )
+            found["step"] |= {"peak_whole_rows": peak["bytes"]} if peak else {}
+        except torch.OutOfMemoryError as error:  # what has been measured is kept
+            found["not"] = f"with each row whole, out of memory ({str(error).splitlines()[0]})"
     return found
 
 
@@ -251,7 +296,8 @@ def bench_table(found: dict) -> str:
     lines = [f"{found['device']}: {at_best}"]
     if found["tiny"]:
         lines.append("Models of toy size: these figures say that the benchmark works, and nothing of the real ones.")
-    lines += [_answers_line(name, row) for name, row in found["answers"].items()]
+    for name, row in found["answers"].items():
+        lines += [_answers_line(name, row), _by_image_line(row["by_image"])]
     if "not" in found:
         lines.append(f"No whole step: {found['not']}.")
     if "audit" in found:
@@ -262,8 +308,12 @@ def bench_table(found: dict) -> str:
         cast = f"auditor {row['auditor']}, target {row['target']}, reference {', '.join(row['references'])}"
         lines.append(f"a GRPO step of {row['rows']} questions ({cast}): {row['seconds']['whole']:.2f} s{_memory(row)}")
         floors = {part: f"{seconds:.3f}" for part, seconds in row["floors"].items()}
-        rows = [[f"    {part}", f"{row['seconds'][part]:.3f}", floors.get(part, "")] for part in PARTS]
-        lines.append(text_table(["    part", "seconds", "floor"], rows))
+        whole = {part: f"{seconds:.3f}" for part, seconds in row.get("whole_rows", {}).items()}
+        rows = [
+            [f"    {part}", f"{row['seconds'][part]:.3f}", whole.get(part, ""), floors.get(part, "")]
+            for part in (*PARTS, "whole")
+        ]
+        lines.append(text_table(["    part", "seconds", "each row whole", "floor"], rows))
     if not found["cuda"]:
         lines.append("Memory: not measured on a CPU.")
     return "\n".join(lines)
@@ -281,11 +331,19 @@ def _answers_line(name: str, row: dict) -> str:
     )
 
 
+def _by_image_line(row: dict) -> str:
+    shared, whole = row["shared"], row["whole"]
+    line = f"    {row['questions']} questions a picture: {shared['per_second']:.2f} answers a second by image, "
+    line += f"{whole['per_second']:.2f} with each row whole"
+    line += f" (only the encoding is shared, for {row['why']})" if row["why"] else ""
+    return line + (f"; peaks {shared['peak'] / 1e9:.1f} and {whole['peak'] / 1e9:.1f} GB" if "peak" in shared else "")
+
+
 def _memory(row: dict) -> str:
     return f"; peak {row['peak'] / 1e9:.1f} GB, predicted {row['predicted'] / 1e9:.1f}" if "peak" in row else ""
 
 
-def _size(model: VLM) -> tuple[sizes.Size, int]:
+def size_of(model: VLM) -> tuple[sizes.Size, int]:
     return sizes.count(model.model.config, {}, model.processor), model.model.dtype.itemsize
 
 
@@ -299,31 +357,46 @@ def _planned(p: Params, cast: list[PlacedModel]) -> dict[str, float]:
 def _as_planned(p: Params, built: dict[str, VLM]) -> list[PlacedModel]:
     """The cast as the plan sees it, with the sizes of what was really built."""
     planned = placed_models(p, True)
-    real = {specs.parse(RANDOM_MODELS[name]).name: _size(model) for name, model in built.items()}
+    real = {specs.parse(RANDOM_MODELS[name]).name: size_of(model) for name, model in built.items()}
     return [PlacedModel(m.roles, m.text, m.spec, *real[m.spec.name]) for m in planned]
 
 
-def _floor(best: dict, size: sizes.Size, e: int, rows: int, prompt: int, new: int) -> float:
-    """Seconds in which a batch could be read and written at best."""
-    operations = memory.read_operations(size, rows, prompt) + memory.write_operations(size, rows, new)
-    moved = memory.write_bytes(size, e, rows, prompt, new)
-    return operations / best["flops"] + moved / best["bytes"]
+def _floor(
+    best: dict, size: sizes.Size, e: int, rows: int, prompt: int, new: int, questions: int = 1, common: int = 0
+) -> float:
+    """Seconds in which a batch could be read and written at best, with so many `questions` about each picture."""
+    operations = memory.read_operations(size, rows, prompt, questions, common, new)
+    operations += memory.write_operations(size, rows, new)
+    return operations / best["flops"] + memory.write_bytes(size, e, rows, prompt, new) / best["bytes"]
 
 
-def _step_floors(best: dict, aud: VLM, answering: Sequence[VLM], p: Params) -> dict[str, float]:
-    rows, new = p.grpo_images * p.group_size, p.max_question_tokens
-    size, e = _size(aud)
+def step_floors(best: dict, aud: VLM, answering: Sequence[VLM], p: Params) -> dict[str, float]:
+    """Seconds of the parts of a GRPO step at best; of what all questions about a picture begin with, once."""
+    rows, new, each = p.grpo_images * p.group_size, p.max_question_tokens, p.group_size
+    size, e = size_of(aud)
     prompt = size.image_tokens + len(auditor_prompt().split()) + TEMPLATE
-    found = {"generation": _floor(best, size, e, rows, prompt, new), "answers": 0.0}
-    found["plausibility"] = memory.read_operations(size, rows, prompt + new) / best["flops"]
+    found = {"generation": _floor(best, size, e, rows, prompt, new, each, prompt), "answers": 0.0}
+    found["plausibility"] = memory.read_operations(size, rows, prompt + new, each, prompt) / best["flops"]
     for model in answering:
-        its, wide = _size(model)
-        batches = rows / model.batch_size
+        its, wide = size_of(model)
+        n = min(rows, model.batch_size)
         asked = its.image_tokens + new + TEMPLATE
-        found["answers"] += batches * _floor(best, its, wide, model.batch_size, asked, p.max_answer_tokens)
-    learnt = memory.train_operations(size, rows, prompt + new, new) / best["flops"]
-    forward = memory.read_operations(size, rows, prompt + new) / best["flops"]
+        floor = _floor(best, its, wide, n, asked, p.max_answer_tokens, min(each, n), its.image_tokens)
+        found["answers"] += rows / n * floor
+    learns = each if aud.model.device.type == "cpu" else 1  # elsewhere what was read is not kept, but read again
+    learnt = memory.train_operations(size, rows, prompt + new, new, learns, prompt) / best["flops"]
+    forward = memory.read_operations(size, rows, prompt + new, learns, prompt) / best["flops"]
     return found | {"loss": forward, "backward": learnt - forward}
+
+
+@contextlib.contextmanager
+def whole_rows() -> Iterator[None]:
+    """While it lasts, rows about one image share nothing."""
+    with contextlib.ExitStack() as patched:
+        for name in ("begin", "with_features"):
+            patched.enter_context(mock.patch.object(by_image, name, lambda *_, **__: None))
+        patched.enter_context(mock.patch.object(by_image, "why_unshared", lambda *_: "it is switched off"))
+        yield
 
 
 @contextlib.contextmanager
@@ -342,7 +415,7 @@ def _peak(device: str) -> Iterator[dict]:
     """Afterwards {"bytes": most that torch had allocated meanwhile} on a GPU, {} elsewhere."""
     found: dict = {}
     if device == "cuda":
-        _free()
+        free()
         torch.cuda.reset_peak_memory_stats()
     yield found
     if device == "cuda":
@@ -350,7 +423,7 @@ def _peak(device: str) -> Iterator[dict]:
         found["bytes"] = torch.cuda.max_memory_allocated()
 
 
-def _free() -> None:
+def free() -> None:
     import gc
 
     gc.collect()
@@ -358,7 +431,7 @@ def _free() -> None:
         torch.cuda.empty_cache()
 
 
-def _pictures(n: int, seed: int) -> list[Picture]:
+def noise_pictures(n: int, seed: int) -> list[Picture]:
     """Pictures of noise, of the usual size of a photo in VQAv2."""
     noise = np.random.default_rng(seed)
     return [
@@ -366,13 +439,13 @@ def _pictures(n: int, seed: int) -> list[Picture]:
     ]
 
 
-def _questions(n: int) -> list[str]:
+def made_up_questions(n: int) -> list[str]:
     """Questions of ten words of the made-up tokenizer, all different."""
     words = random.Random(0)
     return [" ".join(f"w{words.randrange(10, 300)}" for _ in range(9)) + f" w{i + 10}" for i in range(n)]
 
 
-def _name(device: str) -> str:
+def device_name(device: str) -> str:
     if device == "cuda":
         return torch.cuda.get_device_name()
     return f"CPU ({platform.machine()}, {torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)})"

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from auditkit.audit.allocation import checkpoint_shares
 from auditkit.findings.recheck import ELSEWHERE
 from auditkit.params import Params, project_root
-from auditkit.planning import sizes
+from auditkit.planning import memory, sizes
 from auditkit.planning.placement import PlacedModel
 from auditkit.runs.files import read_json
 
@@ -88,6 +88,35 @@ def model_calls(p: Params, skills: int | None) -> list[dict]:
     return [dict(zip(names, row, strict=True)) for row in rows]
 
 
+def questions_an_image(p: Params) -> dict[str, int]:
+    """How many rows of one batch are about the same image, at most, where it is more than one: {what: rows}.
+
+    Everywhere else one is: the audit's own questions, what its auditor writes (further candidates for an image are in
+    other batches), benchmarks, examples of the repair. GRPO's loss on a GPU and its replay read each row whole.
+    """
+    found = {"04_auditor, rollouts": p.group_size}
+    found["04_auditor, answers and plausibility"] = min(p.group_size, p.batch_size)
+    found["05_audit, blind questions"] = min(p.blind_candidates, p.batch_size)
+    if "reproduces" in p.gates or "sound" in p.gates:
+        found["05_audit, asked again"] = min(p.repeats, p.batch_size)
+    if "visual" in p.gates:
+        found["05_audit, asked about other pictures"] = p.batch_size
+    return {what: rows for what, rows in found.items() if rows > 1}
+
+
+def answer_operations(model: PlacedModel, p: Params, questions: int = 1) -> float:
+    """Floating-point operations of an answer as long as it may be to a question as long as it may be, where a batch
+    has so many `questions` about each image.
+
+    Before the question all rows have the image's tokens alone: a chat's own words are counted with the question.
+    """
+    assert model.size is not None  # nobody asks it of a model nobody knows
+    read = memory.read_operations(
+        model.size, 1, model.prompt(p.max_question_tokens), questions, model.size.image_tokens, p.max_answer_tokens
+    )
+    return read + memory.write_operations(model.size, 1, p.max_answer_tokens)
+
+
 def _tasks(p: Params) -> int:
     """How many tasks no audit touches the images come with."""
     from auditkit.data.load import load_images
@@ -103,18 +132,26 @@ def stage_seconds(
     A step of another size is taken to last in proportion to its questions.
     """
     by_role = {role: model for model in cast for role in model.roles}
-    rates = {name: row["per_second"] for name, row in bench.get("answers", {}).items()}
     step = bench.get("step", {})
     aud = sizes.kind(by_role["auditor"].text)
     of_step = step.get("seconds", {}) if step.get("auditor") == aud else {}
     writes = sum(of_step.get(part, 0) for part in ("generation", "plausibility")) / step["rows"] if of_step else None
     learns = sum(of_step.get(part, 0) for part in ("loss", "backward", "rest")) / step["rows"] if of_step else None
     found: dict[str, float | None] = {}
+
+    def rate(text: str, stage: str) -> float | None:
+        """Answers a second; in 04 those of rows that share an image, where as many of them as were measured do."""
+        measured = bench.get("answers", {}).get(sizes.kind(text), {})
+        by_image = measured.get("by_image")
+        if stage == "04_auditor" and by_image and min(p.group_size, p.batch_size) >= by_image["questions"]:
+            return by_image["shared"]["per_second"]
+        return measured.get("per_second")
+
     for row in model_calls(p, skills):
-        asked = [(rates.get(sizes.kind(by_role["target"].text)), row["target"])]
-        asked += [(rates.get(sizes.kind(text)), row["references"]) for text in p.references]
-        asked += [(rates.get(sizes.kind(p.peer)), row["peer"])] if p.peer else []
-        asked = [(1 / rate if rate else None, n) for rate, n in asked] + [(writes, row["auditor"])]
+        asked = [(rate(by_role["target"].text, row["stage"]), row["target"])]
+        asked += [(rate(text, row["stage"]), row["references"]) for text in p.references]
+        asked += [(rate(p.peer, row["stage"]), row["peer"])] if p.peer else []
+        asked = [(1 / each if each else None, n) for each, n in asked] + [(writes, row["auditor"])]
         asked += [(learns if row["stage"] == "04_auditor" else None, row["trained"]), (None, row["painted"])]
         each = [(unit, n) for unit, n in asked if n]
         found[row["stage"]] = None if any(unit is None for unit, _ in each) else sum(unit * n for unit, n in each)

@@ -24,8 +24,9 @@ from auditkit.consensus.normalise import has_content
 from auditkit.data.pictures import read_picture
 from auditkit.data.source import Example, Picture
 from auditkit.errors import AuditError
-from auditkit.models import by_image, processors
+from auditkit.models import by_image, image_features, processors
 from auditkit.models.base import Writer
+from auditkit.models.device import dtype_in_words
 from auditkit.models.load import load_model
 from auditkit.models.lora import adapts
 from auditkit.models.offload import at_work, free_memory
@@ -160,19 +161,19 @@ def same_when_loaded(model: VLM, adapter: Path, again: Callable[..., Writer], im
     del found
     free_memory()
     model.model.to(place)
-    if not off <= by_image.ROUNDING[model.model.dtype]:
+    if not off <= image_features.ROUNDING[model.model.dtype]:
         raise AuditError(f'"{model.name}": loaded with its adapter, a token\'s probability is {off:.2g} off.')
     return f"the same with its adapter, within {off:.1g}"
 
 
 def sharing(model: VLM, picture: Image.Image, questions: Sequence[str]) -> str:
-    """Whether questions about one image are read from where they part, and how much faster; the answers are the same.
+    """What questions about one image share, and how much faster that is; the answers are the same.
 
     Raises AuditError where they are not.
     """
-    if why := by_image.why_unshared(model, 0):
+    why, asked = by_image.why_unshared(model, 0), list(questions) * 2
+    if why and not image_features.takes_features(model):
         return f"each question with its image is read whole, for {why}"
-    asked = list(questions) * 2
 
     def timed(images: list[Image.Image]) -> tuple[list[str], float]:
         began = time.perf_counter()
@@ -181,14 +182,18 @@ def sharing(model: VLM, picture: Image.Image, questions: Sequence[str]) -> str:
     timed([picture] * len(asked))  # what is tried and made ready at first
     whole, slow = timed([picture.copy() for _ in asked])  # none of them is the same object
     shared, fast = timed([picture] * len(asked))
-    if model.tried.get("shared"):
-        return f"each question with its image is read whole, for shared {model.tried['shared']}"
+    off = [why for why in model.tried.values() if why]
+    if len(off) == len(model.tried):
+        return (
+            f"each question with its image is read whole, for {' and '.join([f'shared {why}' for why in off] or [why])}"
+        )
     same = sum(a == b for a, b in zip(whole, shared, strict=True))
     if same < len(asked) and model.model.dtype == torch.float32:
         raise AuditError(
             f'"{model.name}": {len(asked) - same} of {len(asked)} answers differ when questions share an image.'
         )
-    return f"{len(asked)} questions that share one are answered {slow / fast:.1f} times as fast, {same} the same"
+    what = f"one's encoding alone, for {why or off[0]}," if why or off else "one"
+    return f"{len(asked)} questions that share {what} are answered {slow / fast:.1f} times as fast, {same} the same"
 
 
 def says_something(model: Writer, images: Sequence, questions: Sequence[str]) -> str:
@@ -218,17 +223,9 @@ def described(model: VLM, spec: str, dtype: str) -> Iterator[tuple[str, str, boo
     yield "model", type(inner).__name__, True
     yield "processor", type(model.processor).__name__, True
     asked = options.get("dtype", dtype)
-    kind = str(inner.dtype).removeprefix("torch.")
+    kind = dtype_in_words(asked, inner.dtype, str(inner.device))
     if options.get("bits"):
-        kind += f", weights in {options['bits']} bits: ?bits={options['bits']}"
-    elif asked != "auto":
-        kind += ": asked for"
-    else:
-        kind += {
-            "float32": f": what is fast and exact on {inner.device.type}",
-            "bfloat16": ": this GPU computes with it",
-            "float16": ": this GPU has no bfloat16",
-        }.get(kind, "")
+        kind = f"{str(inner.dtype).removeprefix('torch.')}, weights in {options['bits']} bits: ?bits={options['bits']}"
     yield "dtype", kind, True
     yield "attention", str(attention_of(inner.config)), True
     place = str(inner.device)
@@ -310,7 +307,7 @@ def same_in_batches(model: Writer, images: Sequence, questions: Sequence[str], m
     if not isinstance(model, VLM):
         return words  # what an engine of its own makes of a batch cannot be seen from here
     off = drift(model, images, questions)
-    if off > by_image.ROUNDING[model.model.dtype]:
+    if off > image_features.ROUNDING[model.model.dtype]:
         raise AuditError(
             f'"{model.name}": in a batch a token\'s probability is {off:.2g} off what it is alone, more than rounding; '
             "ask with ?batch_size=1."

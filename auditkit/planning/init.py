@@ -186,8 +186,8 @@ def advised(target: str) -> dict:
 def lineage(text: str) -> str:
     """Whose models a model descends from, as far as its type says: those of one lineage err alike.
 
-    >>> lineage("Qwen/Qwen3-VL-2B-Instruct?bits=4"), lineage("OpenGVLab/InternVL3_5-1B-HF"), lineage("org/unheard-of")
-    ('Qwen', 'Qwen', '')
+    >>> lineage("Qwen/Qwen3-VL-2B-Instruct?bits=4"), lineage("OpenGVLab/InternVL3_5-1B-HF"), lineage("miniature:gemma3")
+    ('Qwen', 'Qwen', 'Gemma')
     """
     place = specs.parse(text).place
     if model := published.catalogued(place):

@@ -21,9 +21,15 @@ written with e bytes a number, T tokens of a prompt (image tokens included), N t
                 + for the whole micro-batch, the head: at most 4096 tokens x 32768 of the vocabulary x e at a time, as
                 TRL's fused head goes through both in tiles (on a GPU; elsewhere it takes several times as much);
                 or reading, which comes first, where that is more
-    replay      as training, but with the model's own head over all positions: L x vocabulary x (2e + 8) a row
-    operations  2 x weights of the text part x T + 2 x weights of the vision tower x patches to read a row;
+    replay      as training, but with the model's own head over what was written: (N + 1) x vocabulary x (2e + 8) a row
+    operations  to read a row 2 x weights of the text part x T + 2 x weights of the vision tower x patches, and of
+                attention 4 x heads x head width x T x T and 4 x vision hidden x patches x patches that are looked at,
+                a layer (what a mask hides is computed, too);
                 2 x (text part + head) for each token written, for which all these weights, and the cache, are read
+    by image    rows that are about one image and share what they begin with (models/by_image.py) read C of their T
+                tokens, and the image, once for all of them; where only the image's features can be shared, these alone.
+                Cache and features are repeated for each row and take no more than those of whole rows: what fits
+                unshared fits shared, and memory is planned for whole rows
 
 The factors of reading and training are fitted to single layers of Gemma3-4B and PaliGemma2-3B at their real widths,
 whose allocations were counted on a CPU; tests/test_footprint.py counts those of smaller widths.
@@ -51,7 +57,7 @@ def weights(size: sizes.Size, e: int, bits: int | None = None) -> float:
     return size.linear * quantized + (size.parameters - size.linear) * e
 
 
-def cache(size: sizes.Size, e: int, rows: int, tokens: int) -> float:
+def cache(size: sizes.Size, e: int, rows: int, tokens: float) -> float:
     """Bytes of the keys and values of `tokens` tokens of `rows` rows."""
     local = min(tokens, size.window or tokens)
     seen = (size.layers - size.local_layers) * tokens + size.local_layers * local
@@ -95,9 +101,8 @@ def training(size: sizes.Size, e: int, rows: int, prompt: int, new: int) -> floa
 
 
 def replaying(size: sizes.Size, e: int, rows: int, prompt: int, new: int) -> float:
-    """Bytes of the same for a supervised loss, with the logits of all positions (grpo's replay)."""
-    length = prompt + new
-    logits = length * size.vocabulary * (2 * e + 8)
+    """Bytes of the same for a supervised loss, with the logits of all that was written (the replay of GRPO)."""
+    length, logits = prompt + new, (new + 1) * size.vocabulary * (2 * e + 8)
     return max(rows * (_learning(size, e, length) + logits), reading(size, e, rows, length))
 
 
@@ -111,26 +116,51 @@ def _learning(size: sizes.Size, e: int, length: int) -> float:
     return kept + layer + size.pixels * e
 
 
-def read_operations(size: sizes.Size, rows: int, tokens: int) -> float:
-    """Floating-point operations to read `rows` rows of one picture and `tokens` tokens, its own included."""
-    return 2 * rows * (size.text * tokens + size.vision * size.patches)
+def see_operations(size: sizes.Size) -> float:
+    """Floating-point operations of the vision tower for one picture."""
+    return 2 * size.patches * (size.vision + 2 * size.vision_layers * size.vision_hidden * size.tile)
 
 
-def write_bytes(size: sizes.Size, e: int, rows: int, prompt: int, new: int, bits: int | None = None) -> float:
+def text_operations(size: sizes.Size, tokens: float, before: float = 0) -> float:
+    """Floating-point operations of the text part for `tokens` tokens of a row, behind `before` that were read."""
+    return 2 * tokens * (size.text + 2 * size.layers * size.heads * size.head_dim * (before + tokens))
+
+
+def read_operations(
+    size: sizes.Size, rows: int, tokens: float, questions: int = 1, common: float = 0, new: float = 0
+) -> float:
+    """Floating-point operations to read `rows` rows of one picture and `tokens` tokens, its own included.
+
+    Args:
+        questions: rows that are about the same picture, and share it where the model can.
+        common: of their tokens, those that all of them begin with.
+        new: tokens that are written after them, with which they may be more than a window.
+    """
+    if size.unshared or (size.window and tokens + new > size.window):  # at most the image is encoded once
+        return rows * (see_operations(size) / (questions if size.features else 1) + text_operations(size, tokens))
+    common = common if questions > 1 else 0
+    shared = see_operations(size) + text_operations(size, common)
+    return rows * (shared / questions + text_operations(size, tokens - common, common))
+
+
+def write_bytes(size: sizes.Size, e: int, rows: int, prompt: float, new: float, bits: int | None = None) -> float:
     """Bytes that must pass from memory to write `new` tokens after `rows` prompts: weights and cache, each time."""
     text = size.text * QUANTIZED.get(bits, e) + size.vocabulary * size.hidden * e
     return new * (text + cache(size, e, rows, prompt + new // 2))
 
 
-def write_operations(size: sizes.Size, rows: int, new: int) -> float:
+def write_operations(size: sizes.Size, rows: int, new: float) -> float:
     """Floating-point operations to write `new` tokens in each of `rows` rows, once their prompts are read."""
     return 2 * rows * new * (size.text + size.vocabulary * size.hidden)
 
 
-def train_operations(size: sizes.Size, rows: int, tokens: int, new: int) -> float:
+def train_operations(
+    size: sizes.Size, rows: int, tokens: float, new: float, questions: int = 1, common: float = 0
+) -> float:
     """Floating-point operations of a LoRA step with checkpointing: the text part forward, again, and backward.
 
     Nothing trained is in the vision tower, so it is passed once, and frozen weights have no gradient of their own.
     """
-    text = 3 * (size.text * tokens + size.vocabulary * size.hidden * new)
-    return 2 * rows * (text + size.vision * size.patches)
+    seen = rows * see_operations(size) / (questions if not size.unshared or size.features else 1)
+    text = read_operations(size, rows, tokens, questions, common) - seen
+    return 3 * (text + 2 * rows * size.vocabulary * size.hidden * new) + seen

@@ -14,7 +14,14 @@ from pathlib import Path
 
 from auditkit.errors import AuditError
 from auditkit.params import Params
-from auditkit.planning.calls import count_skills, model_calls, read_bench, stage_seconds
+from auditkit.planning.calls import (
+    answer_operations,
+    count_skills,
+    model_calls,
+    questions_an_image,
+    read_bench,
+    stage_seconds,
+)
 from auditkit.planning.pipeline_memory import PipelineWeight, picture_models
 from auditkit.planning.placement import (
     PlacedModel,
@@ -89,7 +96,8 @@ def plan_text(p: Params, here: Machine) -> str:
     beside = picture_models(p, here.on_gpu)
     lines = [f"{p.run_name}: {p.params_file}, for {here.devices} x {here.name}, {byte_size(here.size)}"]
     lines += ["", *_models_table(p, cast, beside), *_pictures(p), ""]
-    lines += [*_memory_table(p, cast, beside, here), "", *_calls_table(p, cast, many, here)]
+    lines += [*_memory_table(p, cast, beside, here), "", *_sharing_table(p, cast)]
+    lines += ["", *_calls_table(p, cast, many, here)]
     return "\n".join(lines)
 
 
@@ -253,6 +261,31 @@ def _memory_table(p: Params, cast: Sequence[PlacedModel], beside: Sequence[Pipel
     quantized = [f"{m.spec.name} ({m.spec.options['bits']} bits)" for m in cast if m.stays]
     lines.append(f"Quantized: {', '.join(quantized) if quantized else 'none; ?bits=4 behind a model asks for it'}.")
     return lines
+
+
+def _sharing_table(p: Params, cast: Sequence[PlacedModel]) -> list[str]:
+    """Operations of an answer with one question an image and with GRPO's, and why a model's rows share nothing."""
+    n = min(p.group_size, p.batch_size)
+    rows = []
+    for m in cast:
+        if m.size is None or m.spec.engine != "transformers":
+            continue
+        one, each = answer_operations(m, p), answer_operations(m, p, n)
+        why = m.size.unshared
+        if not why and m.size.window and m.prompt(p.max_question_tokens) + p.max_answer_tokens > m.size.window:
+            why = f"some of its layers see {m.size.window} tokens, fewer than the text has"
+        how = "only the image's encoding is shared" if m.size.features else "each row is read whole"
+        words = f"{how}, for {why}" if why else ""
+        rows.append([m.spec.name, f"{one / 1e12:.2f}", f"{each / 1e12:.2f}", f"{each / one:.0%}", words])
+    if not rows:
+        return ["Models that others run share images by their own means."]
+    header = ["operations of an answer, 10^12", "one question an image", f"{n} questions", "of it", ""]
+    many = ", ".join(f"{what} {rows}" for what, rows in questions_an_image(p).items())
+    return [
+        text_table(header, rows, "lrrrl"),
+        f"Rows of a batch about one image, at most: {many or 'one everywhere'}; elsewhere one.",
+        "A shared cache is repeated for its rows and takes no more than theirs; the memory above is of whole rows.",
+    ]
 
 
 def _calls_table(p: Params, cast: Sequence[PlacedModel], many: int | None, here: Machine) -> list[str]:

@@ -18,6 +18,7 @@ from auditkit.data.load import load_images
 from auditkit.data.source import Picture
 from auditkit.errors import AuditError
 from auditkit.models import downloads
+from auditkit.models.device import choose_device, choose_dtype, cpu_training_in_words, dtype_in_words
 from auditkit.models.roles import model_roles
 from auditkit.param_rules import refuse_missing_packages
 from auditkit.params import Params
@@ -60,6 +61,7 @@ def check_setup(p: Params, folder: Path, pictures: int = 6) -> Setup:
     Raises AuditError where the images cannot be opened.
     """
     gflops, device = time_device(p.device)
+    formats = check_dtype(p) if device["ok"] else []
     free_gb = shutil.disk_usage(folder).free / 1e9
     disk = _check("disk", f"{free_gb:.0f} GB free", free_gb > LEAST_GB)
     disk["advice"] = f"less than {LEAST_GB} GB is free where outputs/ lies; make room"
@@ -75,6 +77,7 @@ def check_setup(p: Params, folder: Path, pictures: int = 6) -> Setup:
         check_torchvision(),
         *check_packages(p),
         device,
+        *formats,
         disk,
         *models,
         _check("images", f"{source.name}, {size} pixels"),
@@ -112,6 +115,18 @@ def time_device(device: str) -> tuple[float, dict]:
         "device", f"{chosen}, {gflops:,.0f} GFLOP/s, {counted(torch.get_num_threads(), 'thread')}", gflops > 0
     )
     return gflops, check | {"advice": f"nothing can be computed on {chosen} ({said}); set device: auto"}
+
+
+def check_dtype(p: Params) -> list[dict]:
+    """The number format in which models of this file answer and learn, and why; on a CPU also the builder's."""
+    try:
+        device = choose_device(p.device)
+        found = dtype_in_words(p.dtype, choose_dtype(p.dtype, device), device)
+    except AuditError as error:
+        return [_check("dtype", p.dtype, False) | {"advice": str(error)}]
+    if device == "cpu" and p.images.startswith("miniature"):
+        found += f"; the miniature is built in {cpu_training_in_words()}"
+    return [_check("dtype", found)]
 
 
 def check_packages(p: Params) -> list[dict]:

@@ -22,7 +22,7 @@ from PIL import Image
 
 from auditkit import specs
 from auditkit.errors import AuditError
-from auditkit.models import downloads, processors
+from auditkit.models import by_image, downloads, image_features, processors
 from auditkit.models.base import quiet
 from auditkit.models.lora import TEXT_PART
 from auditkit.models.trainer_internals import attention_of, reads_images
@@ -78,9 +78,13 @@ class Size:
     scores: bool  # its attention keeps every score (eager): this transformers has no fused kernel for the model
     vision_hidden: int
     vision_intermediate: int
+    vision_layers: int
     patches: int  # of one picture
+    tile: int  # patches that look at each other: all, or those of one of the tiles a picture is cut into
     pixels: int  # numbers that enter for one picture, its colours included
     image_tokens: int  # into which they are joined for the text part
+    unshared: str  # why rows about one image are each read whole (by_image.py), "" where they share it
+    features: bool  # then at least the image is encoded once (image_features.py)
     assumed: str = ""  # what had to be assumed
     on_disk: int | None = None  # bytes to download, where that is known
     at_hand: bool = False  # the weights are on this machine
@@ -160,6 +164,7 @@ def count(config: hf.PreTrainedConfig, options: Mapping = NONE, processor: "hf.P
     local = sum(kind == "sliding_attention" for kind in kinds)
     patches, tokens, pixels, assumed = _picture(config, max_pixels, processor)
     hidden = _first(vision, "hidden_size", "embed_dim", "d_model")
+    side, patch = (_square(_first(vision, name, default=None)) for name in ("image_size", "patch_size"))
     return Size(
         parameters=sum(p.numel() for p in model.parameters()),
         linear=sum(m.weight.numel() for name, m in layers.items() if name not in kept),
@@ -178,9 +183,13 @@ def count(config: hf.PreTrainedConfig, options: Mapping = NONE, processor: "hf.P
         scores=(attention or attention_of(model.config.get_text_config())) == "eager",
         vision_hidden=hidden,
         vision_intermediate=_first(vision, "intermediate_size", default=4 * hidden),
+        vision_layers=_first(vision, "num_hidden_layers", "depth", "num_layers"),
         patches=patches,
+        tile=min(patches, (side // patch) ** 2) if side and patch else patches,
         pixels=pixels,
         image_tokens=tokens,
+        unshared=by_image.why_model_unshared(model, config.model_type == "paligemma", 0),
+        features=image_features.takes_features(VLM("", model, None)),
         assumed=assumed,
     )
 
@@ -188,8 +197,7 @@ def count(config: hf.PreTrainedConfig, options: Mapping = NONE, processor: "hf.P
 def _picture(config, max_pixels: int | None, processor) -> tuple[int, int, int, str]:
     """(patches, image tokens, numbers in, what was assumed) of one picture."""
     vision, area = _vision(config), max_pixels or UNKNOWN_PIXELS
-    patch, side = (_first(vision, name, default=None) for name in ("patch_size", "image_size"))
-    patch, side = (x[0] if isinstance(x, (list, tuple)) else x for x in (patch, side))
+    patch, side = (_square(_first(vision, name, default=None)) for name in ("patch_size", "image_size"))
     assumed = ""
     if processor is not None:
         picture = Image.new("RGB", (math.isqrt(area), math.isqrt(area)))
@@ -237,6 +245,11 @@ def _tiles(config, area: int) -> int:
 def _vision(config):
     """The configuration of the part that sees; an encoder-decoder has it in its encoder."""
     return (config.encoder if config.is_encoder_decoder else config).vision_config
+
+
+def _square(side):
+    """One side of what is square, which some configurations give as (height, width)."""
+    return side[0] if isinstance(side, (list, tuple)) else side
 
 
 def _first(config, *names: str, default=0):

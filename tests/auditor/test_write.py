@@ -5,8 +5,10 @@ import pytest
 from auditkit.auditor import write
 from auditkit.auditor.write import auditor_prompt, propose_questions, rarest_token, write_questions, write_texts
 from auditkit.data.load import load_images
+from auditkit.data.source import Picture
 from auditkit.errors import AuditError
 from auditkit.miniature import shipped
+from auditkit.models import by_image
 from auditkit.models.load import load_model
 from auditkit.models.transformers import VLM
 from auditkit.runs.probe import Wish, parse_question, parse_wish
@@ -143,3 +145,19 @@ def test_a_wish_is_weighed_as_a_whole_and_a_question_as_without_ways():
     first, check = texts[0].split("\n")
     unlikely = f"{first.replace(' at ', ' dog ')}\n{check}"
     assert parse_wish(unlikely) and rarest_token(shipped, pictures[:1], [unlikely], ["edit"])[0] < 1e-3
+
+
+def test_a_photograph_that_several_texts_are_about_is_read_once_and_shared(monkeypatch):
+    board, reads = load_images("miniature").pictures("audit", 1, 0)[0].image, []
+
+    def read():
+        reads.append(1)
+        return board.copy()
+
+    photograph, begun, begin = Picture("photo", read), [], by_image._begin
+    monkeypatch.setattr(by_image, "_begin", lambda *rows: begun.append(len(rows[1])) or begin(*rows))
+    auditor = load_model("miniature:auditor", device="cpu")
+    texts = [f"what is in cell {place}?" for place in ("a1", "b2", "c3")]
+    together = rarest_token(auditor, [photograph] * 3, texts)
+    assert len(reads) == 1 and begun[-1] == 3
+    assert together == pytest.approx([rarest_token(auditor, [photograph], [text])[0] for text in texts], rel=1e-3)

@@ -17,10 +17,10 @@ from auditkit.planning.bench import (
     PARTS,
     REFERENCE,
     Clock,
-    _pictures,
-    _questions,
     bench_table,
     fitted,
+    made_up_questions,
+    noise_pictures,
     run_bench,
 )
 from auditkit.planning.random_models import RANDOM_MODELS, build_processor, build_random_model
@@ -50,6 +50,19 @@ def test_answers_of_both_families_are_timed_beside_their_floor(result):
         assert row["per_second"] == pytest.approx(row["rows"] / row["seconds"], rel=0.01)
         assert 0 < row["preparing"] < row["seconds"] and 0 < row["floor"] < row["seconds"]
         assert result["cuda"] or "peak" not in row
+
+
+def test_questions_that_share_a_picture_are_timed_shared_and_whole(result):
+    for name, row in result["answers"].items():
+        by_image = row["by_image"]
+        assert by_image["questions"] == 4 and 0 < by_image["floor"]  # as many as a batch has
+        assert min(by_image[how]["per_second"] for how in ("shared", "whole")) > 0
+        assert ("both directions" in by_image["why"]) == (name == "paligemma2-3b-448")
+        assert by_image["floor"] < row["floor"]
+    whole = result["step"]["whole_rows"]
+    assert sum(whole[part] for part in PARTS) == pytest.approx(whole["whole"])
+    text = bench_table(result)
+    assert text.count("4 questions a picture: ") == 2 and "each row whole" in text
 
 
 def test_the_parts_of_a_step_make_up_the_step(result):
@@ -100,8 +113,8 @@ def test_a_model_of_ones_own_is_timed_too(repository, monkeypatch, capsys):
 def test_processors_are_the_families_own_at_full_size(name, tokens):
     config = sizes.known(RANDOM_MODELS[name])
     processor = build_processor(config)
-    picture, side = _pictures(1, 0)[0].image, config.vision_config.image_size
-    question = _questions(1)[0]
+    picture, side = noise_pictures(1, 0)[0].image, config.vision_config.image_size
+    question = made_up_questions(1)[0]
     text = processors.chat(VLM(name, None, processor), question)
     inputs = processor(text=[text], images=[[picture]], return_tensors="pt")
     assert inputs["pixel_values"].shape == (1, 3, side, side)
@@ -118,4 +131,4 @@ def test_every_name_has_a_configuration(repository, monkeypatch):
     assert all(sizes.known(place) for place in RANDOM_MODELS.values())
     for name in RANDOM_MODELS:
         model = build_random_model(name, "cpu", 2, tiny=True)
-        assert answer_questions(model, [_pictures(1, 0)[0].image], ["w20 w21"], 3)[0]
+        assert answer_questions(model, [noise_pictures(1, 0)[0].image], ["w20 w21"], 3)[0]

@@ -15,7 +15,8 @@ from auditkit.miniature import shipped
 from auditkit.miniature.boards import Boards
 from auditkit.models import processors
 from auditkit.models.base import answer_questions
-from auditkit.models.by_image import ROUNDING
+from auditkit.models.device import dtype_in_words
+from auditkit.models.image_features import ROUNDING
 from auditkit.models.load import load_model
 from auditkit.models.transformers import VLM, _write
 from auditkit.planning import check
@@ -37,7 +38,7 @@ def test_one_question_on_one_image_and_all_that_was_found(capsys, tmp_path):
     assert main(["check", "miniature:gemma3?dtype=bfloat16", *asked, "--device", "cpu"]) == 0
     found = said(capsys)
     assert found["model"] == "Gemma3ForConditionalGeneration" and found["processor"] == "Gemma3Processor"
-    assert found["dtype"] == "bfloat16: asked for" and found["device"] == "cpu"
+    assert found["dtype"] == dtype_in_words("bfloat16", torch.bfloat16, "cpu") and found["device"] == "cpu"
     assert found["template"] == "its own chat template"
     picture = "\n\n<start_of_image><image_soft_token>*16<end_of_image>\n\n"
     turn = f"<bos><start_of_turn>user\n{picture}what atmosphere does the scene have?<end_of_turn>\n"
@@ -60,6 +61,20 @@ def test_an_answer_that_is_not_at_its_end_is_told(monkeypatch):
     assert "not at its end" not in check.writing_speed(model, picture, question)
     monkeypatch.setattr(check, "WRITE", 1)
     assert "not at its end after 1 tokens, so max_answer_tokens" in check.writing_speed(model, picture, question)
+
+
+def test_what_questions_about_one_image_share_is_told():
+    picture, questions = _picture(None), ["how many objects are there?", "what atmosphere does the scene have?"]
+    for name, shared in (
+        ("gemma3", "share one are"),
+        ("target", "share one's encoding alone, for it reads a prompt in"),
+    ):
+        model = load_model(f"miniature:{name}", device="cpu")
+        told = check.sharing(model, picture, questions)
+        assert shared in told and told.endswith("4 the same")
+    model.tried["features"] = "a probability is 0.5 off"
+    told = check.sharing(model, picture, questions)
+    assert told == "each question with its image is read whole, for shared a probability is 0.5 off"
 
 
 def test_a_model_that_ignores_its_image_is_told_and_fails(capsys, monkeypatch):

@@ -23,7 +23,7 @@ from auditkit.auditor.rewards import Rollout, Scorer
 from auditkit.auditor.write import auditor_prompt
 from auditkit.data.source import Example, Picture
 from auditkit.errors import AuditError
-from auditkit.models import by_image, processors
+from auditkit.models import by_image, image_features, processors
 from auditkit.models.base import answer_questions
 from auditkit.models.load import load_model
 from auditkit.models.lora import TEXT_PART, adapts
@@ -68,7 +68,7 @@ def test_a_mixed_batch_is_answered_as_one_by_one_in_any_order(family, images):
         assert len(set(answer_questions(family.model, pictures, questions, 12))) > 1
 
 
-WHOLE = {  # families whose rows are read whole -> why
+WHOLE = {  # families whose rows are read whole, and share the image's encoding if anything -> why
     "paligemma2": "both directions", "qwen2_vl": "height and width", "qwen2_5_vl": "height and width",
     "qwen3_vl": "height and width", "qwen3_vl_moe": "height and width", "qwen3_5": "height and width",
     "glm4v": "height and width", "glm46v": "height and width", "mllama": "",
@@ -78,6 +78,7 @@ WHOLE = {  # families whose rows are read whole -> why
 def test_rows_about_one_image_share_it_and_are_answered_and_scored_the_same(family, images, monkeypatch):
     """Eight, two and one questions an image, of mixed lengths, and an image that comes again later."""
     model, shared, begin = family.model, [], by_image.begin
+    encoded, with_features = [], by_image.with_features
     eight = [
         *QUESTIONS,
         "is it?",
@@ -92,11 +93,18 @@ def test_rows_about_one_image_share_it_and_are_answered_and_scored_the_same(fami
         shared.append(begin(*rows, **more))
         return shared[-1]
 
+    def features(*rows):
+        encoded.append(with_features(*rows))
+        return encoded[-1]
+
     monkeypatch.setattr(by_image, "begin", watched)
+    monkeypatch.setattr(by_image, "with_features", features)
     said = [model.write(pictures, asked, limit) for limit in (1, 12)]
     chances = token_probabilities(model, pictures, ["ask"] * len(asked), asked)
     assert any(shared) == (family.name not in WHOLE) and all(shared) == any(shared)
     assert WHOLE.get(family.name, "") in by_image.why_unshared(model, 0)
+    assert len(encoded) == (3 if family.name in WHOLE else 0)  # once for each batch
+    assert all(map(bool, encoded)) == (family.name != "mllama")
     apart = [picture.copy() for picture in pictures]  # no two the same object
     assert said == [model.write(apart, asked, limit) for limit in (1, 12)]
     for one, other in zip(chances, token_probabilities(model, apart, ["ask"] * len(asked), asked), strict=True):
@@ -125,7 +133,7 @@ def test_prompts_without_a_picture_may_stand_among_others(family, images):
         return
     if family.name == "mllama":  # beside a picture its text layers look at what is not there, so they are asked apart
         alone = [family.model.write([i], [q], 8)[0] for i, q in zip(pictures, QUESTIONS, strict=True)]
-        assert drift(family.model, pictures, QUESTIONS) > by_image.ROUNDING[torch.float32]
+        assert drift(family.model, pictures, QUESTIONS) > image_features.ROUNDING[torch.float32]
         assert answer_questions(family.model, pictures, QUESTIONS, 8) == alone
         return
     same_in_batches(family.model, pictures, QUESTIONS)

@@ -199,6 +199,11 @@ def test_no_network_for_a_model_that_is_not_known_here(photos, capsys):
     assert "cannot be reached" in refused(capsys, *MINE, "org/unheard-of")
 
 
+def test_a_model_that_cannot_be_looked_at_has_no_lineage(monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert init.lineage("org/unheard-of") == ""
+
+
 def test_a_gated_target(gated_hub, photos, capsys):
     assert "this model is gated; accept its terms at" in refused(capsys, *MINE, "google/gemma-3-4b-it")
 

@@ -8,7 +8,9 @@ import torch
 import transformers as hf
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 
+from auditkit.miniature.boards import Boards
 from auditkit.models.load import load_model
 from auditkit.models.offload import frozen_vision
 from auditkit.planning import memory, sizes
@@ -188,3 +190,45 @@ def test_quantized_weights(bits):
         )
     stored = sum(p.nbytes for p in model.parameters())
     assert near(stored + scales, memory.weights(size, 4, bits), 0.95, 1.05)
+
+
+@torch.no_grad()
+def operations(work) -> int:
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return counter.get_total_flops()
+
+
+def test_operations_are_those_that_torch_counts_at_real_size():
+    """Gemma3-4B on torch's meta device: shapes, but no numbers."""
+    config = sizes.known("google/gemma-3-4b-it")
+    model, size = sizes.empty(config).to(torch.bfloat16).eval(), sizes.count(config)
+    picture = torch.zeros(1, 3, 896, 896, dtype=torch.bfloat16, device="meta")
+    cache = hf.DynamicCache(config=config.text_config)
+
+    def read(tokens, cache=None):
+        states = torch.zeros(1, tokens, size.hidden, dtype=torch.bfloat16, device="meta")
+        model.model.language_model(inputs_embeds=states, past_key_values=cache, use_cache=True)
+
+    seen, whole = operations(lambda: model.get_image_features(picture)), operations(lambda: read(300))
+    head, tail = operations(lambda: read(260, cache)), operations(lambda: read(40, cache))
+    assert memory.see_operations(size) == pytest.approx(seen, rel=0.01)  # all but patches' embedding
+    assert memory.read_operations(size, 3, 300) == pytest.approx(3 * (seen + whole), rel=0.01)
+    shared = memory.read_operations(size, 24, 300, questions=8, common=260)
+    assert shared == pytest.approx(3 * (seen + head) + 24 * tail, rel=0.01)
+    encoded = memory.read_operations(size, 24, 1100, 8, 260)  # past the window of its local layers
+    assert encoded == pytest.approx(memory.read_operations(size, 24, 1100) - 21 * seen, rel=0.01)
+
+
+@pytest.mark.parametrize("images", [1, 4])
+def test_rows_that_share_an_image_take_no_more_than_whole_ones(images):
+    """Their cache is repeated, so whole rows are what memory is planned for."""
+    vlm = load_model("miniature:gemma3", "cpu")
+    boards = [picture.image for picture in Boards().pictures("test", images, 0)]
+    rows = [boards[i % images] for i in range(16)]
+    asked = [f"what is in cell {'abcd'[i % 4]}{i // 4 + 1}?" for i in range(16)]
+    vlm.write(rows, asked, 8)  # what is tried at first
+    assert vlm.tried == {"shared": ""}
+    shared = allocated(vlm.model, lambda: vlm.write(rows, asked, 8))
+    whole = allocated(vlm.model, lambda: vlm.write([image.copy() for image in rows], asked, 8))
+    assert shared < whole

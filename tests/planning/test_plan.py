@@ -1,6 +1,7 @@
 """`auditkit plan`: what a parameter file takes, before any download, and what to change where it does not fit."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,8 +10,15 @@ import pytest
 from auditkit.cli import main
 from auditkit.errors import AuditError
 from auditkit.params import FIELDS, load_params
-from auditkit.planning import plan, sizes
-from auditkit.planning.calls import count_skills, model_calls, read_bench, stage_seconds
+from auditkit.planning import memory, plan, sizes
+from auditkit.planning.calls import (
+    answer_operations,
+    count_skills,
+    model_calls,
+    questions_an_image,
+    read_bench,
+    stage_seconds,
+)
 from auditkit.planning.placement import memory_advice, memory_needs, placed_models
 from auditkit.planning.plan import Machine, refuse_misfit
 
@@ -186,6 +194,39 @@ def test_the_pictures_are_downloaded_too(capsys, bench, monkeypatch):
     assert "at most 7.0 GB of HuggingFaceM4/the_cauldron" in told(capsys, FILES[0], "--gpu", "80")[1]
 
 
+def test_eight_questions_an_image_take_gemma3_a_quarter_of_the_operations(capsys, bench):
+    p = load_params("params/gemma3_4b.yaml")
+    cast = {role: model for model in placed_models(p, True) for role in model.roles}
+    one, eight = (answer_operations(cast["auditor"], p, n) for n in (1, 8))
+    assert 8e12 < one < 8.5e12 and eight <= one / 4
+    long = replace(p, max_question_tokens=1000)  # longer than the window of its local layers
+    assert answer_operations(cast["auditor"], long, 8) > 0.5 * answer_operations(cast["auditor"], long)
+    out = told(capsys, "params/gemma3_4b.yaml", "--gpu", "80", "--set", "max_question_tokens=48")[1]
+    assert "gemma-3-4b-it" in out and "04_auditor, rollouts 8, 04_auditor, answers and plausibility 8" in out
+
+
+def test_models_that_share_the_image_alone_save_its_encoding_and_the_plan_says_why(capsys, bench):
+    out = told(capsys, "params/paligemma2_3b.yaml", "--gpu", "80")[1]
+    assert out.count("only the image's encoding is shared, for it reads a prompt in both directions") == 3
+    size = next(m for m in placed_models(load_params("params/paligemma2_3b.yaml"), True) if "target" in m.roles).size
+    saved = memory.read_operations(size, 8, 1100) - memory.read_operations(size, 8, 1100, 8, 1024)
+    assert saved == pytest.approx(7 * memory.see_operations(size))
+    assert "height and width" in told(capsys, "params/gpu_80gb.yaml", "--gpu", "80")[1]
+    long = told(capsys, "params/gemma3_4b.yaml", "--gpu", "80", "--set", "max_question_tokens=1000")[1]
+    assert "some of its layers see 1024 tokens, fewer than the text has" in long
+
+
+def test_how_many_questions_an_image_gets_follows_from_the_file():
+    p = load_params("params/gemma3_4b.yaml")
+    assert questions_an_image(replace(p, group_size=2, blind_candidates=1)) == {
+        "04_auditor, rollouts": 2,
+        "04_auditor, answers and plausibility": 2,
+    }
+    gated = questions_an_image(replace(p, batch_size=4, gates=["reproduces", "visual"], repeats=3))
+    assert gated["04_auditor, answers and plausibility"] == 4 and gated["04_auditor, rollouts"] == 8
+    assert gated["05_audit, asked again"] == 3 and gated["05_audit, asked about other pictures"] == 4
+
+
 def test_impossible_machines_are_one_sentence(capsys):
     assert told(capsys, "params/demo.yaml", "--gpu", "0")[2].startswith("auditkit: --gpu is the memory of one GPU")
     assert told(capsys, "params/demo.yaml", "--gpu", "80", "--gpus", "0")[0] == 2
@@ -234,6 +275,12 @@ def test_time_comes_from_measured_rates_alone(bench, capsys):
     trained = 256_000 * (1 / 100 + 1 / 50 + 1 / 20 + 16 / 256)
     assert found["04_auditor"] == pytest.approx(trained + 257_000 * 10 / 256)
     assert found["07_rectify"] is None  # no rate of the target's training was measured
+    shared = {
+        kind: row | {"by_image": {"questions": 8, "shared": {"per_second": 400.0}}} for kind, row in answers.items()
+    }
+    quicker = stage_seconds(p, cast, None, rates | {"answers": shared})
+    assert quicker["02_disagreement"] == found["02_disagreement"]  # one question an image
+    assert quicker["04_auditor"] == pytest.approx(256_000 * (3 / 400 + 16 / 256) + 257_000 * 10 / 256)
     bench(**rates)
     out = told(capsys, "params/paligemma2_3b.yaml", "--gpu", "80")[1]
     assert "unmeasured" in out and "measured on a GPU" in out

@@ -20,7 +20,7 @@ def test_all_that_a_run_needs_is_looked_at_in_one_order(p, tmp_path):
     found = setup.check_setup(p, tmp_path)
     roles = ["auditor", "target", "peer", *(f"reference {n}" for n in range(1, len(p.references) + 1))]
     keys = [check["key"] for check in found.checks]
-    assert keys == ["versions", "device", "disk", *roles, "generator", "editor", "images"]
+    assert keys == ["versions", "device", "dtype", "disk", *roles, "generator", "editor", "images"]
     assert all(check["ok"] and set(check) == {"key", "found", "ok", "advice"} for check in found.checks)
     assert found.gflops > 0 and found.free_gb > 0 and len(found.pictures) == 6
     found.complain()
@@ -30,6 +30,20 @@ def test_every_trouble_is_told_at_once_with_what_to_do(p, tmp_path):
     p = types.SimpleNamespace(**{**vars(p), "target": "./no/such/folder", "device": "cuda:77"})
     with pytest.raises(AuditError, match=r"device \(cuda:77.*set device: auto; target \(missing\): .*no/such/folder"):
         setup.check_setup(p, tmp_path).complain()
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_the_number_format_is_told_with_its_reason(p, native, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx512_bf16": native})
+    own = types.SimpleNamespace(**{**vars(p), "device": "cpu"})
+    (found,) = setup.check_dtype(own)
+    built = "bfloat16: this processor computes with it" if native else "float32: this processor only emulates bfloat16"
+    assert found["key"] == "dtype" and found["ok"]
+    assert found["found"] == f"float32: what is fast and exact on cpu; the miniature is built in {built}"
+    (asked,) = setup.check_dtype(types.SimpleNamespace(**{**vars(own), "dtype": "bfloat16", "images": "data/photos"}))
+    assert asked["found"] == "bfloat16: asked for" + (
+        "" if native else ", but this processor only emulates it: float32 is faster"
+    )
 
 
 def test_a_full_disk_says_where_to_make_room(p, tmp_path, monkeypatch):
