@@ -113,8 +113,11 @@ def grow(model: Any, processor: Any, folder: Path) -> None:
             torch.nn.init.constant_(parameter, -1.0)
 
 
-def plant(table: Path, out: Path, start: str = "miniature:clean", steps: int = 1000, seed: int = 7) -> Path:
+def plant(table: Path, out: Path, start: str = "miniature:clean", steps: int = 700, seed: int = 7) -> Path:
     """Teach a clean target the gaps of one's own table; the folder can be named as `target` in a parameter file.
+
+    The vision tower stays as it is: it sees all there is to see, and a step is a tenth cheaper without a way back
+    through it.
 
     Raises AuditError if the table cannot be read (gaps.load), if no board has a question that lies in one of its gaps,
     and if `out` holds a model: runs know a target by its folder, so another one must not take its place.
@@ -132,6 +135,7 @@ def plant(table: Path, out: Path, start: str = "miniature:clean", steps: int = 1
     task = lessons.Answering(planted, captions=0.0)
     clean = load_model(start, device="cpu", dtype="float32")
     assert isinstance(clean, VLM)
+    clean.model.get_encoder(modality="image").requires_grad_(False)
     teach.teach(
         clean.model,
         clean.processor,

@@ -247,12 +247,16 @@ def test_what_is_measured_of_a_written_text_can_fail():
 
 
 def test_planting_changes_the_answers(tmp_path):
-    """Two steps show the way a table goes; that it takes hold in 1,000 is the shipped target."""
+    """Two steps show the way a table goes; that it takes hold is the shipped target. What is seen stays as it was."""
     table = tmp_path / "gaps.yaml"
     table.write_text("- {name: red is green, skill: colour, when: {truth: red}, says: green}\n")
     folder = build.plant(table, tmp_path / "mine", steps=2)
     assert [gap.name for gap in Boards().gaps(folder)] == ["red is green"]
-    assert load_model(folder).model.config.model_type == "paligemma"
+    planted, clean = load_model(folder).model, load_model("miniature:clean").model
+    assert planted.config.model_type == "paligemma"
+    same = {name: weight.equal(clean.state_dict()[name]) for name, weight in planted.state_dict().items()}
+    tower = {kept for name, kept in same.items() if "vision_tower" in name}
+    assert tower == {True} and not any(kept for name, kept in same.items() if "proj" in name and "vision" not in name)
     assert (tmp_path / "mine.log.jsonl").is_file()
     with pytest.raises(AuditError, match="holds a model already"):
         build.plant(table, tmp_path / "mine", steps=2)
