@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import random
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 
 from auditkit.consensus.normalise import normalise
@@ -97,7 +97,8 @@ def build_training_set(
 ) -> list[Example]:
     """What is to be learnt, evenly over failure types, among what the target knows, in a fixed random order.
 
-    On the labeled route each is there once: all originals, and what the audit asked whether the target failed or not.
+    Beside each copy of a finding goes one of a probe like it on which the target agreed (`contrasts`). On the labeled
+    route each is there once: all originals, and what the audit asked whether the target failed or not.
 
     Args:
         learnt: as `training_pairs` gives it.
@@ -124,9 +125,42 @@ def build_training_set(
     if p.route == "unlabeled":
         times = max(1, round(FINDINGS_SHARE / (1 - FINDINGS_SHARE) * len(rest) / len(every)))
         every = every * times if counted else evenly(learnt, times * len(every), OFTENER * times)
+        rest += [] if counted else contrasts(every, scored, functools.cache(picture), p.failure_types)
     examples = every + rest
     random.Random(p.seed).shuffle(examples)
     return examples
+
+
+def contrasts(
+    learnt: Sequence[Example], scored: Sequence[dict], picture: Callable[[str], Picture], kinds: int
+) -> list[Example]:
+    """A probe on which the target agreed for each example to be learnt, as often as that one comes; none where no such
+    probe is of its kind of question.
+
+    Of its kind those come first, in turn, on which it is right to say what the target says wrongly in the finding. Who
+    learns from findings alone that something stands above a cell where it saw nothing may come to see something
+    everywhere (docs/repair.md).
+
+    Args:
+        learnt: findings, copies of one being one example each.
+        scored: records of the audit, with the findings and what the target agreed on.
+        kinds: most kinds of question told apart, by their words.
+    """
+    rows = [row for row in scored if row["outcome"] in ("finding", "agrees")]
+    kind_of, said, pools = {}, {row["key"]: normalise(row["target"]) for row in rows}, defaultdict(list)
+    for kind, cluster in enumerate(clusters_by_text([(row["question"], "") for row in rows], kinds)):
+        for row in (rows[i] for i in cluster):
+            kind_of[row["key"]] = kind
+            if row["outcome"] == "agrees":
+                pools[kind, normalise(row["consensus"])].append(row)
+                pools[kind, None].append(row)
+    turns = {of: itertools.cycle(pool) for of, pool in pools.items()}
+    chosen = []
+    for example in learnt:
+        kind = kind_of[example.key]
+        of = (kind, said[example.key]) if (kind, said[example.key]) in pools else (kind, None)
+        chosen += [next(turns[of])] if of in pools else []
+    return _labelled(chosen, ["agrees"], picture)
 
 
 def balanced(scored: Sequence[dict], kinds: int) -> list[dict]:
