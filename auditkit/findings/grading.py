@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -188,7 +189,8 @@ def agreement_with_gaps(types: Sequence[FailureType], records: Sequence[dict], s
 def grade_rules(
     types: Sequence[FailureType], rules: Mapping[str, Rule], gap_of: Mapping[str, dict], source: Source, gaps: list
 ) -> dict:
-    """Whether the rules of failure types name what was planted, on questions that the source draws anew; {} without gaps.
+    """Whether the rules of failure types name what was planted, on questions that the source draws anew; {} without
+    gaps, and where no type lies in one.
 
     Of the types whose findings lie in one gap (ONE_GAP of them). A rule *names* its gap if all facts of the gap's
     condition follow from it, and each of its own conditions is needed for that: without it, one of them would not.
@@ -197,38 +199,30 @@ def grade_rules(
         gap_of: as from `type_gaps`.
 
     Returns {"types": how many lie in one gap, "with_a_rule", "named": rate of the types, "by_type": {type's name:
-    {"names": bool, "covers": rate of the questions in the gap that the rule holds for}}}.
+    {"names": bool, "covers"?: rate of the questions in the gap that the rule holds for}}}.
     """
-    by_name, graded, lie = {gap.name: gap for gap in gaps}, {}, 0
-    drawn = (
-        [(key, source.question(key)) for key in (one.key for one in source.pictures("rules", DRAWN, 0))] if gaps else []
-    )
-    for kind in types if gaps else ():
-        place = gap_of[kind.name]
-        if place["name"] not in by_name or place["share"] < ONE_GAP:
-            continue
-        lie += 1
-        if rule := rules.get(kind.name):
-            graded[kind.name] = _names(rule, by_name[place["name"]], source, drawn)
+    by_name = {gap.name: gap for gap in gaps}
+    lie = [kind.name for kind in types if gaps and gap_of[kind.name]["share"] >= ONE_GAP]
+    lie = [name for name in lie if gap_of[name]["name"] in by_name]
     if not lie:
         return {}
-    named = stats.rate(sum(row["names"] for row in graded.values()), lie)
-    return {"types": lie, "with_a_rule": len(graded), "named": named, "by_type": graded}
+    drawn = [(picture.key, source.question(picture.key) or "") for picture in source.pictures("rules", DRAWN, 0)]
+    graded = {name: _names(rules[name], by_name[gap_of[name]["name"]], source, drawn) for name in lie if name in rules}
+    named = stats.rate(sum(row["names"] for row in graded.values()), len(lie))
+    return {"types": len(lie), "with_a_rule": len(graded), "named": named, "by_type": graded}
 
 
 def _names(rule: Rule, gap, source: Source, drawn: Sequence[tuple[str, str]]) -> dict:
-    """Whether a rule says what the condition of a gap says, on questions drawn anew."""
+    """Whether a rule says what the condition of a gap says, on (picture, question) drawn anew."""
     asked = [(key, question) for key, question in drawn if rule.kind.asks(question)]
-    # a gap with one of the facts alone, whose answer is always another
+    # a gap with one of the facts alone, whose answer is never the true one
     alone = [replace(gap, when={fact: wanted}, says="\0") for fact, wanted in gap.when.items()]
     facts = [[source.gap(key, question, [one]) is not None for one in alone] for key, question in asked]
-    lies = [source.gap(key, question, [gap]) is not None for key, question in asked]
 
-    def holds(conditions) -> list[bool]:
+    def holds(conditions: tuple) -> list[bool]:
         only = replace(rule, conditions=conditions)
         return [
-            only.holds(q, _first(source.accepted(key, q)), lambda other: _first(source.accepted(key, other)))
-            for key, q in asked
+            only.holds(question, _first(source, key, question), partial(_first, source, key)) for key, question in asked
         ]
 
     def follow(inside: list[bool]) -> bool:
@@ -236,15 +230,16 @@ def _names(rule: Rule, gap, source: Source, drawn: Sequence[tuple[str, str]]) ->
         some = [row for row, held in zip(facts, inside, strict=True) if held]
         return bool(some) and all(sum(column) >= FOLLOWS * len(some) for column in zip(*some, strict=True))
 
-    inside = holds(rule.conditions)
-    needed = [not follow(holds(rule.conditions[:i] + rule.conditions[i + 1 :])) for i in range(len(rule.conditions))]
-    of_gap = [held for held, there in zip(inside, lies, strict=True) if there]
+    inside, conditions = holds(rule.conditions), rule.conditions
+    needed = [not follow(holds(conditions[:i] + conditions[i + 1 :])) for i in range(len(conditions))]
+    of_gap = [held for held, one in zip(inside, asked, strict=True) if source.gap(*one, [gap]) is not None]
     covers = {"covers": stats.rate(sum(of_gap), len(of_gap))} if of_gap else {}
     return {"names": follow(inside) and all(needed), **covers}
 
 
-def _first(accepted: Sequence[str]) -> str:
-    return next(iter(accepted), "")
+def _first(source: Source, key: str, question: str) -> str:
+    """The true answer; "" where there is none."""
+    return next(iter(source.accepted(key, question)), "")
 
 
 def _described(gap) -> dict:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import random
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +33,7 @@ WELL = 0.02  # share of the records that a rule without probing questions may ge
 TRIED = 16  # failures, and successes, about which a probing question is put to one reference
 KEPT = 40  # failures, successes inside the rule so far, and others, about which it is put to all
 TELLING = 3  # probing questions of a type that are put to all
+MOST_ROWS = 1000  # failures, and successes, of a type that are looked at
 
 
 @dataclass(frozen=True)
@@ -67,31 +68,37 @@ def narrow_types(
 
     Args:
         types: as from `find_failure_types`.
-        scored: the audit's records (score_probes). A finding of another type is neither a failure nor a success.
+        scored: the audit's records (score_probes). A finding of another type is neither failure nor success.
         untrained: those of notebook 02, whose successes count as well; none where it was not run.
         references: what loads them; none: then rules are made of words and consensus alone.
         picture: a key -> the picture, those that were made among them.
         alike, quorum: as for `score_probes`.
         folder: gets probing.jsonl; what it holds is not asked again.
     """
-    asked = [row for row in scored if row["outcome"] in ASKED]
-    beside = [row for row in untrained if row["outcome"] in ASKED]
-    kinds = question_kinds((row["picture"], row["question"]) for row in [*asked, *beside])
-    agreed = [row for row in [*asked, *beside] if row["outcome"] == "agrees"]
+    asked = [row for row in [*scored, *untrained] if row["outcome"] in ASKED]
+    kinds = question_kinds((row["picture"], row["question"]) for row in asked)
+    failed, agreed = {row["key"]: row for row in scored if row["outcome"] == "finding"}, defaultdict(list)
+    for row in asked:
+        if row["outcome"] == "agrees":
+            agreed[kinds[row["question"]]].append(row)
     asking = _Asking(references, picture, AnswerBook(folder / FILE), alike, quorum, max_answer_tokens)
     found = {}
     for of in types:
-        own = set(of.keys)
-        failed = [row for row in asked if row["key"] in own]
-        [(kind, n)] = Counter(kinds[row["question"]] for row in failed).most_common(1)
-        good = [row for row in agreed if kinds[row["question"]] == kind]
+        own = [failed[key] for key in of.keys]
+        [(kind, n)] = Counter(kinds[row["question"]] for row in own).most_common(1)
+        good = _some(agreed[kind])
         if n < max(LEAST, ONE_KIND * of.size) or len(good) < LEAST or len(kind.vocabulary) > len(ORDINALS):
             continue
-        bad = [row for row in failed if kinds[row["question"]] == kind]
+        bad = _some([row for row in own if kinds[row["question"]] == kind])
         wrong = [True] * len(bad) + [False] * len(good)
         if rule := _narrow(kind, [*bad, *good], wrong, kinds, asking):
             found[of.name] = rule
     return found
+
+
+def _some(rows: list[dict]) -> list[dict]:
+    """The rows, or MOST_ROWS of them."""
+    return rows if len(rows) <= MOST_ROWS else random.Random(MOST_ROWS).sample(rows, MOST_ROWS)
 
 
 def _narrow(kind: Kind, rows: list[dict], wrong: list[bool], kinds: Mapping[str, Kind], asking: _Asking) -> Rule | None:

@@ -1,9 +1,9 @@
 """Kinds of question, and which of them can be asked beside a question: from the words of what was asked alone.
 
-Words that took each other's place are of one class ("red", "blue"), and questions that differ only within classes are of
-one kind: "is there a … …?". A kind that was asked of many pictures is a *probing question*: its variable parts are filled
-from the question at hand ("what pattern has the object at the first … ?") or from what the references answered to it. So
-what a picture shows can be asked for without a list of what pictures show.
+Words that took each other's place are of one class ("red", "blue"), and questions that differ only within classes are
+of one kind: "is there a … …?". A kind that was asked of many pictures makes a *probing question*: its variable parts
+are filled from the question at hand, or with what the references answered to it. So what a picture shows can be asked
+for without a list of what pictures show.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from auditkit.findings.grouping import ELLIPSIS

@@ -1,8 +1,8 @@
 """Rules: a few conditions on what is known of a question and its picture that part failures from successes.
 
 A *fact* is a word of the question, what the references answered to it, or what they answer to a probing question about
-the same picture (findings/probing.py). A *condition* says which values a fact may have; a *rule* is conditions that must
-all hold. Of all rules the one is taken that describes the records in the fewest bits, its own included (minimum
+the same picture (findings/probing.py). A *condition* says which values a fact may have; a *rule* is conditions that
+must all hold. Of all rules the one is taken that describes the records in the fewest bits, its own included (minimum
 description length, Rissanen 1978). So a condition has to save more than it costs, and where nothing parts failures from
 successes, or there is too little of either, there is no rule. Who is asked for the facts: findings/narrow.py.
 """
@@ -44,7 +44,7 @@ class Condition:
 
 @dataclass(frozen=True)
 class Rule:
-    """Conditions that must all hold of a question of a kind, and how often the target fails where they do and do not."""
+    """Conditions that must all hold of a question of a kind; how often the target fails where they do and do not."""
 
     kind: Kind
     conditions: tuple[Condition, ...]

@@ -1,8 +1,8 @@
 """A repair is checked before it is kept: on probes of the audit of which nothing was learnt, by the consensus.
 
-A part of the audit's pictures is held out of the training set, with all that was asked about them. There the repaired
-target should answer findings as the references do (*mended*), and probes on which it agreed with them as before; what it
-now gets wrong is *broken*. An audit hunts for failures, so findings are more among its probes than among questions that
+A part of the audit's pictures is held out of the training set, with all that was asked about them. There the
+repaired target should answer findings as the references do (*mended*), and probes on which it agreed with them as
+before; what it now gets wrong is *broken*. An audit hunts for failures, so findings are more among its probes than among questions that
 nobody chose. Both are therefore weighed by how often such questions fail: those of the auditor's first checkpoint. A
 repair that breaks more than it mends is not kept. No label and no oracle has a part in it.
 """
@@ -27,7 +27,9 @@ Alike = Callable[[str, str, str], bool]
 
 
 def is_checked(p: Params) -> bool:
-    """Whether probes are held out: not on the labeled route, whose originals are on the same pictures, nor in controls."""
+    """Whether probes are held out: not on the labeled route, whose originals are of the same pictures, nor in
+    controls.
+    """
     return p.route == "unlabeled" and p.rectify_on == "findings" and not p.rectify_pairs
 
 

@@ -13,6 +13,7 @@ from auditkit.consensus.same import Same
 from auditkit.data.source import Example, Picture
 from auditkit.errors import AuditError
 from auditkit.findings.grouping import clusters_by_text, group_findings
+from auditkit.findings.probing import question_kinds
 from auditkit.models.answers import AnswerBook
 from auditkit.models.transformers import VLM
 from auditkit.params import Params
@@ -125,42 +126,52 @@ def build_training_set(
     if p.route == "unlabeled":
         times = max(1, round(FINDINGS_SHARE / (1 - FINDINGS_SHARE) * len(rest) / len(every)))
         every = every * times if counted else evenly(learnt, times * len(every), OFTENER * times)
-        rest += [] if counted else contrasts(every, scored, functools.cache(picture), p.failure_types)
+        rest += [] if counted else contrasts(every, scored, rest, p.failure_types)
     examples = every + rest
     random.Random(p.seed).shuffle(examples)
     return examples
 
 
-def contrasts(
-    learnt: Sequence[Example], scored: Sequence[dict], picture: Callable[[str], Picture], kinds: int
-) -> list[Example]:
-    """A probe on which the target agreed for each example to be learnt, as often as that one comes; none where no such
-    probe is of its kind of question.
+def contrasts(learnt: Sequence[Example], scored: Sequence[dict], known: Sequence[Example], kinds: int) -> list[Example]:
+    """Beside each finding to be learnt, as often as it comes, an example of its kind that has another answer.
 
-    Of its kind those come first, in turn, on which it is right to say what the target says wrongly in the finding. Who
-    learns from findings alone that something stands above a cell where it saw nothing may come to see something
-    everywhere (docs/repair.md).
+    Who learns from findings alone that something stands above a cell where it saw nothing comes to see something
+    everywhere (docs/repair.md). So beside it goes, in turn, what the target says there wrongly where that is right; or
+    else what has any other answer than the finding's. Of its kind is what asks in the same words but for variable ones
+    (question_kinds), or else what is in one cluster with it. Where there is nothing of the sort, nothing is added.
 
     Args:
         learnt: findings, copies of one being one example each.
-        scored: records of the audit, with the findings and what the target agreed on.
-        kinds: most kinds of question told apart, by their words.
+        scored: records of the audit, with the findings.
+        known: examples that the target answers right: probes on which it agreed, and originals.
+        kinds: most clusters of questions told apart, by their words.
     """
-    rows = [row for row in scored if row["outcome"] in ("finding", "agrees")]
-    kind_of, said, pools = {}, {row["key"]: normalise(row["target"]) for row in rows}, defaultdict(list)
-    for kind, cluster in enumerate(clusters_by_text([(row["question"], "") for row in rows], kinds)):
-        for row in (rows[i] for i in cluster):
-            kind_of[row["key"]] = kind
-            if row["outcome"] == "agrees":
-                pools[kind, normalise(row["consensus"])].append(row)
-                pools[kind, None].append(row)
-    turns = {of: itertools.cycle(pool) for of, pool in pools.items()}
+    said = {row["key"]: normalise(row["target"]) for row in scored if row["outcome"] == "finding"}
+    every = [*learnt, *known]
+    forms = question_kinds((example.key, example.question) for example in every)
+    questions = list(dict.fromkeys(example.question for example in every))
+    cluster_of = {
+        questions[i]: number
+        for number, cluster in enumerate(clusters_by_text([(question, "") for question in questions], kinds))
+        for i in cluster
+    }
+    pools: dict[object, dict[str, list[Example]]] = defaultdict(lambda: defaultdict(list))  # kind -> answer -> examples
+    for example in known:
+        for near in (forms[example.question], cluster_of[example.question]):
+            pools[near][normalise(example.answer)].append(example)
+    turns: Counter[tuple] = Counter()
     chosen = []
     for example in learnt:
-        kind = kind_of[example.key]
-        of = (kind, said[example.key]) if (kind, said[example.key]) in pools else (kind, None)
-        chosen += [next(turns[of])] if of in pools else []
-    return _labelled(chosen, ["agrees"], picture)
+        answer, wrong = normalise(example.answer), said[example.key]
+        for near in (forms[example.question], cluster_of[example.question]):
+            by_answer = pools.get(near, {})
+            others = by_answer.get(wrong) or [e for of, some in by_answer.items() if of != answer for e in some]
+            if others:
+                of = near, wrong if wrong in by_answer else answer
+                chosen.append(others[turns[of] % len(others)])
+                turns[of] += 1
+                break
+    return chosen
 
 
 def balanced(scored: Sequence[dict], kinds: int) -> list[dict]:

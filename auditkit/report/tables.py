@@ -157,7 +157,7 @@ def rules_table(types: Sequence, rules: Mapping) -> Table:
 
 
 def rule_grades_table(graded: Mapping) -> Table:
-    """Whether each rule names its planted gap, and the share of the gap it holds for, from `grade_rules` (notebook 06)."""
+    """Whether each rule names its planted gap, and for which share of it it holds, by `grade_rules` (notebook 06)."""
     rows = [
         {"type": name, "names its gap": "✓" if row["names"] else "✗"}
         | ({"covers": _of(row["covers"])} if "covers" in row else {})

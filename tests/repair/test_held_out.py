@@ -83,22 +83,26 @@ def test_nothing_of_what_is_held_out_is_in_the_training_set(tmp_path):
 # ---- what is learnt beside a finding --------------------------------------------------------------------------------
 
 
-def test_beside_each_copy_of_a_finding_goes_a_probe_of_its_kind_where_the_target_s_answer_is_right():
-    above = "what shape is above {}?"
-    scored = [probe(i, "finding", above.format(f"a{i}"), "none", "star") for i in range(1, 4)]
-    scored += [probe(i, "agrees", above.format(f"b{i % 4}"), "none", "none") for i in range(10, 15)]
-    scored += [probe(i, "agrees", above.format(f"c{i % 4}"), "star", "star") for i in range(20, 40)]
-    scored += [probe(i, "agrees", "which way does the sign point?", "none", "none") for i in range(50, 60)]
-    scored += [probe(60, "finding", "is it late?", "yes", "no")]
-    learnt = [
-        Example(row["key"], None, row["question"], row["consensus"]) for row in scored if row["outcome"] != "agrees"
+def test_beside_each_copy_of_a_finding_goes_an_example_of_its_kind_with_another_answer():
+    def some(n, question, answer, start):
+        places = [f"{letter}{number}" for letter in "abcd" for number in "1234"]
+        return [Example(f"e{start + i}", None, question.format(places[i]), answer) for i in range(n)]
+
+    found = [probe(0, "finding", "what shape is above a1?", "none", "star")]
+    found += [
+        probe(1, "finding", "what shape is left of a1?", "cross", "none"),
+        probe(2, "finding", "is it late?", "yes", "no"),
     ]
-    chosen = contrasts(learnt * 4, scored, Boards().picture, 8)
-    assert len(chosen) == 12, "four copies of each of three; nothing was agreed on that asks whether it is late"
-    assert {example.answer for example in chosen} == {"none"} and {e.question[:19] for e in chosen} == {
-        "what shape is above"
-    }
-    assert set(Counter(example.key for example in chosen).values()) == {2, 3}, "in turn"
+    known = [*some(5, "what shape is above {}?", "none", 10), *some(9, "what shape is above {}?", "star", 20)]
+    known += [*some(9, "what shape is left of {}?", "none", 30), *some(4, "what shape is left of {}?", "circle", 40)]
+    known += some(9, "which way does the sign at {} point?", "none", 50)
+    learnt = [Example(row["key"], None, row["question"], row["consensus"]) for row in found]
+    chosen = contrasts(learnt * 4, found, known, 8)
+    pairs = Counter((example.question[:18], example.answer) for example in chosen)
+    assert pairs == {("what shape is abov", "none"): 4, ("what shape is left", "circle"): 4}, (
+        "none asks whether it is late"
+    )
+    assert len({example.key for example in chosen}) == 8, "in turn"
 
 
 # ---- whether a repair is kept ---------------------------------------------------------------------------------------
