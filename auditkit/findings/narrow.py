@@ -30,8 +30,8 @@ FILE = "probing.jsonl"
 LEAST = 5  # failures, and successes, below which nothing is said
 ONE_KIND = 0.7  # share of a type's failures that must be asked in questions of one kind
 WELL = 0.02  # share of the records that a rule without probing questions may get wrong
-TRIED = 16  # failures, and successes, about which a probing question is put to one reference
-KEPT = 40  # failures, successes inside the rule so far, and others, about which it is put to all
+TRIED = 12  # failures, and successes, about which a probing question is put to one reference
+KEPT = 30  # failures, successes inside the rule so far, and others, about which it is put to all
 TELLING = 3  # probing questions of a type that are put to all
 MOST_ROWS = 1000  # failures, and successes, of a type that are looked at
 

@@ -117,7 +117,7 @@ def follow_rules(facts: Sequence[Facts], wrong: Sequence[bool]) -> list[tuple[Co
     bad = np.array(wrong, dtype=bool)
     names = sorted({fact for known in facts for fact in known}, key=str)
     columns = {fact: np.array([known.get(fact, "") for known in facts]) for fact in names}
-    none = (_bits(bad), (), np.ones(len(bad), dtype=bool))
+    none: tuple[float, tuple[Condition, ...], np.ndarray] = (_bits(bad), (), np.ones(len(bad), dtype=bool))
     found, longest = [none], [none]
     for _ in range(MOST_CONDITIONS):
         longer = {}

@@ -2,9 +2,9 @@
 
 A part of the audit's pictures is held out of the training set, with all that was asked about them. There the
 repaired target should answer findings as the references do (*mended*), and probes on which it agreed with them as
-before; what it now gets wrong is *broken*. An audit hunts for failures, so findings are more among its probes than among questions that
-nobody chose. Both are therefore weighed by how often such questions fail: those of the auditor's first checkpoint. A
-repair that breaks more than it mends is not kept. No label and no oracle has a part in it.
+before; what it now gets wrong is *broken*. An audit hunts for failures, so findings are more frequent among its probes
+than among questions that nobody chose. Both are therefore weighed by how often such questions fail: those of the
+auditor's first checkpoint. A repair that breaks more than it mends is not kept. No label and no oracle has a say.
 """
 
 from __future__ import annotations

@@ -6,14 +6,14 @@ import functools
 import itertools
 import random
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from auditkit.consensus.normalise import normalise
 from auditkit.consensus.same import Same
 from auditkit.data.source import Example, Picture
 from auditkit.errors import AuditError
 from auditkit.findings.grouping import clusters_by_text, group_findings
-from auditkit.findings.probing import question_kinds
+from auditkit.findings.probing import Kind, question_kinds
 from auditkit.models.answers import AnswerBook
 from auditkit.models.transformers import VLM
 from auditkit.params import Params
@@ -126,51 +126,38 @@ def build_training_set(
     if p.route == "unlabeled":
         times = max(1, round(FINDINGS_SHARE / (1 - FINDINGS_SHARE) * len(rest) / len(every)))
         every = every * times if counted else evenly(learnt, times * len(every), OFTENER * times)
-        rest += [] if counted else contrasts(every, scored, rest, p.failure_types)
+        rest += [] if counted else contrasts(every, scored, rest)
     examples = every + rest
     random.Random(p.seed).shuffle(examples)
     return examples
 
 
-def contrasts(learnt: Sequence[Example], scored: Sequence[dict], known: Sequence[Example], kinds: int) -> list[Example]:
+def contrasts(learnt: Sequence[Example], scored: Sequence[dict], known: Sequence[Example]) -> list[Example]:
     """Beside each finding to be learnt, as often as it comes, an example of its kind that has another answer.
 
     Who learns from findings alone that something stands above a cell where it saw nothing comes to see something
-    everywhere (docs/repair.md). So beside it goes, in turn, what the target says there wrongly where that is right; or
-    else what has any other answer than the finding's. Of its kind is what asks in the same words but for variable ones
-    (question_kinds), or else what is in one cluster with it. Where there is nothing of the sort, nothing is added.
+    everywhere (docs/repair.md). So beside it goes, in turn, one on which it is right to say what the target says there
+    wrongly; or else one with any other answer than the finding's. Of its kind is what asks in the same words but for
+    variable ones (`question_kinds`). Where there is nothing of the sort, nothing is added.
 
     Args:
         learnt: findings, copies of one being one example each.
         scored: records of the audit, with the findings.
         known: examples that the target answers right: probes on which it agreed, and originals.
-        kinds: most clusters of questions told apart, by their words.
     """
     said = {row["key"]: normalise(row["target"]) for row in scored if row["outcome"] == "finding"}
-    every = [*learnt, *known]
-    forms = question_kinds((example.key, example.question) for example in every)
-    questions = list(dict.fromkeys(example.question for example in every))
-    cluster_of = {
-        questions[i]: number
-        for number, cluster in enumerate(clusters_by_text([(question, "") for question in questions], kinds))
-        for i in cluster
-    }
-    pools: dict[object, dict[str, list[Example]]] = defaultdict(lambda: defaultdict(list))  # kind -> answer -> examples
+    kinds = question_kinds((example.key, example.question) for example in [*learnt, *known])
+    pools: dict[Kind, dict[str, list[Example]]] = defaultdict(lambda: defaultdict(list))  # kind -> answer -> examples
     for example in known:
-        for near in (forms[example.question], cluster_of[example.question]):
-            pools[near][normalise(example.answer)].append(example)
-    turns: Counter[tuple] = Counter()
+        pools[kinds[example.question]][normalise(example.answer)].append(example)
+    turns: dict[tuple[Kind, str, str], Iterator[Example]] = {}
     chosen = []
     for example in learnt:
-        answer, wrong = normalise(example.answer), said[example.key]
-        for near in (forms[example.question], cluster_of[example.question]):
-            by_answer = pools.get(near, {})
-            others = by_answer.get(wrong) or [e for of, some in by_answer.items() if of != answer for e in some]
-            if others:
-                of = near, wrong if wrong in by_answer else answer
-                chosen.append(others[turns[of] % len(others)])
-                turns[of] += 1
-                break
+        kind, answer, wrong = kinds[example.question], normalise(example.answer), said[example.key]
+        by_answer = pools.get(kind, {})
+        others = by_answer.get(wrong) or [e for right, some in by_answer.items() if right != answer for e in some]
+        if others:
+            chosen.append(next(turns.setdefault((kind, answer, wrong), itertools.cycle(others))))
     return chosen
 
 

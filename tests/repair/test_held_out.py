@@ -97,7 +97,7 @@ def test_beside_each_copy_of_a_finding_goes_an_example_of_its_kind_with_another_
     known += [*some(9, "what shape is left of {}?", "none", 30), *some(4, "what shape is left of {}?", "circle", 40)]
     known += some(9, "which way does the sign at {} point?", "none", 50)
     learnt = [Example(row["key"], None, row["question"], row["consensus"]) for row in found]
-    chosen = contrasts(learnt * 4, found, known, 8)
+    chosen = contrasts(learnt * 4, found, known)
     pairs = Counter((example.question[:18], example.answer) for example in chosen)
     assert pairs == {("what shape is abov", "none"): 4, ("what shape is left", "circle"): 4}, (
         "none asks whether it is late"
