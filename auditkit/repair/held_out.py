@@ -4,7 +4,8 @@ A part of the audit's pictures is held out of the training set, with all that wa
 repaired target should answer findings as the references do (*mended*), and probes on which it agreed with them as
 before; what it now gets wrong is *broken*. An audit hunts for failures, so findings are more frequent among its probes
 than among questions that nobody chose. Both are therefore weighed by how often such questions fail: those of the
-auditor's first checkpoint. A repair that breaks more than it mends is not kept. No label and no oracle has a say.
+auditor's first checkpoint. A repair that does not mend more than it breaks is taken back in part, or not kept. No label has a
+say in it, and no oracle.
 """
 
 from __future__ import annotations
@@ -17,11 +18,14 @@ from pathlib import Path
 
 from auditkit import stats
 from auditkit.params import Params
+from auditkit.runs.files import read_json, write_json
 
 HELD_OUT = 0.2  # share of the pictures on which nothing was found
 OF_FINDINGS = 0.1  # share of those with findings, which are few and dear
 LEAST = 20  # agreed probes held out, below which none is, for they would say too little; findings below which none is
+STEPS = (1, 0.5, 0.25)  # shares of the step that was trained: the first that passes is kept
 REFUSED = "refused"  # where an adapter lies that is not kept
+CHECK = "check.json"
 
 Alike = Callable[[str, str, str], bool]
 
@@ -86,7 +90,7 @@ def check_repair(held: Sequence[dict], again: Sequence[Mapping], usual: Mapping,
 
     Returns {"mended"?: rate of the findings held out that are answered as the references do, "broken": rate of the
     others that no longer are, "usual", "gain": expected on questions that nobody chose, a share, "kept": whether that
-    is not below 0}; {} where nothing was held out on which the target agreed. Without a finding among the held out, all
+    is above 0}; {} where nothing was held out on which the target agreed. Without a finding among the held out, all
     are taken as mended.
     """
     said = [alike(row["after"], row["consensus"], row["question"]) for row in again]
@@ -98,18 +102,62 @@ def check_repair(held: Sequence[dict], again: Sequence[Mapping], usual: Mapping,
     found |= {"broken": stats.rate(sum(broken), len(broken)), "usual": dict(usual)}
     better = sum(mended) / len(mended) if mended else 1.0
     gain = usual["value"] * better - (1 - usual["value"]) * sum(broken) / len(broken)
-    return found | {"gain": round(gain, 4), "kept": gain >= 0}
+    return found | {"gain": round(gain, 4), "kept": gain > 0}
 
 
-def keep_or_refuse(adapter: Path, checked: Mapping) -> Path | None:
-    """The adapter where its check lets it be kept; else None, and it is moved aside, into refused/."""
-    if checked.get("kept", True):
-        return adapter
-    refused = adapter.parent / REFUSED
-    if adapter != refused:
-        shutil.rmtree(refused, ignore_errors=True)
-        os.replace(adapter, refused)
-    return None
+def keep_what_helps(
+    trained: Path, ask: Callable[[Path], list[dict]], held: Sequence[dict], usual: Mapping, alike: Alike
+) -> tuple[Path | None, dict]:
+    """The repair as far as it passes its check: all of it, or else the half or the quarter of its step, or none.
+
+    A part of the step is the same adapter with a smaller weight (Wortsman et al. 2022, "Robust fine-tuning of zero-shot
+    models", between weights before and after). What is kept is in the folder `adapter`, what was refused in `refused`.
+    The outcome is in check.json, and a second call returns it.
+
+    Args:
+        trained: the folder of what was trained, as from `train_repair`.
+        ask: a folder of an adapter -> the probes held out, put to the target with it (`ask_again`).
+        held, usual, alike: as for `check_repair`.
+
+    Returns the folder of what is kept, None for nothing, and what `check_repair` says of it, or of the last one tried,
+    with "step": the share of the step.
+    """
+    out, config = trained.parent, trained / "adapter_config.json"
+    adapter, refused, told = out / "adapter", out / REFUSED, out / CHECK
+    if told.is_file():
+        checked = read_json(told)
+        return (adapter if checked.get("kept", True) else None), checked
+    checked: dict = {}
+    for step in STEPS if config.is_file() else STEPS[:1]:  # whole weights have no adapter to take a part of
+        part = trained if step == 1 else _part(trained, step)
+        checked = check_repair(held, ask(part), usual, alike)
+        checked |= {"step": step} if checked else {}
+        if checked.get("kept", True):
+            break
+    if part != trained:
+        os.replace(trained, refused)
+        if checked["kept"]:
+            os.replace(part, adapter)
+    elif not checked.get("kept", True):
+        os.replace(trained, refused)
+    for step in STEPS[1:]:
+        shutil.rmtree(_part_folder(out, step), ignore_errors=True)
+    write_json(told, checked)
+    return (adapter if checked.get("kept", True) else None), checked
+
+
+def _part(trained: Path, step: float) -> Path:
+    """A copy of an adapter whose weight is a share of the whole one's."""
+    part = _part_folder(trained.parent, step)
+    shutil.rmtree(part, ignore_errors=True)
+    shutil.copytree(trained, part)
+    config = read_json(part / "adapter_config.json")
+    write_json(part / "adapter_config.json", config | {"lora_alpha": config["lora_alpha"] * step})
+    return part
+
+
+def _part_folder(out: Path, step: float) -> Path:
+    return out / f"step{step}"
 
 
 def check_in_words(checked: Mapping) -> str:
@@ -122,4 +170,6 @@ def check_in_words(checked: Mapping) -> str:
         if name in checked
     ]
     told = f"On probes held out: {', '.join(parts)}; expected gain {100 * checked['gain']:+.1f} points."
-    return told if checked["kept"] else f"{told} The repair breaks more than it mends, so it is not kept."
+    if checked.get("step", 1) != 1:
+        told = f"All of the step broke more than it mended. A share of {checked['step']:g} of it: {told}"
+    return told if checked["kept"] else f"{told} The repair does not mend more than it breaks, so it is not kept."

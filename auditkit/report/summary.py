@@ -33,7 +33,7 @@ images/<slug(record["picture"])>.png in 06_findings, then in 05_audit. More keys
     07_rectify        training.jsonl one object a distinct training example, as from write_trace
                       metrics        {"pairs", "steps"?, "seconds"?, "learnt"?: rate, "review"?: as from review.told,
                                       "held_out"?: as from check_repair: {"mended"?, "broken", "usual": rates, "gain",
-                                      "kept"}};
+                                      "kept", "step": share of the step that was kept}};
                                       0 pairs: nothing to repair
     08_benchmark      metrics        {"benchmarks": {skill: {"before"?: rate, "after"?: rate, "peer"?: rate}},
                                       "found_gaps"?: {"before": rate, "after": rate} (right inside the found gaps),

@@ -18,6 +18,7 @@ from auditkit.repair import held_out, prepare
 from auditkit.repair.before_after import ask_again, load_sides
 from auditkit.repair.finetune import train_repair
 from auditkit.repair.training_set import contrasts
+from auditkit.runs.files import read_json, write_json
 
 
 def settings(**changes):
@@ -136,13 +137,42 @@ def test_the_usual_rate_is_that_of_the_first_checkpoint_of_this_run():
 
 
 def test_a_repair_that_is_not_kept_lies_aside_and_is_no_side_of_the_comparison(tmp_path):
-    adapter = tmp_path / "adapter"
-    adapter.mkdir()
-    assert held_out.keep_or_refuse(adapter, {}) == adapter == held_out.keep_or_refuse(adapter, {"kept": True})
-    assert held_out.keep_or_refuse(adapter, {"kept": False}) is None
-    assert not adapter.exists() and (tmp_path / held_out.REFUSED).is_dir()
-    assert held_out.keep_or_refuse(tmp_path / held_out.REFUSED, {"kept": False}) is None
+    adapter, asked, held = an_adapter(tmp_path), [], [probe(i, "agrees") for i in range(30)]
+
+    def ask(folder):
+        asked.append(folder.name)
+        return [row | {"after": "7"} for row in held]
+
+    for _ in range(2):
+        kept, found = held_out.keep_what_helps(adapter, ask, held, stats.rate(1, 10), Same())
+        assert kept is None and found["kept"] is False and found["step"] == 0.25
+    assert asked == ["adapter", "step0.5", "step0.25"], "nothing is asked twice"
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["check.json", "refused"]
     assert list(load_sides(lambda text, adapter=None: text, "target", adapter, "")) == ["before"]
+
+
+def an_adapter(folder):
+    (folder / "adapter").mkdir()
+    write_json(folder / "adapter" / "adapter_config.json", {"r": 8, "lora_alpha": 16})
+    return folder / "adapter"
+
+
+def test_a_step_that_is_too_long_is_taken_back_to_the_half(tmp_path):
+    adapter, held = an_adapter(tmp_path), [probe(i, "agrees") for i in range(30)]
+
+    def ask(folder):
+        return [row | {"after": "7" if folder.name == "adapter" else row["consensus"]} for row in held]
+
+    kept, found = held_out.keep_what_helps(adapter, ask, held, stats.rate(1, 10), Same())
+    assert kept == adapter and found["kept"] and found["step"] == 0.5
+    assert read_json(adapter / "adapter_config.json")["lora_alpha"] == 8
+    assert read_json(tmp_path / "refused" / "adapter_config.json")["lora_alpha"] == 16
+    assert "A share of 0.5 of it" in held_out.check_in_words(found)
+
+
+def test_a_repair_that_could_not_be_checked_or_passes_is_kept_whole(tmp_path):
+    adapter = an_adapter(tmp_path)
+    assert held_out.keep_what_helps(adapter, lambda folder: [], [], {}, Same()) == (adapter, {})
 
 
 def test_a_study_counts_a_repair_that_was_not_kept_as_no_change():
@@ -175,13 +205,15 @@ def test_the_shipped_target_keeps_a_repair_that_helps_and_refuses_one_that_harms
             Example(row["key"], boards.picture(row["picture"]).image, row["question"], label(row)) for row in learnt
         ]
         trained = train_repair(target, examples, p, folder)
-        repaired = load_model("miniature:target", adapter=trained)
-        again = ask_again(held, repaired, boards, AnswerBook(folder / "answers.jsonl"), 8)
-        found = held_out.check_repair(held, again, usual, Same())
-        return found, held_out.keep_or_refuse(trained, found)
 
-    helps, adapter = outcome(lambda row: row["consensus"], tmp_path / "true")
-    assert helps["kept"] and helps["gain"] > 0.1 and adapter == tmp_path / "true" / "adapter"
-    harms, adapter = outcome(lambda row: rng.choice(answers), tmp_path / "random")
+        def ask(part):
+            repaired = load_model("miniature:target", adapter=part)
+            return ask_again(held, repaired, boards, AnswerBook(folder / f"{part.name}.jsonl"), 8)
+
+        return held_out.keep_what_helps(trained, ask, held, usual, Same())
+
+    adapter, helps = outcome(lambda row: row["consensus"], tmp_path / "true")
+    assert helps["step"] == 1 and helps["gain"] > 0.1 and adapter == tmp_path / "true" / "adapter"
+    adapter, harms = outcome(lambda row: rng.choice(answers), tmp_path / "random")
     assert not harms["kept"] and harms["gain"] < 0 and adapter is None
     assert (tmp_path / "random" / held_out.REFUSED).is_dir()
