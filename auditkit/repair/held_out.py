@@ -4,8 +4,8 @@ A part of the audit's pictures is held out of the training set, with all that wa
 repaired target should answer findings as the references do (*mended*), and probes on which it agreed with them as
 before; what it now gets wrong is *broken*. An audit hunts for failures, so findings are more frequent among its probes
 than among questions that nobody chose. Both are therefore weighed by how often such questions fail: those of the
-auditor's first checkpoint. A repair that does not mend more than it breaks is taken back in part, or not kept. No label has a
-say in it, and no oracle.
+auditor's first checkpoint. A repair that does not mend more than it breaks is taken back in part, or not kept. No label
+has a say in it, and no oracle.
 """
 
 from __future__ import annotations
@@ -125,8 +125,8 @@ def keep_what_helps(
     out, config = trained.parent, trained / "adapter_config.json"
     adapter, refused, told = out / "adapter", out / REFUSED, out / CHECK
     if told.is_file():
-        checked = read_json(told)
-        return (adapter if checked.get("kept", True) else None), checked
+        known = read_json(told)
+        return (adapter if known.get("kept", True) else None), known
     checked: dict = {}
     for step in STEPS if config.is_file() else STEPS[:1]:  # whole weights have no adapter to take a part of
         part = trained if step == 1 else _part(trained, step)
