@@ -305,11 +305,22 @@ def write_study_report(study: Study, table: Mapping, measures: Mapping) -> Path:
 
 def write_study(study: Study) -> Path:
     """Write the study's summary.json and report.html from the summaries of its runs; returns the report's path."""
-    summaries = {
-        arm: [json.loads((_folder(study, arm, seed) / "summary.json").read_text()) for seed in study.seeds]
+    summaries: dict[str, list[Mapping]] = {
+        arm: [as_kept(json.loads((_folder(study, arm, seed) / "summary.json").read_text())) for seed in study.seeds]
         for arm in study.arms
     }
     return write_study_report(study, compare_arms(summaries), {name: MEASURES[name] for name in study.measures})
+
+
+def as_kept(summary: Mapping) -> Mapping:
+    """A run's summary; where its repair was not kept, the target after is the target before."""
+    if summary.get("rectification", {}).get("held_out", {}).get("kept", True):
+        return summary
+    rates = [*summary.get("benchmarks", {}).values(), *summary.get("untouched", {}).values()]
+    for sides in [*rates, summary.get("outside_gaps", {}), summary.get("found_gaps", {})]:
+        if "before" in sides:
+            sides["after"] = sides["before"]
+    return summary
 
 
 def compare_arms(summaries: Mapping[str, list[Mapping]]) -> dict[str, dict[str, dict]]:

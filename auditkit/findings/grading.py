@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,12 +20,17 @@ from auditkit.data.source import Picture, Source
 from auditkit.errors import AuditError
 from auditkit.findings.failure_types import ASKED, FOUND, OUTSIDE, FailureType
 from auditkit.findings.grouping import group_findings, group_name
+from auditkit.findings.rules import Rule
 from auditkit.models import downloads
 from auditkit.runs.probe import TRAINING
 from auditkit.text import counted
 
 if TYPE_CHECKING:
     from auditkit.models.base import Writer  # which imports torch
+
+ONE_GAP = 0.9  # share of a type's findings that makes it a type of one gap
+FOLLOWS = 0.95  # share of the questions inside a rule on which a fact holds that follows from it
+DRAWN = 6000  # questions drawn anew to grade rules
 
 # ---- grading, where the source of the images knows the truth --------------------------------------------------------
 
@@ -185,6 +192,62 @@ def agreement_with_gaps(types: Sequence[FailureType], records: Sequence[dict], s
     }
 
 
+def grade_rules(
+    types: Sequence[FailureType], rules: Mapping[str, Rule], gap_of: Mapping[str, dict], source: Source, gaps: list
+) -> dict:
+    """Whether the rules of failure types name what was planted, on questions that the source draws anew; {} without
+    gaps, and where no type lies in one.
+
+    Of the types whose findings lie in one gap (ONE_GAP of them). A rule *names* its gap if all facts of the gap's
+    condition follow from it, and each of its own conditions is needed for that: without it, one of them would not.
+
+    Args:
+        gap_of: as from `type_gaps`.
+
+    Returns {"types": how many lie in one gap, "with_a_rule", "named": rate of the types, "by_type": {type's name:
+    {"names": bool, "covers"?: rate of the questions in the gap that the rule holds for}}}.
+    """
+    by_name = {gap.name: gap for gap in gaps}
+    lie = [kind.name for kind in types if gaps and gap_of[kind.name]["share"] >= ONE_GAP]
+    lie = [name for name in lie if gap_of[name]["name"] in by_name]
+    if not lie:
+        return {}
+    drawn = [(picture.key, source.question(picture.key) or "") for picture in source.pictures("rules", DRAWN, 0)]
+    graded = {name: _names(rules[name], by_name[gap_of[name]["name"]], source, drawn) for name in lie if name in rules}
+    named = stats.rate(sum(row["names"] for row in graded.values()), len(lie))
+    return {"types": len(lie), "with_a_rule": len(graded), "named": named, "by_type": graded}
+
+
+def _names(rule: Rule, gap, source: Source, drawn: Sequence[tuple[str, str]]) -> dict:
+    """Whether a rule says what the condition of a gap says, on (picture, question) drawn anew."""
+    asked = [(key, question) for key, question in drawn if rule.kind.asks(question)]
+    # a gap with one of the facts alone, whose answer is never the true one
+    alone = [replace(gap, when={fact: wanted}, says="\0") for fact, wanted in gap.when.items()]
+    facts = [[source.gap(key, question, [one]) is not None for one in alone] for key, question in asked]
+
+    def holds(conditions: tuple) -> list[bool]:
+        only = replace(rule, conditions=conditions)
+        return [
+            only.holds(question, _first(source, key, question), partial(_first, source, key)) for key, question in asked
+        ]
+
+    def follow(inside: list[bool]) -> bool:
+        """Whether all facts of the gap are there on nearly all questions inside."""
+        some = [row for row, held in zip(facts, inside, strict=True) if held]
+        return bool(some) and all(sum(column) >= FOLLOWS * len(some) for column in zip(*some, strict=True))
+
+    inside, conditions = holds(rule.conditions), rule.conditions
+    needed = [not follow(holds(conditions[:i] + conditions[i + 1 :])) for i in range(len(conditions))]
+    of_gap = [held for held, one in zip(inside, asked, strict=True) if source.gap(*one, [gap]) is not None]
+    covers = {"covers": stats.rate(sum(of_gap), len(of_gap))} if of_gap else {}
+    return {"names": follow(inside) and all(needed), **covers}
+
+
+def _first(source: Source, key: str, question: str) -> str:
+    """The true answer; "" where there is none."""
+    return next(iter(source.accepted(key, question)), "")
+
+
 def _described(gap) -> dict:
     condition = ", ".join(f"{fact}: {_plain(value)}" for fact, value in gap.when.items())
     return {"name": gap.name, "skill": gap.skill, "condition": condition, "says": _plain(gap.says)}
@@ -198,6 +261,15 @@ def _plain(value) -> str:
     return re.sub(
         r"\{(\w+)\}", lambda fact: f"the {fact[1].replace('remark_', 'remark’s ').replace('_', ' ')}", str(value)
     )
+
+
+def rules_in_words(rules: Mapping[str, Rule], types: Sequence[FailureType], graded: Mapping) -> str:
+    """How many types have a rule, and what `grade_rules` found, in a sentence."""
+    told = f"{len(rules)} of {counted(len(types), 'type')} narrowed by a rule"
+    if not graded:
+        return told
+    named = graded["named"]
+    return f"{told}; of {graded['types']} that lie in one gap, {named['value']:.0%} have a rule that names it"
 
 
 def agreement_in_words(against: dict) -> str:

@@ -60,7 +60,12 @@ def keep_findings(
 
 
 def findings_metrics(
-    types: Sequence[FailureType], edits: Sequence[Mapping], planted: Mapping, against: Mapping, estimated: Mapping
+    types: Sequence[FailureType],
+    edits: Sequence[Mapping],
+    planted: Mapping,
+    against: Mapping,
+    estimated: Mapping,
+    rules: Mapping | None = None,
 ) -> dict:
     """The metrics of notebook 06; what was not measured is absent.
 
@@ -68,10 +73,12 @@ def findings_metrics(
         edits: irrelevant edits.
         planted, against: as from `grade_planted_gaps` and `agreement_with_gaps`.
         estimated: as from `estimate_false_rate`.
+        rules: how many types have one, and as from `grade_rules`.
     """
     metrics: dict = {"findings": sum(kind.size for kind in types), "types": len(types), "irrelevant_edits": len(edits)}
     metrics |= {"types_against_gaps": dict(against)} if against else {}
     metrics |= {name: planted[name] for name in ("planted", "found", "recall", "precision") if name in planted}
+    metrics |= {"rules": dict(rules)} if rules else {}
     return metrics | ({"false_share": dict(estimated)} if estimated else {})
 
 

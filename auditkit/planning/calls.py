@@ -9,6 +9,8 @@ import math
 from collections.abc import Mapping, Sequence
 
 from auditkit.audit.allocation import checkpoint_shares
+from auditkit.findings.narrow import KEPT, TELLING, TRIED
+from auditkit.findings.probing import MOST
 from auditkit.findings.recheck import ELSEWHERE
 from auditkit.params import Params, project_root
 from auditkit.planning import memory, sizes
@@ -55,6 +57,8 @@ def model_calls(p: Params, skills: int | None) -> list[dict]:
     again = p.repeats + bool(p.paraphraser)  # of every probe, if all were findings
     crossed = q5 * again * ("reproduces" in p.gates)
     crossed_references = q5 * (again * ("sound" in p.gates) + (ELSEWHERE + 1) * ("visual" in p.gates))
+    # of each failure type: probing questions tried, and those that tell something
+    probings = p.failure_types * (2 * TRIED * MOST + 3 * KEPT * TELLING)
     described = max(1, p.benchmark_examples // 8) * _tasks(p)
     rows = [
         ("01_models", some + 3, 3, some, some, peer[0], 0, 0),
@@ -80,7 +84,7 @@ def model_calls(p: Params, skills: int | None) -> list[dict]:
             0,
             m5,
         ),
-        *([("06_findings", 0, 0, 0, 0, q5, 0, 0)] if p.peer else []),
+        ("06_findings", 0, 0, 0, probings, q5 if p.peer else 0, 0, 0),
         ("07_rectify", drawn, 0, known + checked, 0, 0, p.rectify_steps * p.rectify_batch, 0),
         ("08_benchmark", every + described, 0, 2 * (every + described) + base, 0, peer[1], 0, 0),
     ]

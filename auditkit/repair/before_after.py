@@ -118,6 +118,25 @@ def ask_again(
     ]
 
 
+def ask_held_out(
+    load: Callable[..., Writer],
+    target: str,
+    held: Sequence[Mapping],
+    source: Source,
+    folder: Path,
+    max_answer_tokens: int,
+    adapter: Path,
+) -> list[dict]:
+    """Probes held out, put to the target with an adapter, as from `ask_again`.
+
+    Args:
+        load, target: as for `load_sides`.
+        folder: gets held_out.NAME.jsonl, the answers with the adapter of this name.
+    """
+    book = AnswerBook(folder / f"held_out.{adapter.name}.jsonl")
+    return ask_again(held, load(target, adapter=adapter), source, book, max_answer_tokens)
+
+
 def share_learnt(again: Sequence[Mapping], alike: Alike) -> dict:
     """The share of findings, put to the repaired target by `ask_again`, that it now answers as the references do."""
     return stats.rate(sum(alike(row["after"], row["consensus"], row["question"]) for row in again), len(again))

@@ -42,6 +42,7 @@ from auditkit.models.trackers import logging_into, refuse_missing_trackers, repo
 from auditkit.models.trainer_internals import OwnCheckpoints
 from auditkit.models.transformers import VLM
 from auditkit.params import Params
+from auditkit.repair.held_out import REFUSED
 from auditkit.runs import jsonl
 from auditkit.runs.checkpoints import last_checkpoint
 from auditkit.runs.files import read_json, write_json
@@ -106,9 +107,10 @@ def train_repair(
     begun = out / "training.json"
     if begun.is_file() and (before := read_json(begun, advice=_START_OVER)) != purpose:
         raise AuditError(_another(out, before, purpose))
-    if adapter.is_dir():
-        shutil.rmtree(out / "checkpoints", ignore_errors=True)  # of a run that was killed just before it did so
-        return adapter
+    for done in (adapter, out / REFUSED):
+        if done.is_dir():
+            shutil.rmtree(out / "checkpoints", ignore_errors=True)  # of a run that was killed just before it did so
+            return done
     refuse_missing_trackers(p)
     processors.refuse_encoder_decoder(target)
     out.mkdir(parents=True, exist_ok=True)

@@ -17,6 +17,7 @@ from auditkit.findings import review
 from auditkit.models.answers import AnswerBook
 from auditkit.models.transformers import VLM
 from auditkit.params import Params
+from auditkit.repair import held_out
 from auditkit.repair.finetune import why_not_trainable
 from auditkit.repair.near_duplicates import near_duplicates
 from auditkit.repair.provenance import KINDS, draw_originals, gather_probes, learnable_probes, write_trace
@@ -75,12 +76,15 @@ class TrainingSet:
     learnt_from: set[str]  # keys of the examples to be learnt; the others are there against forgetting
     kinds: dict[str, int]  # different examples that are a finding, agreed, original
     kind_of: dict[str, str]  # key of an example -> which of these it is
+    held_out: list[dict]  # scored probes on pictures of which nothing is learnt
 
     def in_words(self, learnt: str) -> str:
         """Two sentences; `learnt` is what is to be learnt, as Params has it in rectify_on."""
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in self.kinds.items())
+        kept_back = f"; {counted(len(self.held_out), 'probe')} held out" if self.held_out else ""
         return (
-            f"{counted(self.drawn, 'original')} drawn; {counted(self.near_duplicates, 'near-duplicate')} left out\n"
+            f"{counted(self.drawn, 'original')} drawn; {counted(self.near_duplicates, 'near-duplicate')} left out"
+            f"{kept_back}\n"
             f"{counted(len(self.examples), 'example')}, {len(self.learnt_from):,} of them to learn ({learnt}); "
             f"different ones: {kinds}"
         )
@@ -102,19 +106,19 @@ def prepare_training_set(
     """
     if not found.findings:
         write_trace([], [], folder)
-        return TrainingSet([], 0, 0, set(), _kinds([]), {})
+        return TrainingSet([], 0, 0, set(), _kinds([]), {}, [])
     drawn = draw_originals(source, p)
     originals = drawn if p.route == "labeled" else known_originals(target, drawn, book, alike, p.max_answer_tokens)
     worth = learnable_probes(found.scored, p)
     nearly = near_duplicates(worth, source.picture)
-    distinct = [row for row in worth if row["key"] not in nearly]
+    distinct, held = held_out.hold_out([row for row in worth if row["key"] not in nearly], p)
     how = {name: getattr(p, name) for name in ("rectify_on", "rectify_pairs", "failure_types", "types_by", "seed")}
     types = training_pairs(distinct, drawn, source.picture, **how)  # a list for each failure type
     examples = build_training_set(types, distinct, originals, p, source.picture)
     learnt_from = {e.key for of_type in types for e in of_type} & {e.key for e in examples}
     traced = write_trace(examples, distinct, folder)
     kind_of = {row["key"]: row["kind"] for row in traced}
-    return TrainingSet(examples, len(drawn), len(nearly), learnt_from, _kinds(traced), kind_of)
+    return TrainingSet(examples, len(drawn), len(nearly), learnt_from, _kinds(traced), kind_of, held)
 
 
 def _kinds(traced: Sequence[dict]) -> dict[str, int]:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import functools
 import itertools
 import random
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
 
 from auditkit.consensus.normalise import normalise
 from auditkit.consensus.same import Same
 from auditkit.data.source import Example, Picture
 from auditkit.errors import AuditError
 from auditkit.findings.grouping import clusters_by_text, group_findings
+from auditkit.findings.probing import Kind, question_kinds
 from auditkit.models.answers import AnswerBook
 from auditkit.models.base import Writer
 from auditkit.models.transformers import VLM
@@ -102,7 +103,8 @@ def build_training_set(
 ) -> list[Example]:
     """What is to be learnt, evenly over failure types, among what the target knows, in a fixed random order.
 
-    On the labeled route each is there once: all originals, and what the audit asked whether the target failed or not.
+    Beside each copy of a finding goes one of a probe like it on which the target agreed (`contrasts`). On the labeled
+    route each is there once: all originals, and what the audit asked whether the target failed or not.
 
     Args:
         learnt: as `training_pairs` gives it.
@@ -129,9 +131,39 @@ def build_training_set(
     if p.route == "unlabeled":
         times = max(1, round(FINDINGS_SHARE / (1 - FINDINGS_SHARE) * len(rest) / len(every)))
         every = every * times if counted else evenly(learnt, times * len(every), OFTENER * times)
+        rest += [] if counted else contrasts(every, scored, rest)
     examples = every + rest
     random.Random(p.seed).shuffle(examples)
     return examples
+
+
+def contrasts(learnt: Sequence[Example], scored: Sequence[dict], known: Sequence[Example]) -> list[Example]:
+    """Beside each finding to be learnt, as often as it comes, an example of its kind that has another answer.
+
+    Who learns from findings alone that something stands above a cell where it saw nothing comes to see something
+    everywhere (docs/repair.md). So beside it goes, in turn, one on which it is right to say what the target says there
+    wrongly; or else one with any other answer than the finding's. Of its kind is what asks in the same words but for
+    variable ones (`question_kinds`). Where there is nothing of the sort, nothing is added.
+
+    Args:
+        learnt: findings, copies of one being one example each.
+        scored: records of the audit, with the findings.
+        known: examples that the target answers right: probes on which it agreed, and originals.
+    """
+    said = {row["key"]: normalise(row["target"]) for row in scored if row["outcome"] == "finding"}
+    kinds = question_kinds((example.key, example.question) for example in [*learnt, *known])
+    pools: dict[Kind, dict[str, list[Example]]] = defaultdict(lambda: defaultdict(list))  # kind -> answer -> examples
+    for example in known:
+        pools[kinds[example.question]][normalise(example.answer)].append(example)
+    turns: dict[tuple[Kind, str, str], Iterator[Example]] = {}
+    chosen = []
+    for example in learnt:
+        kind, answer, wrong = kinds[example.question], normalise(example.answer), said[example.key]
+        by_answer = pools.get(kind, {})
+        others = by_answer.get(wrong) or [e for right, some in by_answer.items() if right != answer for e in some]
+        if others:
+            chosen.append(next(turns.setdefault((kind, answer, wrong), itertools.cycle(others))))
+    return chosen
 
 
 def balanced(scored: Sequence[dict], kinds: int) -> list[dict]:

@@ -23,6 +23,7 @@ images/<slug(record["picture"])>.png in 06_findings, then in 05_audit. More keys
                                       "target"?, "peer"?: rates on the same probes,
                                       "untrained"?: {"target", "peer"} on those of the untrained auditor alone,
                                       "gap"?: {"name", "share"} (the planted gap most findings are in),
+                                      "rule"?: {"words", "inside": rate, "outside": rate} (what narrows it),
                                       "confusion"?: [{"target", "consensus", "count"}],
                                       "examples": [{"picture", "image"?, "question", "target", "consensus",
                                       "references": {name: answer}, "truth"?}]}]
@@ -33,7 +34,9 @@ images/<slug(record["picture"])>.png in 06_findings, then in 05_audit. More keys
                       explain.txt?   the plain words; an empty line between two paragraphs
                       reviews.jsonl? a person's decisions (findings/review.py), read anew each time
     07_rectify        training.jsonl one object a distinct training example, as from write_trace
-                      metrics        {"pairs", "steps"?, "seconds"?, "learnt"?: rate, "review"?: as from review.told};
+                      metrics        {"pairs", "steps"?, "seconds"?, "learnt"?: rate, "review"?: as from review.told,
+                                      "held_out"?: as from check_repair: {"mended"?, "broken", "usual": rates, "gain",
+                                      "kept", "step": share of the step that was kept}};
                                       0 pairs: nothing to repair
     08_benchmark      metrics        {"benchmarks": {skill: {"before"?: rate, "after"?: rate, "peer"?: rate}},
                                       "found_gaps"?: {"before": rate, "after": rate} (right inside the found gaps),
@@ -168,7 +171,7 @@ def summarise_run(run_name: str, stages: Mapping[str, FinishedStage]) -> dict:
     findings |= {"from_training": met} if met else {}
     if types is not None:
         findings.setdefault("total", sum(kind["size"] for kind in types))
-        parts = ("size", "share", "rate", "rate_when", "target", "peer", "gap")
+        parts = ("size", "share", "rate", "rate_when", "target", "peer", "gap", "rule")
         findings["by_type"] = {kind["name"]: {part: kind.get(part) for part in parts} for kind in types}
         for kind in types:
             findings["by_type"][kind["name"]] |= {"from_training": kind.get("from_training") or None}
@@ -189,6 +192,7 @@ def summarise_run(run_name: str, stages: Mapping[str, FinishedStage]) -> dict:
         "probes": {SUMMARY_KEYS.get(name, name): outcomes[name] for name in OUTCOMES if outcomes[name]},
         "findings": findings,
         "not_by_repeating": _not_by_repeating(new, types or [], audit),
+        "rules": at["06_findings"].metrics.get("rules"),
         "precision": audit.get("precision") or planted.get("precision"),
         "false_share": at["06_findings"].metrics.get("false_share"),
         "planted_gaps": _planted(planted, outcomes.total()),
@@ -312,6 +316,12 @@ def _rates(summary: Mapping) -> Iterator[tuple[str, object]]:
         if "rate" in kind or not kind.get("from_training"):  # what was met in training alone has none
             yield f"findings.by_type.{name}.rate", kind.get("rate")
         yield from ((f"findings.by_type.{name}.{side}", kind[side]) for side in ("target", "peer") if side in kind)
+        rule = kind.get("rule", {})
+        yield from ((f"findings.by_type.{name}.rule.{side}", rule[side]) for side in ("inside", "outside") if rule)
+    if "named" in summary.get("rules", {}):
+        yield "rules.named", summary["rules"]["named"]
+    checked = summary.get("rectification", {}).get("held_out", {})
+    yield from ((f"held_out.{name}", checked[name]) for name in ("mended", "broken", "usual") if name in checked)
 
 
 def _flat(blind: dict | None) -> dict | None:

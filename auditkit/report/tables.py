@@ -145,6 +145,27 @@ def types_table(types: Sequence) -> Table:
     return escaped_table(pd.DataFrame(rows, columns=columns), dict.fromkeys(columns[2:], "{:.0%}"), index=False)
 
 
+def rules_table(types: Sequence, rules: Mapping) -> Table:
+    """What narrows each failure type, and how often the target fails inside and outside of that (notebook 06)."""
+    rows = [
+        {"type": t.name, "rule": rules[t.name].in_words()}
+        | {side: _of(getattr(rules[t.name], side)) for side in ("inside", "outside")}
+        for t in types
+        if t.name in rules
+    ]
+    return escaped_table(pd.DataFrame(rows, columns=["type", "rule", "inside", "outside"]), index=False)
+
+
+def rule_grades_table(graded: Mapping) -> Table:
+    """Whether each rule names its planted gap, and for which share of it it holds, by `grade_rules` (notebook 06)."""
+    rows = [
+        {"type": name, "names its gap": "✓" if row["names"] else "✗"}
+        | ({"covers": _of(row["covers"])} if "covers" in row else {})
+        for name, row in graded.get("by_type", {}).items()
+    ]
+    return escaped_table(pd.DataFrame(rows, columns=["type", "names its gap", "covers"]), index=False)
+
+
 def false_share_table(estimated: Mapping[str, Mapping]) -> Table:
     """The estimated share of false findings, by who was asked (notebook 06)."""
     knows = "knows what nobody doubts"

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -66,6 +67,11 @@ def finding(i, gate="finding"):
     return asked | {"target": "3", "consensus": "4", "outcome": gate}
 
 
+def unlike_findings(examples):
+    """Those that ask otherwise than `finding`, so that none of them is learnt beside one; at least 20."""
+    return [example for example in examples if example.question != finding(0)["question"]]
+
+
 def training_set(scored, originals, p):
     boards = Boards()
     learnt = training_pairs(
@@ -92,19 +98,23 @@ def test_original_examples_the_target_gets_wrong_are_left_out_and_none_is_asked_
 def test_few_findings_are_a_fifth_of_the_training_set_with_the_consensus_as_label(examples):
     scored = [finding(i) for i in range(3)] + [finding(i, gate="agrees") for i in range(3, 7)]
     scored += [finding(7, gate="duplicate"), finding(8, gate="no consensus"), finding(9, gate="implausible")]
-    learned = training_set(scored, examples, settings())
+    others = unlike_findings(examples)
+    learned = training_set(scored, others, settings())
     asked = [example for example in learned if example.key.startswith("p")]
     # three findings, twice each, four probes on which all agreed, and 20 originals
     assert len(learned) == 30 and len(asked) == 10
     assert Counter(example.key for example in asked) == {f"p{i}": 2 if i < 3 else 1 for i in range(7)}
     assert {example.answer for example in asked} == {"4"}
     assert np.array_equal(asked[0].image, Boards().picture(f"audit-0-{asked[0].key[1:]}").image)
-    again = training_set(scored, examples, settings())
+    again = training_set(scored, others, settings())
     assert [example.key for example in again] == [example.key for example in learned]
+    counts = replace(others[0], key="other/q", question="how many objects are there?", answer="3")
+    beside = training_set(scored, [counts, *others], settings())
+    assert Counter(example.key for example in beside)["other/q"] == 1 + 6, "beside each copy of a finding once"
 
 
 def test_more_findings_than_originals_are_all_kept_once(examples):
-    learned = training_set([finding(i) for i in range(50)], examples, settings())
+    learned = training_set([finding(i) for i in range(50)], unlike_findings(examples), settings())
     assert len(learned) == 70
     assert len(training_set([finding(1)], examples, settings(rectify_original=0))) == 1
 

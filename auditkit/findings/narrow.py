@@ -1,0 +1,150 @@
+"""What narrows a failure type: the rule (findings/rules.py) that parts its failures from its successes.
+
+Most types are narrowed by the words of their questions and by what the references answered. Where that leaves failures
+and successes together, the references are asked probing questions about some of the same pictures. First each is put to
+one reference, on a few failures and successes; what a rule is made of then is put to all of them, and their consensus
+counts. All answers are in probing.jsonl. The truth has no part in it (findings/grading.py grades).
+"""
+
+from __future__ import annotations
+
+import functools
+import random
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from auditkit.audit.batches import Loader
+from auditkit.consensus.normalise import normalise
+from auditkit.consensus.same import Same
+from auditkit.consensus.vote import vote_all
+from auditkit.data.source import Picture
+from auditkit.findings.failure_types import ASKED, FailureType
+from auditkit.findings.probing import ORDINALS, Kind, Probing, probing_questions, question_kinds
+from auditkit.findings.rules import Facts, Rule, find_rule, follow_rules, question_facts, with_codes
+from auditkit.models.answers import AnswerBook
+from auditkit.models.base import Writer
+
+FILE = "probing.jsonl"
+LEAST = 5  # failures, and successes, below which nothing is said
+ONE_KIND = 0.7  # share of a type's failures that must be asked in questions of one kind
+WELL = 0.02  # share of the records that a rule without probing questions may get wrong
+TRIED = 12  # failures, and successes, about which a probing question is put to one reference
+KEPT = 30  # failures, successes inside the rule so far, and others, about which it is put to all
+TELLING = 3  # probing questions of a type that are put to all
+MOST_ROWS = 1000  # failures, and successes, of a type that are looked at
+
+
+@dataclass(frozen=True)
+class _Asking:
+    """Who is asked, and how."""
+
+    references: Sequence[Loader]
+    picture: Callable[[str], Picture]
+    book: AnswerBook
+    alike: Same
+    quorum: float
+    max_answer_tokens: int
+
+    @functools.cached_property
+    def models(self) -> list[Writer]:
+        """The references, loaded when the first is needed."""
+        return [load() for load in self.references]
+
+
+def narrow_types(
+    types: Sequence[FailureType],
+    scored: Sequence[dict],
+    untrained: Sequence[dict],
+    references: Sequence[Loader],
+    picture: Callable[[str], Picture],
+    alike: Same,
+    quorum: float,
+    max_answer_tokens: int,
+    folder: Path,
+) -> dict[str, Rule]:
+    """The rule of each failure type that has one, by the type's name.
+
+    Args:
+        types: as from `find_failure_types`.
+        scored: the audit's records (score_probes). A finding of another type is neither failure nor success.
+        untrained: those of notebook 02, whose successes count as well; none where it was not run.
+        references: what loads them; none: then rules are made of words and consensus alone.
+        picture: a key -> the picture, those that were made among them.
+        alike, quorum: as for `score_probes`.
+        folder: gets probing.jsonl; what it holds is not asked again.
+    """
+    asked = [row for row in [*scored, *untrained] if row["outcome"] in ASKED]
+    kinds = question_kinds((row["picture"], row["question"]) for row in asked)
+    failed, agreed = {row["key"]: row for row in scored if row["outcome"] == "finding"}, defaultdict(list)
+    for row in asked:
+        if row["outcome"] == "agrees":
+            agreed[kinds[row["question"]]].append(row)
+    asking = _Asking(references, picture, AnswerBook(folder / FILE), alike, quorum, max_answer_tokens)
+    found = {}
+    for of in types:
+        own = [failed[key] for key in of.keys]
+        [(kind, n)] = Counter(kinds[row["question"]] for row in own).most_common(1)
+        good = _some(agreed[kind])
+        if n < max(LEAST, ONE_KIND * of.size) or len(good) < LEAST or len(kind.vocabulary) > len(ORDINALS):
+            continue
+        bad = _some([row for row in own if kinds[row["question"]] == kind])
+        wrong = [True] * len(bad) + [False] * len(good)
+        if rule := _narrow(kind, [*bad, *good], wrong, kinds, asking):
+            found[of.name] = rule
+    return found
+
+
+def _some(rows: list[dict]) -> list[dict]:
+    """The rows, or MOST_ROWS of them."""
+    return rows if len(rows) <= MOST_ROWS else random.Random(MOST_ROWS).sample(rows, MOST_ROWS)
+
+
+def _narrow(kind: Kind, rows: list[dict], wrong: list[bool], kinds: Mapping[str, Kind], asking: _Asking) -> Rule | None:
+    """The rule that parts wrong rows, all questions of a kind, from the others."""
+    facts = [question_facts(kind, row["question"], row["consensus"]) for row in rows]
+    conditions = follow_rules(facts, wrong)[0]
+    inside = [all(one.holds(known) for one in conditions) for known in facts]
+    missed = sum(bad != held for bad, held in zip(wrong, inside, strict=True))
+    if missed <= WELL * len(rows) or not asking.references:
+        return find_rule(kind, facts, wrong)
+    order = random.Random(kind.text()).sample(range(len(rows)), len(rows))
+    failures = [i for i in order if wrong[i]]
+    mistaken = [i for i in order if inside[i] and not wrong[i]]
+    others = [i for i in order if not inside[i] and not wrong[i]]
+    some = [*failures[:TRIED], *[*mistaken, *others][:TRIED]]
+    probings = probing_questions(kind, (normalise(row["consensus"]) for row in rows), kinds.values())
+    tried = _ask(asking, asking.models[:1], probings, [rows[i] for i in some], [facts[i] for i in some])
+    followed = follow_rules(tried, [wrong[i] for i in some])
+    telling = [part.fact[1] for rule in followed for part in rule if part.fact[0] == "asked"]
+    if not telling:
+        return find_rule(kind, facts, wrong)
+    more = [*failures[:KEPT], *mistaken[:KEPT], *others[:KEPT]]
+    named = list(dict.fromkeys(telling))[:TELLING]
+    known = _ask(asking, asking.models, named, [rows[i] for i in more], [facts[i] for i in more])
+    return find_rule(kind, known, [wrong[i] for i in more]) or find_rule(kind, facts, wrong)
+
+
+def _ask(
+    asking: _Asking,
+    models: Sequence[Writer],
+    probings: Sequence[Probing],
+    rows: Sequence[dict],
+    facts: Sequence[Facts],
+) -> list[Facts]:
+    """The facts of n rows, and beside them what some references agree on when asked each probing question."""
+    put = []
+    for i, row in enumerate(rows):
+        for probing in probings:
+            kind_parts = tuple(value for fact, value in facts[i].items() if fact[0] == "word" and len(fact) == 2)
+            if said := probing.ask(kind_parts, normalise(row["consensus"])):
+                put.append((i, probing, said))
+    pictures = [asking.picture(rows[i]["picture"]) for i, _, _ in put]
+    questions = [question for _, _, question in put]
+    by_model = [asking.book.ask(model, pictures, questions, asking.max_answer_tokens) for model in models]
+    answers = [(question, "", said) for question, said in zip(questions, zip(*by_model, strict=True), strict=True)]
+    found = list(facts)
+    for (i, probing, _), one in zip(put, vote_all(answers, asking.alike, asking.quorum), strict=True):
+        found[i] = found[i] | with_codes({("asked", probing): normalise(one.consensus or "")})
+    return found
