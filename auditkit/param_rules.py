@@ -193,8 +193,8 @@ def refuse_impossible(p: Any, ways: Mapping[str, str]) -> None:
         ),
         (
             p.search == "once" or p.engine == "local",
-            f"search: {p.search} goes in small rounds, each of which waits for the last; write engine: local, or search: "
-            "once.",
+            f"search: {p.search} goes in small rounds, each of which waits for the last; write engine: local, or "
+            "search: once.",
         ),
         (p.ways, "ways: the list is empty; write question, regenerate, edit, or some of them."),
         (

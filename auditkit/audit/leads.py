@@ -1,11 +1,11 @@
 """A finding as a lead: which of its facts make the target fail, and what to ask next to know.
 
-What is known of a probe without asking the target are its *facts*: the words of its question, the references' consensus,
-and their answers to a few probing questions about the same words and picture (audit/frames.py). A failure type is taken
-to be a conjunction of up to three facts. All conjunctions of a finding's facts are weighed by Bayes' rule with every
-probe that was asked so far: one that the target got right speaks against each conjunction it holds, a failure speaks
-for it. So "what colour is at c3? red" in which the target failed may come down to "red and a star", once red things
-elsewhere were fine.
+What is known of a probe without asking the target are its *facts*: the words of its question, the references'
+consensus, and their answers to a few probing questions about the same words and picture (audit/frames.py). A failure
+type is taken to be a conjunction of up to three facts. All conjunctions of a finding's facts are weighed by Bayes' rule
+with every probe that was asked so far: one that the target got right speaks against each conjunction it holds, a
+failure speaks for it. So "what colour is the object at c3?" with the consensus "red", on which the target failed, may
+come down to "red, and the shape there is a star", once other red things were called red.
 
 Sources: version spaces (Mitchell, 1982), and their Bayesian form over concepts (Tenenbaum, 1999).
 """

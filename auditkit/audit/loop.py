@@ -13,8 +13,8 @@ auditor writes a question about what came out, (Q*, I*). The source's own questi
 is asked of the new picture too, (Q, I*), and after an edit also of the original: a target that was right before, and is
 not after an edit that left the consensus as it was, has failed on an *irrelevant edit*.
 
-Of several questions written about a picture one is asked where `candidates` says so (audit/selection.py). Where `search`
-says so, the audit goes in rounds instead, and what it has heard decides what it asks (audit/rounds.py, audit/search.py).
+Of several questions written about a picture one is asked where `candidates` says so (audit/selection.py). Where
+`search` says so, the audit goes in rounds instead, and what it has heard decides what it asks (audit/rounds.py).
 
 The work is cut into batches that depend on nothing but the parameters, each with its own seed. So it does not matter
 who does them: `WriteProbes` and `AnswerProbes` (audit/batches.py) do one after another here, or on many GPUs and
@@ -67,8 +67,9 @@ def run_audit(
             SOURCE alone stands for the questions that come with the pictures: a control without any auditor.
         target, references: what loads the models that answer.
         pictures: pictures the auditors never saw, all different; with fewer than p.audit_probes there are fewer probes.
-        p: uses audit_probes, candidates, search, seed, batch_size, temperature, max_question_tokens, max_answer_tokens, engine;
-            under "ray" also workers, device and images, from which the workers take the pictures.
+        p: uses audit_probes, candidates, search, seed, batch_size, temperature, max_question_tokens,
+            max_answer_tokens, engine; under "ray" also workers, device and images, from which the workers take the
+            pictures; under a search also quorum, same and min_token_probability.
         out: the folder; what is there already is not asked again.
         counts: pictures of each checkpoint, if not by `checkpoint_shares`.
         ways: that take turns, if not p.ways.

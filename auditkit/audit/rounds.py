@@ -42,7 +42,7 @@ def ask_in_rounds(
     Args:
         probes: what the auditors wrote; what the first gates would drop anyway is left out.
         where: the pictures by their keys.
-        p: uses audit_probes, search, seed, min_token_probability, quorum, same, max_answer_tokens and what `choose_same`
+        p: uses audit_probes, search, seed, min_token_probability, quorum, max_answer_tokens, and what `choose_same`
             uses.
 
     Raises AuditError where no probe is sound.
@@ -160,16 +160,25 @@ def search_summary(folder: Path) -> dict:
     return last.get("end", {})
 
 
+def search_counts(found: Mapping) -> dict[str, int]:
+    """The counts of a search for a manifest; {} for none."""
+    names = ("pool", "rounds", "references_for_choosing", "kinds", "kinds_tried", "leads", "leads_known", "leads_open")
+    return {name if name.startswith("references") else f"search_{name}": found[name] for name in names if name in found}
+
+
 def summary_in_words(found: Mapping) -> str:
     """A search's summary in a few sentences, with what its budget did not reach."""
+    if not found:
+        return "search: once. Nothing that was heard in the audit decided what it asked."
     said = [
-        f"{found['rounds']:,} rounds from a pool of {found['pool']:,}; {found['references_for_choosing']:,} calls of the "
-        f"references to choose by. {found['leads']:,} leads, {found['leads_known']:,} of them known with three findings."
+        f"{found['rounds']:,} rounds, from a pool of {found['pool']:,}; {found['references_for_choosing']:,} more "
+        f"calls of the references to choose by. Of {found['leads']:,} leads {found['leads_known']:,} have three findings."
     ]
     for n, things, named in (
-        (found["kinds"] - found["kinds_tried"], "kinds of question were not tried", found["not_tried"]),
-        (found["leads_open"], "leads were not followed to their end", found["left_open"]),
+        (found["kinds"] - found["kinds_tried"], "kind of question was tried", found["not_tried"]),
+        (found["leads_open"], "lead was followed to its end", found["left_open"]),
     ):
         if n:
-            said.append(f"The budget ended before {n} {things}: {'; '.join(named[:3])}{' ...' if n > 3 else ''}")
+            some = "; ".join(named[:3]) + " ..." * (n > 3)
+            said.append(f"The budget ended before every {things}; {n} left: {some}")
     return "\n".join(said)
