@@ -172,7 +172,7 @@ def summary_in_words(found: Mapping) -> str:
         return "search: once. Nothing that was heard in the audit decided what it asked."
     said = [
         f"{found['rounds']:,} rounds, from a pool of {found['pool']:,}; {found['references_for_choosing']:,} more "
-        f"calls of the references to choose by. Of {found['leads']:,} leads {found['leads_known']:,} have three findings."
+        f"calls of the references to choose by. {found['leads_known']:,} of {found['leads']:,} leads have three findings."
     ]
     for n, things, named in (
         (found["kinds"] - found["kinds_tried"], "kind of question was tried", found["not_tried"]),
