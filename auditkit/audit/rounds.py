@@ -152,27 +152,37 @@ def _summary(search: Search, curve: Sequence[dict], records: Mapping[str, dict],
     }
 
 
-def search_summary(folder: Path) -> dict:
+def search_summary(folder: Path, tell: bool = False) -> dict:
     """What a search did, from its folder: counts of pool, rounds, references' calls for choosing, kinds and leads, what
     was not tried, and the curve of kinds known after each round; {} where there was none, or it is not done.
+
+    Args:
+        tell: print it, too.
     """
     last = (jsonl.read(folder / ROUNDS_FILE) or [{}])[-1]
-    return last.get("end", {})
+    found = last.get("end", {})
+    if tell:
+        print(summary_in_words(found))
+    return found
 
 
-def search_counts(found: Mapping) -> dict[str, int]:
-    """The counts of a search for a manifest; {} for none."""
+def written_counts(folder: Path) -> dict[str, int]:
+    """The counts of an audit's folder for its manifest: probes written and, of a search, what it did."""
+    written = sum(not row["key"].endswith("/own") for row in jsonl.each(folder / "proposals.jsonl"))
     names = ("pool", "rounds", "references_for_choosing", "kinds", "kinds_tried", "leads", "leads_known", "leads_open")
-    return {name if name.startswith("references") else f"search_{name}": found[name] for name in names if name in found}
+    found = search_summary(folder)
+    searched = {n if n.startswith("references") else f"search_{n}": found[n] for n in names if n in found}
+    return {"written": written} | searched
 
 
 def summary_in_words(found: Mapping) -> str:
     """A search's summary in a few sentences, with what its budget did not reach."""
     if not found:
         return "search: once. Nothing that was heard in the audit decided what it asked."
+    leads = f"Leads: {found['leads']:,}, with three findings {found['leads_known']:,}."
     said = [
         f"{found['rounds']:,} rounds, from a pool of {found['pool']:,}; {found['references_for_choosing']:,} more "
-        f"calls of the references to choose by. {found['leads_known']:,} of {found['leads']:,} leads have three findings."
+        f"calls of the references to choose by. {leads}"
     ]
     for n, things, named in (
         (found["kinds"] - found["kinds_tried"], "kind of question was tried", found["not_tried"]),

@@ -11,7 +11,7 @@ from auditkit.audit import loop
 from auditkit.audit.frames import Frames
 from auditkit.audit.leads import ENOUGH, TRIES, Lead, np
 from auditkit.audit.loop import run_audit
-from auditkit.audit.rounds import search_counts, search_summary, summary_in_words
+from auditkit.audit.rounds import search_summary, summary_in_words, written_counts
 from auditkit.audit.search import Search
 from auditkit.data.load import load_images
 from auditkit.errors import AuditError
@@ -152,7 +152,7 @@ def test_a_search_on_the_miniature_never_asks_for_the_truth(monkeypatch, reposit
     assert found["curve"][-1]["asked"] == 40 and found["pool"] == 120
     named = [row["model"] for row in jsonl.read(tmp_path / "answers.jsonl")]
     assert named.count("target") == 40, "the target is asked what is chosen, and nothing else"
-    assert search_counts(found)["references_for_choosing"] == len(named) - 3 * 40 > 2 * 80
+    assert written_counts(tmp_path)["references_for_choosing"] == len(named) - 3 * 40 > 2 * 80
     assert found["kinds_tried"] < found["kinds"] and "The budget ended before every kind" in summary_in_words(found)
 
 
