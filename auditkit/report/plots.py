@@ -417,6 +417,31 @@ def curve(
     return figure
 
 
+def search_rounds(rows: Sequence[Mapping], width: float = 7.2) -> Figure:
+    """How a search that learns went: kinds of failure known so far, and how often each round's questions found one.
+
+    Args:
+        rows: after each round {"asked", "findings", "kinds"}, all so far; the first round was not chosen.
+    """
+    figure = Plot(width, 2.6)
+    left, right = figure.subplots(1, 2)
+    asked, findings = (np.array([0, *(row[name] for row in rows)]) for name in ("asked", "findings"))
+    left.plot(asked, [0, *(row["kinds"] for row in rows)], "o-", color=AFTER, markersize=3)
+    left.set_title("kinds with three findings", fontsize=9.5, color=INK, loc="left")
+    left.yaxis.set_major_locator(MaxNLocator(integer=True))
+    rates = np.diff(findings) / np.diff(asked)
+    right.plot(asked[1:], rates, "s", color=WRONG, markersize=3)
+    right.axhline(rates[0], color=BEFORE, linestyle="--", linewidth=1.2, label="the first round, not chosen")
+    right.set_title("findings per question, round by round", fontsize=9.5, color=INK, loc="left")
+    right.yaxis.set_major_formatter(PercentFormatter(1, None, " %"))
+    right.legend(fontsize=8.5, labelcolor=INK)
+    for axis in (left, right):
+        _quiet(axis, grid="y")
+        axis.set_ylim(bottom=0)
+        axis.set_xlabel("questions put to the target", color=INK)
+    return figure
+
+
 def _shares(unit: str) -> PercentFormatter:
     return PercentFormatter(1, None, " %" if unit == "%" else "")
 
