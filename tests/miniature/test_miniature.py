@@ -11,7 +11,7 @@ import pytest
 from auditkit.auditor.write import PROMPTS, auditor_prompt, propose_questions
 from auditkit.data.source import Example
 from auditkit.errors import AuditError
-from auditkit.miniature import build, edits, gaps, grammar, lessons, measure, shipped
+from auditkit.miniature import build, edits, gaps, grammar, lessons, measure, overlaps, shipped
 from auditkit.miniature.boards import Boards, scene_of
 from auditkit.miniature.world import POSITIONS, Cell, Scene, random_scene, render
 from auditkit.models.load import load_model
@@ -120,6 +120,36 @@ def test_the_target_has_at_least_24_gaps_over_12_skills_a_fifth_of_what_is_asked
     scenes = [scene for scene, _ in drawn[:300]]
     for question in {question for _, question in drawn[:1500]}:
         assert sum(gaps.find(table, scene, question) is not None for scene in scenes) / len(scenes) < 0.45, question
+
+
+def test_the_long_tail_has_many_gaps_that_random_questions_seldom_meet():
+    table = gaps.load(HERE / "longtail.yaml")
+    assert len(table) >= 56 and len({gap.skill for gap in table}) >= 14
+    assert overlaps.check_overlaps(table) == []
+    met = overlaps.gap_rates(table, 1500)
+    together = met.pop(None)
+    assert max(met.values()) <= 0.005 and together <= 0.1 and min(met.values()) > 0
+
+
+RED = gaps.Gap("red is blue", "colour", {"truth": "red"}, "blue")
+
+
+@pytest.mark.parametrize(
+    "first, second, says",
+    [
+        (RED, gaps.Gap("red stars", "colour", {"truth": "red", "shape": "star"}, "green"),
+         "gap 'red stars' contradicts 'red is blue': 20 of 20 questions .* says 'blue' where 'red stars' says 'green'"),
+        (RED, gaps.Gap("red stars", "colour", {"truth": "red", "shape": "star"}, "blue"),
+         "gap 'red stars' is hidden by 'red is blue': 20 of 20 questions"),
+        (RED, gaps.Gap("raed stars", "colour", {"truth": "raed"}, "blue"), "gap 'raed stars': no board has a question"),
+    ],
+)  # fmt: skip
+def test_gaps_in_each_others_way_are_said_by_name_before_planting(first, second, says, tmp_path):
+    with pytest.raises(AuditError, match=says):
+        overlaps.check_overlaps([first, second])
+    if first.when.keys() < second.when.keys():  # the narrower one first: an exception, which is told
+        (told,) = overlaps.check_overlaps([second, first])
+        assert told.startswith("gap 'red is blue' overlaps 'red stars'")
 
 
 def test_two_references_share_two_gaps():
