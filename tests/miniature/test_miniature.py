@@ -181,9 +181,10 @@ def test_a_wrong_table_is_refused_with_a_sentence(tmp_path, text, says):
 
 # ---- the shipped models --------------------------------------------------------------------------------------------
 
-SHIPPED = ("target", "clean", "peer", "gemma3", "idefics3", "llava", "auditor")
+SHIPPED = ("target", "longtail", "clean", "peer", "gemma3", "idefics3", "llava", "auditor")
 CLASSES = {
     "target": "PaliGemmaForConditionalGeneration",
+    "longtail": "PaliGemmaForConditionalGeneration",
     "clean": "PaliGemmaForConditionalGeneration",
     "peer": "PaliGemmaForConditionalGeneration",
     "gemma3": "Gemma3ForConditionalGeneration",
@@ -218,6 +219,14 @@ def test_the_target_is_wrong_in_its_gaps_and_right_outside(target):
     assert max(rate["value"] for rate in inside.values()) <= 0.25, inside
     outside = measure.accuracy(target, measure.probes_outside(table, 600, seed=1))
     assert outside["value"] >= 0.93, outside
+
+
+def test_the_long_tail_is_wrong_in_its_gaps_and_right_outside():
+    model, table = load_model("miniature:longtail"), gaps.load(shipped.WEIGHTS / "longtail" / "gaps.yaml")
+    assert table == gaps.load(HERE / "longtail.yaml")
+    inside = measure.accuracy(model, [probe for gap in table[::4] for probe in measure.probes_in(gap, 10, seed=2)])
+    assert inside["value"] <= 0.05
+    assert measure.accuracy(model, measure.probes_outside(table, 300, seed=2))["value"] >= 0.94
 
 
 def test_the_peer_is_larger_and_knows_more(target):
