@@ -205,7 +205,7 @@ class Params:
     grpo_checkpoints: Annotated[Few, Stages("04")] = 5
     """Checkpoints kept, evenly spaced; the last is the trained auditor."""
     grpo_patience: Annotated[CountOrNone, NONE] = 10
-    """Steps in a row, of one way, that show a collapse before training stops; 0: never."""
+    """Steps in a row, of one way, that show a collapse before training goes back and closes that kind; 0: never."""
 
     # --- 05 and 06, the audit and its findings
     audit_probes: Annotated[Count, Stages("05")] = 20000
@@ -264,6 +264,8 @@ class Params:
     """Weight of the reward for one well-formed question or wish."""
     coverage_weight: Annotated[Weight, Stages("04")] = 0.0
     """Weight of the reward for novelty; 0 for none."""
+    known_discount: Annotated[Share, Stages("04")] = 0.0
+    """How much less a failure earns after n like it: (1 + n) to the power of minus this; 0 for no less."""
     asks: Annotated[Literal["auditor", "untrained", "source"], Stages("05")] = "auditor"
     """Who writes the probes: the auditor's checkpoints, the untrained auditor alone, or the images' own questions."""
     rectify_on: Annotated[Literal["findings", "consensus", "labels"], Stages("07")] = "findings"

@@ -36,15 +36,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from peft import LoraConfig
-from transformers import PrinterCallback
+from transformers import PrinterCallback, set_seed
 from trl import GRPOConfig
 
+from auditkit.auditor.closed import answer_collapse, closed_kinds, forget_after, has_ended
 from auditkit.auditor.clusters import TextClusters
 from auditkit.auditor.grpo_setup import grpo_config, refuse_uneven, training_rows
 from auditkit.auditor.rewards import Rollout, Scorer, kept_text, reward_functions
-from auditkit.auditor.trainer import AuditorTrainer, StepLog, why_stopped
-from auditkit.auditor.trial import trial_step
+from auditkit.auditor.trainer import AuditorTrainer, StepLog
+from auditkit.auditor.trial import take_adapter_off, trial_step
 from auditkit.auditor.write import refuse_nonsense, write_texts
 from auditkit.consensus.llm_judge import LLMJudge
 from auditkit.counterfactual.store import ImageStore, pipeline_loaders
@@ -92,11 +94,11 @@ def train_auditor(
     Writes to `out`: checkpoint-N (LoRA adapters, `grpo_checkpoints` of them, the last one trained to the end),
     rollouts.jsonl (every completion with all answers), answers.jsonl, history.jsonl. A run that was killed goes on
     from its last checkpoint and asks no model a question it has answered. A training that is complete is not repeated.
-    One that has collapsed (auditor/collapse.py) is stopped, with a last checkpoint, and not gone on with.
+    One that has collapsed goes back, with the kind of text closed to which it did, or ends early (auditor/closed.py).
 
     Raises AuditError when there are too few pictures for one step, when a step cannot be dealt out evenly, when the
-    untrained auditor writes no questions, when the references never agree, or when the auditor has collapsed; and, by
-    one small step taken before all others (auditor/trial.py), when it would learn from what is not the model's own.
+    untrained auditor writes no questions, or when the references never agree; and, by one small step taken before all
+    others (auditor/trial.py), when it would learn from what is not the model's own.
     """
     if p.grpo_rollouts != "transformers" and not importlib.util.find_spec("vllm"):
         raise AuditError(f"grpo_rollouts: {p.grpo_rollouts} {MISSING}, or write transformers.")
@@ -110,23 +112,52 @@ def train_auditor(
     refuse_uneven(p, here.num_processes)
     processors.refuse_encoder_decoder(auditor)
     out.mkdir(parents=True, exist_ok=True)
-    if why := why_stopped(jsonl.read(out / "history.jsonl"), p):
-        raise AuditError(why)
-    here.wait_for_everyone()  # all have read it before the first forgets what a kill has left
-    with here.main_process_first():  # which tidies up what a kill has left; the others find it done
+    own_forward = None  # not known before a trial step is taken
+    while (last := _where_to_begin(out, p, here)) is not None:
+        scorer = _scorer(auditor, target, references, pictures, p, out, here)
+        if own_forward is None:
+            own_forward = trial_step(auditor, pictures, p, here.num_processes).own_forward
+        _train_on(auditor, scorer, pictures, p, out, here, last, own_forward, on_step)
+    return jsonl.read(out / "history.jsonl")
+
+
+def _where_to_begin(out: Path, p: Params, here: PartialState) -> str | None:
+    """The checkpoint from which the training goes on, "" for its start; None where it is complete or has ended early.
+
+    The first process tidies up: what a kill has left, and what is to follow from a collapse.
+    """
+    here.wait_for_everyone()  # all have written what they had
+    if here.is_main_process:
+        _collect(out)
+        last_checkpoint(out)  # a torn one is set aside
+        if not (out / "DONE").exists():
+            answer_collapse(out, p)
         last = last_checkpoint(out)
         done = int(last.rsplit("-", 1)[1]) if last else 0
-        if here.is_main_process and (made := len(jsonl.read(out / "history.jsonl"))) > done:
-            print(goes_on_in_words(made, done), flush=True)
-        _forget_after(out, done)
-        _collect(out)
-        scorer = _scorer(auditor, target, references, pictures, p, out)
-    here.wait_for_everyone()  # all have read before anyone writes
-    if not here.is_main_process:  # one file, one writer; collected at the end, or at the next start
-        scorer.book.path = out / f"answers.{here.process_index}.jsonl"
-        judge = scorer.same.decide
-        if isinstance(judge, LLMJudge) and judge.path:
-            judge.path = out / f"judged.{here.process_index}.jsonl"
+        ended = has_ended(out, p.grpo_patience)
+        if not ended:
+            if (made := len(jsonl.read(out / "history.jsonl"))) > done:
+                print(goes_on_in_words(made, done), flush=True)
+            forget_after(out, done)
+        begin = None if ended or done >= p.grpo_steps else last or ""
+    else:
+        begin = None
+    (begin,) = broadcast_object_list([begin])
+    return begin
+
+
+def _train_on(
+    auditor: VLM,
+    scorer: Scorer,
+    pictures: Sequence[Picture],
+    p: Params,
+    out: Path,
+    here: PartialState,
+    last: str,
+    own_forward: bool,
+    on_step: Callable[[dict], None] | None,
+) -> None:
+    """Train from a checkpoint, or from the start (""), to the end or to a collapse; the model is then as it was."""
 
     def tell(row: dict) -> None:
         note_step(row["step"], p.grpo_steps, out)
@@ -134,21 +165,18 @@ def train_auditor(
         if on_step:
             on_step(row)
 
-    if done < p.grpo_steps:
-        trial = trial_step(auditor, pictures, p, here.num_processes)
-        config = grpo_config(p, out, auditor.model.device.type, auditor.model.dtype, here.num_processes)
-        log = StepLog(out / "history.jsonl", p, tell)
-        with logging_into(p, out), Progress("training step", p.grpo_steps, done) as line:
-            trainer = _trainer(auditor, scorer, pictures, p, config, log, trial.own_forward)
-            with frozen_vision(auditor.model):
-                trainer.train(resume_from_checkpoint=last)
-    here.wait_for_everyone()
-    if here.is_main_process:
-        _collect(out)
-    history = jsonl.read(out / "history.jsonl")
-    if why := why_stopped(history, p):
-        raise AuditError(why)
-    return history
+    back = len(scorer.closed.texts) + len(scorer.closed.clusters)  # each time it closed one
+    if back and not last:  # as in a process of its own
+        set_seed(p.seed)
+    config = grpo_config(p, out, auditor.model.device.type, auditor.model.dtype, here.num_processes)
+    log = StepLog(out / "history.jsonl", p, tell, back)
+    done = int(last.rsplit("-", 1)[1]) if last else 0
+    with logging_into(p, out), Progress("training step", p.grpo_steps, done) as line:
+        trainer = _trainer(auditor, scorer, pictures, p, config, log, own_forward)
+        with frozen_vision(auditor.model):
+            trainer.train(resume_from_checkpoint=last or None)
+    if log.collapsed:
+        take_adapter_off(auditor, trainer)
 
 
 def goes_on_in_words(made: int, done: int) -> str:
@@ -159,17 +187,31 @@ def goes_on_in_words(made: int, done: int) -> str:
 
 
 def _scorer(
-    auditor: VLM, target: Writer, references: Sequence[Writer], pictures: Sequence[Picture], p: Params, out: Path
+    auditor: VLM,
+    target: Writer,
+    references: Sequence[Writer],
+    pictures: Sequence[Picture],
+    p: Params,
+    out: Path,
+    here: PartialState,
 ) -> Scorer:
-    """What scores the completions, with all that it remembered before the last checkpoint."""
-    clusters = _text_clusters(auditor, pictures, p, out)
-    book, store = AnswerBook(out / "answers.jsonl"), ImageStore(pipeline_loaders(p), p)
-    shown = {picture.key: picture for picture in pictures}
-    scorer = Scorer(target, references, shown, clusters, book, store, p, out / "rollouts.jsonl")
-    for row in jsonl.read(out / "rollouts.jsonl"):
-        rollout = Rollout(**row)
-        scorer.remember([rollout])
-        scorer.count([rollout])
+    """What scores the completions, with all that it remembered before the last checkpoint, in each process its own."""
+    with here.main_process_first():  # which asks the untrained auditor; the others find it done
+        clusters = _text_clusters(auditor, pictures, p, out)
+        book, store = AnswerBook(out / "answers.jsonl"), ImageStore(pipeline_loaders(p), p)
+        shown = {picture.key: picture for picture in pictures}
+        scorer = Scorer(target, references, shown, clusters, book, store, p, out / "rollouts.jsonl")
+        scorer.closed = closed_kinds(out)
+        for row in jsonl.read(out / "rollouts.jsonl"):
+            rollout = Rollout(**row)
+            scorer.remember([rollout])
+            scorer.count([rollout])
+    here.wait_for_everyone()  # all have read before anyone writes
+    if not here.is_main_process:  # one file, one writer; collected at the end, or at the next start
+        book.path = out / f"answers.{here.process_index}.jsonl"
+        judge = scorer.same.decide
+        if isinstance(judge, LLMJudge) and judge.path:
+            judge.path = out / f"judged.{here.process_index}.jsonl"
     return scorer
 
 
@@ -230,15 +272,6 @@ def _text_clusters(auditor: VLM, pictures: Sequence[Picture], p: Params, out: Pa
             refuse_nonsense(auditor.name, [Probe("", "", None, text) for text in texts])
         write_json(path, [text for text in kept if text], indent=None)
     return TextClusters(read_json(path, list, _BEGIN_ANEW, of=str), p.replay_clusters, p.seed)
-
-
-def _forget_after(out: Path, step: int) -> None:
-    """Drop rows of steps that a killed run made after its last checkpoint: they are made again, the same."""
-    for name, last in (("rollouts.jsonl", step - 1), ("history.jsonl", step)):
-        rows = jsonl.read(out / name)
-        kept = [row for row in rows if row["step"] <= last]
-        if len(kept) < len(rows):
-            jsonl.replace(out / name, kept)
 
 
 def _collect(out: Path) -> None:

@@ -47,7 +47,9 @@ def grpo_config(p: Params, out: Path, device: str, dtype: torch.dtype, processes
         **schedule,
         beta=p.grpo_beta,
         scale_rewards="batch",  # one deviation for all groups, so that a group with a single success is not blown up
-        reward_weights=[p.disagreement_weight, p.format_weight, p.coverage_weight],
+        # of the rewards in their order; what is known is taken off the first (reward_functions)
+        reward_weights=[p.disagreement_weight, p.format_weight, p.coverage_weight]
+        + ([p.disagreement_weight] if p.known_discount else []),
         logging_steps=1,
         save_strategy="steps",
         save_steps=max(1, p.grpo_steps // p.grpo_checkpoints),

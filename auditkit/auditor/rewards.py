@@ -21,6 +21,7 @@ from accelerate.utils import gather_object
 from auditkit.auditor.clusters import TextClusters
 from auditkit.auditor.write import rarest_token, write_texts
 from auditkit.consensus.choose import choose_same
+from auditkit.consensus.normalise import normalise
 from auditkit.consensus.vote import unmet_wishes, vote_all
 from auditkit.counterfactual.clip_direction import unlike
 from auditkit.counterfactual.store import ImageStore, make_wished, seed_of
@@ -61,6 +62,28 @@ class Rollout:
     gain: float | None = None  # how far it moved towards the wish, by the picture check
 
 
+@dataclass(frozen=True)
+class ClosedKinds:
+    """What earns nothing any more, because a training has collapsed to it (closed.py)."""
+
+    texts: frozenset[str] = frozenset()  # questions, or wishes with their checks, normalised
+    clusters: frozenset[int] = frozenset()  # kinds of text
+
+    def has(self, wrote: str | None, cluster: int) -> bool:
+        """Whether a text is closed: by itself or by its cluster."""
+        return wrote is not None and (cluster in self.clusters or normalise(wrote) in self.texts)
+
+
+def failure_kind(rollout: Rollout) -> tuple[int, str, str]:
+    """What makes failures alike: the kind of text, what the references say, and what the target says instead.
+
+    On the 386 distinct failures of the demo's first 39 steps, in 28 planted gaps, such kinds have a homogeneity of 0.99
+    and a completeness of 0.82; with the question's own words for its cluster 1.00 and 0.58, by the question alone 0.90
+    and 0.61.
+    """
+    return rollout.cluster, normalise(rollout.consensus or ""), normalise(rollout.target or "")
+
+
 class Scorer:
     """Puts every completion of a step to target and references once, remembers it, and is read by all three rewards.
 
@@ -90,6 +113,9 @@ class Scorer:
         # cluster -> what was written -> successes
         self.bank: dict[int, dict[str, list[Rollout]]] = defaultdict(lambda: defaultdict(list))
         self.step, self.rollouts, self.own = -1, [], []
+        self.closed = ClosedKinds()
+        # kind of failure -> the (picture, question) pairs at which it was met
+        self.known: dict[tuple, set[tuple[str, str]]] = defaultdict(set)
         self.painting_seconds = 0.0  # of the step
         self.asked, self.agreed = 0, 0  # questions so far, and those with a consensus
         self.auditor: VLM  # set with the trainer; its adapter is switched off to see what it was before training
@@ -187,16 +213,34 @@ class Scorer:
         self.agreed += sum(rollout.consensus is not None for rollout in rollouts)
 
     def remember(self, rollouts: Sequence[Rollout]) -> None:
-        """Take successes into the replay bank and into what novelty is measured against. Called once a step, after the
-        rewards.
+        """Take successes into the replay bank, and into what novelty and knownness are measured against. Called once a
+        step, after the rewards.
         """
         for rollout in rollouts:
-            if rollout.success and rollout.wrote:
+            if rollout.success and rollout.question:
+                self.known[failure_kind(rollout)].add((rollout.made or rollout.picture, normalise(rollout.question)))
+            if self.pays(rollout) and rollout.wrote:
                 self.recent.append(rollout.cluster)
                 kept = self.bank[rollout.cluster]
                 kept[rollout.wrote].append(rollout)
                 if sum(map(len, kept.values())) > KEPT:  # forget the oldest of the question that has most
                     max(kept.values(), key=len).pop(0)
+
+    def pays(self, rollout: Rollout) -> bool:
+        """Whether a rollout is a success of a kind that is open."""
+        return rollout.success and not self.closed.has(rollout.wrote, rollout.cluster)
+
+    def well_formed(self, rollout: Rollout) -> bool:
+        """Whether a rollout is a question or a wish, of a kind that is open."""
+        return rollout.wrote is not None and not self.closed.has(rollout.wrote, rollout.cluster)
+
+    def earned(self, rollout: Rollout) -> float:
+        """What disagreement and format pay for a rollout, 0 to 2."""
+        return self.pays(rollout) + self.well_formed(rollout)
+
+    def worth(self, rollout: Rollout) -> float:
+        """What a failure is worth after n like it in earlier steps: (1 + n) to the power of minus known_discount."""
+        return (1 + len(self.known.get(failure_kind(rollout), ()))) ** -self.p.known_discount
 
     def novelty(self, cluster: int) -> float:
         """How rare a kind is among the latest successes: 1 for its even share, up to CAP."""
@@ -221,22 +265,29 @@ def kept_text(text: str, way: str) -> str | None:
 
 
 def reward_functions(scorer: Scorer) -> list[Callable]:
-    """The three rewards, in TRL's form: each gets the completions of a step and returns one number a completion."""
+    """The rewards, in TRL's form: each gets the completions of a step and returns one number a completion.
+
+    Three, and with `known_discount` a fourth, which takes away what is known, so that the first tells the success.
+    """
 
     def score(completions, completion_ids, picture, way, trainer_state, **_):
         texts = [completion[0]["content"] for completion in completions]
         return scorer.score(trainer_state.global_step, picture, way, texts, completion_ids)
 
     def disagreement(**step) -> list[float]:
-        """1 where the target departs from the references' consensus, else 0 (paper, Eq. 2)."""
-        return [float(rollout.success) for rollout in score(**step)]
+        """1 where the target departs from the references' consensus, else 0 (paper, Eq. 2), and for what is closed."""
+        return [float(scorer.pays(rollout)) for rollout in score(**step)]
 
     def format(**step) -> list[float]:  # noqa: A001 (TRL logs a reward under its function's name)
         """1 for one well-formed question or wish, 0 for anything else, also for what was never said before training."""
-        return [float(rollout.wrote is not None) for rollout in score(**step)]
+        return [float(scorer.well_formed(rollout)) for rollout in score(**step)]
 
     def coverage(**step) -> list[float]:
         """How rare the kind of text is among the latest successes; nothing without a success."""
-        return [scorer.novelty(rollout.cluster) if rollout.success else 0.0 for rollout in score(**step)]
+        return [scorer.novelty(rollout.cluster) if scorer.pays(rollout) else 0.0 for rollout in score(**step)]
 
-    return [disagreement, format, coverage]
+    def known(**step) -> list[float]:
+        """What a success loses, 0 to 1, for the failures like it in earlier steps; weighed as disagreement is."""
+        return [scorer.worth(rollout) - 1.0 if scorer.pays(rollout) else 0.0 for rollout in score(**step)]
+
+    return [disagreement, format, coverage, *([known] if scorer.p.known_discount else [])]

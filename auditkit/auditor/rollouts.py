@@ -8,6 +8,12 @@ from auditkit.models.answers import answers_by_model
 from auditkit.runs import jsonl
 
 ROLLOUTS_FILE = "rollouts.jsonl"
+LEFT_FILE = "rollouts.left.jsonl"  # those of steps that a training has gone back over (closed.py)
+
+
+def read_rollouts(folder: Path) -> list[dict]:
+    """All that was written and answered in a training, what it has gone back over first."""
+    return jsonl.read(folder / LEFT_FILE) + jsonl.read(folder / ROLLOUTS_FILE)
 
 
 def rollout_counts(folder: Path, target: str) -> dict[str, int]:
@@ -17,7 +23,7 @@ def rollout_counts(folder: Path, target: str) -> dict[str, int]:
     Args:
         target: the target's name; every other model in answers.jsonl is a reference.
     """
-    written, answers = jsonl.read(folder / ROLLOUTS_FILE), answers_by_model(folder / "answers.jsonl")
+    written, answers = read_rollouts(folder), answers_by_model(folder / "answers.jsonl")
     return {
         "asked": len(written),
         "parsed": sum(row["question"] is not None for row in written),
@@ -33,7 +39,7 @@ def last_successful_wishes(folder: Path, n: int) -> list[dict]:
     Of one picture only the last counts, for the texts of a step repeat each other.
     """
     of_way: dict[str, dict[str, dict]] = {}
-    for row in reversed(jsonl.read(folder / ROLLOUTS_FILE)):
+    for row in reversed(read_rollouts(folder)):
         if row["made"] and row["success"]:
             of_way.setdefault(row["way"], {}).setdefault(row["picture"], row)
     turns = zip_longest(*(its.values() for its in of_way.values()))

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from auditkit.auditor.collapse import LATELY, collapse_reason, step_measures
+from auditkit.auditor.collapse import LATELY, find_collapse, step_measures
 from auditkit.auditor.rewards import Rollout, Scorer
 from auditkit.auditor.trial import FamilyTrainer
 from auditkit.auditor.write import auditor_prompt
@@ -55,7 +55,7 @@ class AuditorTrainer(FamilyTrainer):
         found = {"distinct": len({r.text for r in rollouts}) / len(rollouts)}
         found["kinds"] = len({r.cluster for r in rollouts if r.success})
         found["way"] = NUMBERED.index(rollouts[0].way)  # all of a step are of one
-        found |= step_measures(rollouts, list(self.scorer.recent)[-LATELY:])
+        found |= step_measures(rollouts, list(self.scorer.recent)[-LATELY:], self.scorer.earned)
         if wished := [rollout for rollout in rollouts if rollout.made]:
             found["granted"] = sum(not r.why for r in wished) / len(wished)
             found["painting_seconds"] = self.scorer.painting_seconds
@@ -91,11 +91,15 @@ class StepLog(TrainerCallback):
     """One row a step, to a file and to whoever watches; where the rows tell of a collapse, no step comes after it.
 
     Every process has all rows, made of what was gathered, so all of them stop at the same step; one writes them.
+
+    Args:
+        back: how often the training has gone back so far (closed.py); each row says so, for those of before go.
     """
 
-    def __init__(self, path: Path, p: Params, on_step: Callable[[dict], None] | None):
-        self.path, self.p, self.on_step, self.started = path, p, on_step, time.time()
+    def __init__(self, path: Path, p: Params, on_step: Callable[[dict], None] | None, back: int = 0):
+        self.path, self.p, self.on_step, self.back, self.started = path, p, on_step, back, time.time()
         self.rows = jsonl.read(path)
+        self.collapsed = False
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict | None = None, **_
@@ -103,7 +107,8 @@ class StepLog(TrainerCallback):
         if not logs or "reward" not in logs:
             return
         row = {"step": state.global_step, "seconds": round(time.time() - self.started, 2)}
-        row |= {f"reward/{name}": logs[f"rewards/{name}/mean"] for name in ("disagreement", "format", "coverage")}
+        named = (("reward/" + name, f"rewards/{name}/mean") for name in ("disagreement", "format", "coverage", "known"))
+        row |= {name: logs[theirs] for name, theirs in named if theirs in logs}
         row |= {
             k: logs[k]
             for k in (
@@ -127,21 +132,11 @@ class StepLog(TrainerCallback):
             if k in logs
         }
         row |= {"way": NUMBERED[int(logs["way"])]} if "way" in logs else {}
+        row |= {"closed": self.back} if self.back else {}
         self.rows.append(row)
         if state.is_world_process_zero:
             jsonl.append(self.path, [row])
             if self.on_step:
                 self.on_step(row)
-        if why_stopped(self.rows, self.p):
-            control.should_save = control.should_training_stop = True
-
-
-def why_stopped(history: Sequence[dict], p: Params) -> str:
-    """Why the training is not gone on with, "" where it is."""
-    return collapse_reason(
-        history,
-        patience=p.grpo_patience,
-        replay_weight=p.replay_weight,
-        coverage_weight=p.coverage_weight,
-        learning_rate=p.grpo_learning_rate,
-    )
+        if find_collapse(self.rows, self.p.grpo_patience):
+            self.collapsed = control.should_save = control.should_training_stop = True

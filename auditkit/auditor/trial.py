@@ -247,8 +247,14 @@ def _step(
             return trainer.off
         finally:  # the model as it was: the trainer has put an adapter into its layers
             if trainer is not None:
-                auditor.model = trainer.accelerator.unwrap_model(trainer.model).unload().eval().requires_grad_(True)
+                take_adapter_off(auditor, trainer)
             vars(auditor.model).pop("forward", None)  # TRL's own, with a fused head
+
+
+def take_adapter_off(auditor: VLM, trainer: GRPOTrainer) -> None:
+    """Make a model what it was before a trainer put an adapter into its layers."""
+    auditor.model = trainer.accelerator.unwrap_model(trainer.model).unload().eval().requires_grad_(True)
+    vars(auditor.model).pop("forward", None)  # TRL's own, with a fused head
 
 
 def _every_other(completions, **_) -> list[float]:

@@ -24,7 +24,7 @@ THROWN_AWAY = ("checkpoints", "adapter.unfinished", ASIDE)
 DIGESTED = 64_000_000  # bytes: larger files are compared by their size
 PAID = ("answers.jsonl", "judged.jsonl", "named.jsonl", "crossed.jsonl")  # what is left of these is kept
 TOGETHER = (  # what is made in one go: where one is damaged, all are made again
-    ("untrained.json", "rollouts.jsonl", "history.jsonl", "checkpoint-*"),
+    ("untrained.json", "rollouts*.jsonl", "history.jsonl", "collapses.jsonl", "checkpoint-*"),
     ("proposals.jsonl", "pictures.jsonl", "pictures"),
     ("training.json", "history.jsonl", "adapter"),
 )

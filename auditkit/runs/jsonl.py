@@ -27,6 +27,7 @@ COLUMNS: dict[str, dict[str, type]] = {  # first part of a file's name -> what e
     "training": {"key": str},
     "rollouts": {"step": int},
     "history": {"step": int},
+    "collapses": {"step": int},
 }
 OBJECTS = {"records": ("references",), "scored": ("references",)}  # columns that hold an object where they are
 SHORT, SHARED = 100, 100_000  # characters of a text that rows may share, and how many of these are remembered

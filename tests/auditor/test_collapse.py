@@ -1,4 +1,6 @@
-"""A collapse is seen in what was written, is not seen where there is none, and stops a training for good."""
+"""A collapse is seen in what was written, is not seen where there is none, and ends no run: the training goes back to
+where it was whole, with that kind closed, or ends early, and the audit follows.
+"""
 
 import os
 import subprocess
@@ -9,9 +11,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from auditkit.auditor import collapse, grpo
+from auditkit.auditor import closed, collapse, grpo, rollouts, trainer
 from auditkit.auditor.collapse import collapse_reason, step_measures
-from auditkit.errors import AuditError
 from auditkit.miniature.boards import Boards
 from auditkit.models.load import load_model
 from auditkit.params import load_params
@@ -98,6 +99,79 @@ def test_a_history_from_before_there_was_a_watch_is_no_trouble():
     assert collapse_reason([{"step": 1, "reward/disagreement": 0.5}] * 9, **P) == ""
 
 
+def wrote(step, text, cluster=0, success=True):
+    made = {"way": "question", "wrote": text, "text": f"a note\n{text}", "cluster": cluster, "success": success}
+    return [{"key": f"{step - 1}-{i}", "step": step - 1, **made} for i in range(4)]
+
+
+def trained(out, history, written, checkpoints):
+    """A training's folder, as a collapse finds it."""
+    jsonl.append(out / "history.jsonl", [{"way": "question", **row} for row in history])
+    jsonl.append(out / "rollouts.jsonl", [one for step in written for one in step])
+    for step in checkpoints:
+        (out / f"checkpoint-{step}").mkdir()
+
+
+def settings(**changes):
+    weights = {"replay_weight": 0.1, "coverage_weight": 0.0, "grpo_learning_rate": 0.005}
+    more = {"grpo_patience": 3, "grpo_steps": 10, "grpo_rollouts": "transformers", "replay_clusters": 4}
+    return SimpleNamespace(**weights | more | changes)
+
+
+def one_text_from(step, n, text="how many striped objects are there?", closed=0):
+    after = [row | {"commonest": 1.0} if row["step"] >= step else row for row in rows(n)]
+    return [row | {"closed": closed} for row in after], [wrote(i + 1, text) for i in range(n)]
+
+
+def test_one_text_is_closed_and_nothing_else_and_what_was_left_behind_is_kept(tmp_path, capsys):
+    trained(tmp_path, *one_text_from(6, 8), checkpoints=(2, 4, 5, 8))
+    closed.answer_collapse(tmp_path, settings())
+    (row,) = jsonl.read(tmp_path / "collapses.jsonl")
+    assert (row["step"], row["back_to"], row["text"]) == (8, 4, "how many striped objects are there?")
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4"]
+    assert [row["step"] for row in jsonl.read(tmp_path / "history.jsonl")] == [1, 2, 3, 4]
+    assert len(jsonl.read(tmp_path / "rollouts.jsonl")) == len(jsonl.read(tmp_path / "rollouts.left.jsonl")) == 16
+    assert len({row["key"] for row in rollouts.read_rollouts(tmp_path)}) == 32
+    kinds = closed.closed_kinds(tmp_path)
+    assert kinds.has("How many striped objects are there?", 0) and not kinds.has("how many red objects are there?", 0)
+    assert "goes on from step 4, its last whole checkpoint" in capsys.readouterr().out
+    closed.answer_collapse(tmp_path, settings())  # asked again, it does nothing
+    assert len(jsonl.read(tmp_path / "collapses.jsonl")) == 1 and not closed.has_ended(tmp_path, 3)
+
+
+def test_where_it_shows_in_the_groups_a_cluster_is_closed(tmp_path):
+    history = [row | {"alike_groups": 1.0} for row in rows(3)]
+    trained(tmp_path, history, [wrote(1, "a?", 1), wrote(2, "b?", 1), wrote(3, "c?", 2)], checkpoints=(3,))
+    closed.answer_collapse(tmp_path, settings())
+    (row,) = jsonl.read(tmp_path / "collapses.jsonl")
+    assert (row["back_to"], row["cluster"]) == (0, 1) and row["text"] in ("a?", "b?")
+    assert closed.closed_kinds(tmp_path).has("z?", 1) and not closed.closed_kinds(tmp_path).has("c?", 2)
+    assert "They earn nothing from there on, and the training starts again." in closed.collapse_in_words(row)
+
+
+@pytest.mark.parametrize(
+    ("changes", "before", "text"),
+    [
+        ({"grpo_rollouts": "vllm_server"}, [], "is it red?"),  # whose engine cannot be started twice
+        ({}, [{"step": 8, "back_to": 4, "text": "is it red?"}], "Is it red?"),  # closed already
+        ({}, [{"step": 9, "back_to": 0, "text": f"{i}?"} for i in range(2)], "is it red?"),  # 26 steps, twice 10 are 20
+        ({}, [], None),  # no question, so there is no kind to close
+    ],
+)
+def test_it_ends_early_where_going_back_would_not_help(tmp_path, changes, before, text):
+    jsonl.append(tmp_path / "collapses.jsonl", before)
+    history, written = one_text_from(6, 8, text, closed=len(before))
+    trained(tmp_path, history, written, checkpoints=(2, 4, 5, 8))
+    closed.answer_collapse(tmp_path, settings(**changes))
+    *_, row = jsonl.read(tmp_path / "collapses.jsonl")
+    assert row["ends"] and "back_to" not in row and closed.has_ended(tmp_path, 3)
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4"]
+    assert len(jsonl.read(tmp_path / "history.jsonl")) == 8, "all of it is shown, the collapse, too"
+    assert not closed.has_ended(tmp_path, 0) and not closed.has_ended(tmp_path, 9), "another patience, another word"
+    closed.answer_collapse(tmp_path, settings(**changes))
+    assert len(jsonl.read(tmp_path / "collapses.jsonl")) == len(before) + 1
+
+
 @pytest.fixture
 def p(repository):
     smoke = load_params(repository / "params" / "smoke.yaml")
@@ -110,39 +184,94 @@ def models():
     return named[0], named[1], named[2:]
 
 
-def test_a_collapsed_training_stops_keeps_what_it_has_and_says_so_again(tmp_path, p, monkeypatch):
-    """Two texts a picture, whatever they are, are called a collapse here: the stop is tested, not the thresholds."""
-    pictures, seen = Boards().pictures("train", p.train_images, p.seed), []
+def collapse_to_whatever_is_commonest(monkeypatch):
+    """Any two steps are called a collapse: what follows from one is tested, not the thresholds."""
+    monkeypatch.setattr(collapse, "ONE_TEXT", 0.0)
+
+
+def test_a_collapsed_training_closes_kinds_ends_early_and_says_so_again(tmp_path, p, monkeypatch, capsys):
+    pictures, seen, out = Boards().pictures("train", p.train_images, p.seed), [], tmp_path / "out"
     healthy = grpo.train_auditor(*models(), pictures, replace(p, grpo_steps=2), tmp_path / "healthy")
     assert {"group_spread", "flat_groups", "alike_groups", "repeats", "commonest", "kinds_lately"} <= set(healthy[-1])
-    monkeypatch.setattr(collapse, "ONE_TEXT", 0.0)
-    with pytest.raises(AuditError, match="by step 2 the auditor has collapsed: for 2 steps"):
-        grpo.train_auditor(*models(), pictures, p, tmp_path / "out", on_step=seen.append)
-    assert [row["step"] for row in seen] == [1, 2] and len(jsonl.read(tmp_path / "out" / "rollouts.jsonl")) == 2 * 8
-    assert list(grpo.auditor_checkpoints(tmp_path / "out")) == ["step 2"]
-    with pytest.raises(AuditError, match="by step 2 the auditor has collapsed"):
-        grpo.train_auditor(*models(), pictures, p, tmp_path / "out", on_step=seen.append)
-    assert len(seen) == 2, "not one step was trained on"
-    went_on = grpo.train_auditor(*models(), pictures, replace(p, grpo_patience=0, grpo_steps=3), tmp_path / "out")
+    assert closed.collapse_metrics(tmp_path / "healthy") == {} == closed.collapse_metrics(tmp_path / "nowhere")
+    collapse_to_whatever_is_commonest(monkeypatch)
+    history = grpo.train_auditor(*models(), pictures, p, out, on_step=seen.append)
+    told = capsys.readouterr().out
+    assert "by step 2 the auditor has collapsed: for 2 steps" in told and "The training ends" in told
+    rows = jsonl.read(out / "collapses.jsonl")  # each from the start, for there is no checkpoint before
+    times = len(rows)
+    assert times > 1 and [row.get("back_to") for row in rows] == [0] * (times - 1) + [None] and rows[-1]["ends"]
+    assert [row["step"] for row in seen] == [1, 2] * times and [row["step"] for row in history] == [1, 2]
+    assert [row.get("closed", 0) for row in seen[::2]] == list(range(times))
+    assert list(grpo.auditor_checkpoints(out)) == ["step 2"]
+    # nothing that was found is lost, and no key stands twice
+    every = rollouts.read_rollouts(out)
+    assert len(every) == len({row["key"] for row in every}) == times * 2 * 8
+    assert rollouts.rollout_counts(out, "target")["asked"] == times * 2 * 8
+    # started again, it trains no step and says the same
+    assert grpo.train_auditor(*models(), pictures, p, out, on_step=seen.append) == history
+    assert len(seen) == 2 * times
+    said = closed.collapse_metrics(out)["collapses"]
+    assert [row["in_words"] for row in said] == closed.collapses_in_words(out) and len(said) == times
+    went_on = grpo.train_auditor(*models(), pictures, replace(p, grpo_patience=0, grpo_steps=3), out)
     assert [row["step"] for row in went_on] == [1, 2, 3]
+
+
+def test_it_goes_on_from_the_last_whole_checkpoint_and_a_killed_one_goes_on_the_same(tmp_path, p, monkeypatch):
+    """Steps 3 to 5 are the collapse, so the checkpoint of step 1 is whole; that of 2 has written the first of them."""
+    p = replace(p, grpo_steps=5, grpo_checkpoints=5, grpo_patience=3)
+    pictures = Boards().pictures("train", p.train_images, p.seed)
+    find = collapse.find_collapse
+
+    def thrice(history, patience):
+        shows = len(history) == 5 and not history[-1].get("closed")
+        return find([*history[:2], *(row | {"commonest": 1.0} for row in history[2:])], patience) if shows else None
+
+    for module in (closed, trainer):
+        monkeypatch.setattr(module, "find_collapse", thrice)
+    history = grpo.train_auditor(*models(), pictures, p, tmp_path / "whole")
+    (row,) = jsonl.read(tmp_path / "whole" / "collapses.jsonl")
+    assert (row["step"], row["back_to"], row["way"]) == (5, 1, "question")
+    assert [one.get("closed", 0) for one in history] == [0, 1, 1, 1, 1]
+    shut = closed.closed_kinds(tmp_path / "whole")
+    assert shut.has(row["text"], 0) and not shut.has("is there a red star?", 0)
+
+    class Killed(Exception):
+        pass
+
+    def kill(*_):
+        raise Killed
+
+    monkeypatch.setattr(closed, "forget_after", kill)  # after the answer is written, before the steps are forgotten
+    with pytest.raises(Killed):
+        grpo.train_auditor(*models(), pictures, p, tmp_path / "killed")
+    assert len(jsonl.read(tmp_path / "killed" / "history.jsonl")) == 5
+    monkeypatch.undo()
+    for module in (closed, trainer):
+        monkeypatch.setattr(module, "find_collapse", thrice)
+    grpo.train_auditor(*models(), pictures, p, tmp_path / "killed")
+    for name in ("rollouts.jsonl", "rollouts.left.jsonl", "collapses.jsonl"):
+        assert jsonl.read(tmp_path / "killed" / name) == jsonl.read(tmp_path / "whole" / name), name
 
 
 PROCESS = "import sys; from auditkit.auditor import collapse, grpo; collapse.ONE_TEXT = 0.0; sys.exit(grpo.main())"
 
 
-def test_two_processes_stop_at_the_same_step(project):
+def test_two_processes_go_back_and_end_at_the_same_step(project):
     """One that went on would wait for the other's share of the next step until the time is up."""
     (project / "process.py").write_text(PROCESS)
-    shape = {"train_images": 16, "grpo_steps": 6, "grpo_images": 2, "group_size": 4, "grpo_checkpoints": 1}
+    shape = {"train_images": 16, "grpo_steps": 3, "grpo_images": 2, "group_size": 4, "grpo_checkpoints": 1}
     shape |= {"replay_clusters": 4, "ways": ["question"], "grpo_patience": 2}
     settings = [word for name, value in shape.items() for word in ("--set", f"{name}={value}")]
     launch = "accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no"
     launch = [sys.executable, "-m", *launch.split(), "--dynamo_backend", "no", "--main_process_port", "0"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(grpo.__file__).parents[2])}
-    for _ in range(2):  # started again, it says the same
+    for attempt in range(2):  # started again, it does nothing more
         command = [*launch, "process.py", "params/smoke.yaml", *settings]
         done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, timeout=300)
-        assert done.returncode != 0 and "auditkit: grpo_patience: by step 2 the auditor has collapsed" in done.stderr
+        assert done.returncode == 0, done.stderr
+        assert attempt or "grpo_patience: by step 2 the auditor has collapsed" in done.stdout
         out = run_folder(load_params("params/smoke.yaml", **shape)) / "04_auditor"
+        assert [row.get("back_to") for row in jsonl.read(out / "collapses.jsonl")] == [0, None]  # 3 of 6 steps left
         assert [row["step"] for row in jsonl.read(out / "history.jsonl")] == [1, 2]
         assert list(grpo.auditor_checkpoints(out)) == ["step 2"] and not list(out.glob("answers.*.jsonl"))

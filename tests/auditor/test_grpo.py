@@ -73,6 +73,33 @@ def test_rare_successes_are_worth_more(tmp_path):
     assert judge.novelty(0) < 0.6 < 1 < judge.novelty(1) <= CAP
 
 
+def test_a_known_failure_is_worth_less_by_how_often_it_was_met(tmp_path):
+    judge = scorer(tmp_path)
+    judge.p = SimpleNamespace(known_discount=0.5)
+    one, other = rollout("is it red?", 0), replace(rollout("is it red?", 0), target="c")
+    assert judge.worth(one) == judge.worth(other) == 1
+    judge.remember([replace(one, picture=f"train-0-{i}") for i in (1, 1, 2, 3)])  # twice of one picture is once
+    judge.remember([replace(rollout("is it red?", 0, success=False), picture="train-0-9")])
+    assert judge.worth(one) == 4**-0.5 and judge.worth(other) == 1, "another answer is another kind of failure"
+    assert judge.worth(replace(one, cluster=1)) == 1
+    judge.p.known_discount = 0.0
+    assert judge.worth(one) == 1
+    assert len(rewards.reward_functions(judge)) == 3, "nothing is added where nothing is taken off"
+
+
+def test_what_is_closed_earns_nothing_and_is_not_replayed(tmp_path):
+    judge, open_one, shut = scorer(tmp_path), rollout("is it blue?", 0), rollout("is it red?", 0)
+    judge.closed = rewards.ClosedKinds(texts=frozenset({"is it red"}), clusters=frozenset({3}))
+    assert [judge.earned(one) for one in (open_one, shut, rollout("is it blue?", 3))] == [2, 0, 0]
+    judge.remember([open_one, shut])
+    assert list(judge.bank[0]) == ["is it blue?"] and list(judge.recent) == [0]
+    judge.score = lambda *_: [open_one, shut]
+    judge.p = SimpleNamespace(known_discount=0.0)
+    step = {"completions": [[{"content": ""}]] * 2, "completion_ids": None, "picture": None, "way": None}
+    paid = [pay(**step, trainer_state=SimpleNamespace(global_step=0)) for pay in rewards.reward_functions(judge)]
+    assert [of[1] for of in paid] == [0, 0, 0] and all(of[0] > 0 for of in paid)
+
+
 def test_failures_are_not_remembered(tmp_path):
     judge = scorer(tmp_path)
     judge.remember([rollout("q?", 0, success=False)])
@@ -416,3 +443,19 @@ def test_what_several_processes_filed_is_collected_once(tmp_path):
     assert jsonl.read(tmp_path / "answers.jsonl") == [answer, answer | {"question": "r"}]
     assert jsonl.read(tmp_path / "judged.jsonl") == [judged]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["answers.jsonl", "judged.jsonl"]
+
+
+def test_what_is_known_is_taken_off_the_reward_by_the_rollouts_of_the_steps_before(tmp_path, p):
+    p = replace(p, grpo_steps=3, grpo_images=8, train_images=24, replay_clusters=1, known_discount=1.0)
+    pictures = Boards().pictures("train", p.train_images, p.seed)
+    models = [load_model(f"miniature:{name}") for name in ("auditor", "target", "gemma3", "idefics3", "llava")]
+    history = grpo.train_auditor(models[0], models[1], models[2:], pictures, p, tmp_path)
+    rollouts, judge, off = [Rollout(**row) for row in jsonl.read(tmp_path / "rollouts.jsonl")], scorer(tmp_path), []
+    judge.p = p
+    for step in range(3):
+        of_step = [one for one in rollouts if one.step == step]
+        off.append(sum(judge.worth(one) - 1 for one in of_step if one.success) / len(of_step))
+        judge.remember(of_step)
+    assert [row["reward/known"] for row in history] == pytest.approx(off) and off[0] == 0 > min(off)
+    won = [sum(one.success for one in rollouts if one.step == step) / 32 for step in range(3)]
+    assert [row["reward/disagreement"] for row in history] == pytest.approx(won), "success is told as it is"
