@@ -152,7 +152,7 @@ def _graded(asked: Sequence[Mapping], source: Source, gaps: list) -> tuple[np.nd
     names = {gap.name: i for i, gap in enumerate(gaps)}
     found = np.array([bool(row["finding"]) for row in asked])
     true, gap = np.zeros(len(asked), bool), np.full(len(asked), -1)
-    for i in np.flatnonzero(found):
+    for i in map(int, np.flatnonzero(found)):
         key, question = asked[i]["picture"], asked[i]["question"]
         right = source.accepted(key, question)
         true[i] = bool(right) and not is_one_of(asked[i]["target"], right)
