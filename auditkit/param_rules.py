@@ -182,6 +182,20 @@ def refuse_impossible(p: Any, ways: Mapping[str, str]) -> None:
             p.asks != "source" or p.ways == ["question"],
             "asks: the images' own questions are no wishes for pictures; write ways: [question] with asks: source.",
         ),
+        (
+            p.search == "once" or (p.ways == ["question"] and p.route == "unlabeled"),
+            f"search: {p.search} asks questions about fresh pictures; write ways: [question] and route: unlabeled, or "
+            "search: once.",
+        ),
+        (
+            p.search != "adaptive" or p.candidates > 1,
+            f"candidates: {p.candidates} leaves search: adaptive nothing to choose among; raise it.",
+        ),
+        (
+            p.search == "once" or p.engine == "local",
+            f"search: {p.search} goes in small rounds, each of which waits for the last; write engine: local, or search: "
+            "once.",
+        ),
         (p.ways, "ways: the list is empty; write question, regenerate, edit, or some of them."),
         (
             specs.parse(p.picture_check).engine == "transformers"

@@ -211,7 +211,11 @@ class Params:
     audit_probes: Annotated[Count, Stages("05")] = 20000
     """Probes of one audit, over all checkpoints (the paper rates search success on 20,000 pictures)."""
     candidates: Annotated[Few, Stages("05")] = 1
-    """Questions written about a picture by all checkpoints but the last; one is asked."""
+    """Questions written about a picture by all checkpoints but the last; one is asked. Under a search: probes written for
+    each that is asked, on as many pictures."""
+    search: Annotated[Literal["once", "adaptive", "follow"], Stages("05")] = "once"
+    """What decides what is asked: once, nothing that is heard in the audit; follow, findings are followed to questions
+    and pictures like theirs; adaptive, and what explores is chosen by what the references say of a pool."""
     gates: Annotated[list[Literal["reproduces", "sound", "visual"]], Stages("05")] = Field(default_factory=list)
     """Optional checks of a finding, beyond the consensus."""
     repeats: Annotated[FewOrNone, Stages("05")] = 4

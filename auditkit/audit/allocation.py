@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from auditkit.data.source import Picture
+from auditkit.params import Params
 
 SOURCE = "source"  # stands for an auditor where the probes are the images' own questions
 UNTRAINED, LAST = 0.4, 0.3  # shares of the first and the last checkpoint; those between share the rest
@@ -50,6 +51,15 @@ def checkpoint_shares(checkpoints: Sequence[str], probes: int) -> dict[str, int]
         counts[name] = rest * (i + 1) // len(between) - rest * i // len(between)
     counts[names[-1]] = probes - sum(counts.values())
     return counts
+
+
+def pool_size(p: Params) -> int:
+    """How many probes are written: under a search `candidates` for each that is asked.
+
+    Args:
+        p: uses audit_probes, candidates and search.
+    """
+    return p.audit_probes * (1 if p.search == "once" else p.candidates)
 
 
 def probe_batches(

@@ -119,16 +119,7 @@ class AnswerProbes:
 
         Raises AuditError when two models have one name, by which records tell them apart.
         """
-        if not self.models:
-            models = [self.target(), *(load() for load in self.references)]
-            names = [model.name for model in models]
-            if twice := {name for name in names if names.count(name) > 1}:
-                raise AuditError(
-                    f"target and references: two are called {min(twice)}; rename a folder, write ?name=NAME behind "
-                    "one, or name it once."
-                )
-            self.models = models
-        target, *references = self.models
+        target, *references = self._loaded()
         asked = [probe for probe in chunk["probes"] if probe["question"] is not None]
         checks = [probe for probe in asked if probe["check"]]
         before = [probe for probe in asked if probe["way"] == "edit" and probe["pairing"] == "(Q, I*)"]
@@ -160,6 +151,28 @@ class AnswerProbes:
             earlier = {"references": {name: said_before[name][i] for name in names}}
             rows[probe["key"]]["before"] = {"target": said_before[target.name][i]} | earlier
         return {"records": list(rows.values())}
+
+    def references_say(
+        self, pairs: Sequence[tuple[str, str]], picture: Callable[[str], Picture], book: AnswerBook
+    ) -> list[list[str]]:
+        """The references' answers to n (picture's key, question), [n][references]; the target is not asked."""
+        _, *references = self._loaded()
+        shown, questions = [self._picture(key, picture) for key, _ in pairs], [question for _, question in pairs]
+        said = [book.ask(vlm, shown, questions, self.p.max_answer_tokens) for vlm in references]
+        return [list(answers) for answers in zip(*said, strict=True)]
+
+    def _loaded(self) -> list[Writer]:
+        """The target and its references, which are loaded when they are first asked."""
+        if not self.models:
+            models = [self.target(), *(load() for load in self.references)]
+            names = [model.name for model in models]
+            if twice := {name for name in names if names.count(name) > 1}:
+                raise AuditError(
+                    f"target and references: two are called {min(twice)}; rename a folder, write ?name=NAME behind "
+                    "one, or name it once."
+                )
+            self.models = models
+        return self.models
 
     def _picture(self, key: str, picture: Callable[[str], Picture]) -> Picture:
         return load_counterfactual(self.out, key) if key.startswith(MADE) else picture(key)

@@ -13,7 +13,8 @@ auditor writes a question about what came out, (Q*, I*). The source's own questi
 is asked of the new picture too, (Q, I*), and after an edit also of the original: a target that was right before, and is
 not after an edit that left the consensus as it was, has failed on an *irrelevant edit*.
 
-Of several questions written about a picture one is asked where `candidates` says so (audit/selection.py).
+Of several questions written about a picture one is asked where `candidates` says so (audit/selection.py). Where `search`
+says so, the audit goes in rounds instead, and what it has heard decides what it asks (audit/rounds.py, audit/search.py).
 
 The work is cut into batches that depend on nothing but the parameters, each with its own seed. So it does not matter
 who does them: `WriteProbes` and `AnswerProbes` (audit/batches.py) do one after another here, or on many GPUs and
@@ -24,8 +25,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from auditkit.audit.allocation import candidate_batches, checkpoint_shares, probe_batches
+from auditkit.audit.allocation import SOURCE, candidate_batches, checkpoint_shares, pool_size, probe_batches
 from auditkit.audit.batches import AnswerProbes, AuditorLoader, Loader, WriteProbes
+from auditkit.audit.rounds import ask_in_rounds
 from auditkit.audit.selection import select_questions
 from auditkit.auditor.write import refuse_nonsense
 from auditkit.counterfactual.store import (
@@ -65,7 +67,7 @@ def run_audit(
             SOURCE alone stands for the questions that come with the pictures: a control without any auditor.
         target, references: what loads the models that answer.
         pictures: pictures the auditors never saw, all different; with fewer than p.audit_probes there are fewer probes.
-        p: uses audit_probes, candidates, seed, batch_size, temperature, max_question_tokens, max_answer_tokens, engine;
+        p: uses audit_probes, candidates, search, seed, batch_size, temperature, max_question_tokens, max_answer_tokens, engine;
             under "ray" also workers, device and images, from which the workers take the pictures.
         out: the folder; what is there already is not asked again.
         counts: pictures of each checkpoint, if not by `checkpoint_shares`.
@@ -85,6 +87,10 @@ def run_audit(
     whom none writes a question, and under "ray" for a cluster that cannot do it.
     """
     _refuse_confusion(references, pictures, auditors, again)
+    if p.search != "once":
+        pool = min(pool_size(p), len(pictures)) if SOURCE in auditors else pool_size(p)
+        counts = counts or checkpoint_shares(list(auditors), pool)
+        pictures = [pictures[i % len(pictures)] for i in range(pool)]
     if counts is None:
         counts = checkpoint_shares(list(auditors), min(p.audit_probes, len(pictures)))
     if sum(counts.values()) > len(pictures):
@@ -95,6 +101,9 @@ def run_audit(
         dealt[name] = pictures[start : start + counts.get(name, 0)]
         start += counts.get(name, 0)
     where = {picture.key: picture for picture in pictures}
+    if p.search != "once":
+        batches = probe_batches(dealt, ["question"], own, p.batch_size)
+        return ask_in_rounds(_propose(auditors, batches, where, p, out), target, references, where, p, out)
     batches, names = probe_batches(dealt, list(ways or p.ways), own, p.batch_size), list(auditors)
     more, first = candidate_batches(batches, names, p.candidates if rollouts else 1, p.batch_size)
     batches = sorted(batches + more, key=lambda batch: names.index(batch["checkpoint"]))  # each is loaded once

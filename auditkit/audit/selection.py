@@ -44,10 +44,10 @@ def select_questions(
         min_token_probability: what each token of a question must have to the untrained auditor, 0 to 1.
         clusters: how many clusters of questions are told apart, by their text.
     """
-    sound = [probe for some in candidates for probe in some if _sound(probe, min_token_probability)]
+    sound = [probe for some in candidates for probe in some if is_sound(probe, min_token_probability)]
     if not sound:
         return [some[0] for some in candidates]
-    certain = [probe for probe in certain if _sound(probe, min_token_probability)]
+    certain = [probe for probe in certain if is_sound(probe, min_token_probability)]
     every = [*sound, *certain]
     wording = {probe.key: probe.question for probe in every if probe.question is not None}
     text_clusters = TextClusters([wording[probe.key] for probe in sound], clusters, seed)
@@ -94,5 +94,6 @@ def find_chances(texts: Sequence[str], rollouts: Sequence[Mapping]) -> list[floa
     return learnt.predict_proba(reader.transform(texts))[:, 1].tolist()
 
 
-def _sound(probe: Probe, least: float) -> bool:
+def is_sound(probe: Probe, least: float) -> bool:
+    """Whether the audit's first gates would let a probe through: a question, plausible to the untrained auditor."""
     return probe.question is not None and (probe.rarest is None or probe.rarest >= least)

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from auditkit.audit.allocation import pool_size
 from auditkit.data.source import Example, Picture, Source
 from auditkit.errors import AuditError
 from auditkit.params import Params, project_root
@@ -25,11 +26,12 @@ KINDS = {
 def audit_pictures(source: Source, p: Params) -> list[Picture]:
     """The pictures an audit asks about: fresh ones, or on the labeled route those of the training examples, in order.
 
-    There a picture comes as often as it has examples, and it may be one that the auditor was trained on.
+    A search has as many as it has probes to choose among. On the labeled route a picture comes as often as it has
+    examples, and it may be one that the auditor was trained on.
     """
     if p.route == "labeled":
         return [Picture(example.key.split("/q")[0], example.held) for example in labelled_examples(source, p)]
-    return source.pictures("audit", p.audit_probes, p.seed)
+    return source.pictures("audit", pool_size(p), p.seed)
 
 
 def labelled_examples(source: Source, p: Params) -> list[Example]:

@@ -22,6 +22,7 @@ from auditkit.runs import jsonl
 
 P = SimpleNamespace(
     audit_probes=20,
+    search="once",
     seed=3,
     engine="local",
     ways=["question"],

@@ -43,6 +43,7 @@ from auditkit.runs.probe import parse_question
 pytest.importorskip("openai", reason="openai is not installed: pip install auditkit[endpoint]")
 KEY = "sk-0123456789abcdef"
 P = SimpleNamespace(
+    search="once",
     audit_probes=24, seed=3, temperature=1.0, min_token_probability=1e-3, max_question_tokens=48, max_answer_tokens=8,
     quorum=0.6, same="text", batch_size=24, engine="local", ways=["question"],
 )  # fmt: skip
