@@ -80,7 +80,7 @@ def run_curves(p: Params, budgets: Sequence[int]) -> dict[str, dict]:
     audited = run_folder(p) / "05_audit"
     source = with_counterfactuals(load_images(p.images), audited)
     gaps, audit = known_gaps(source, p.target), _of_audit(jsonl.read(audited / "scored.jsonl"))
-    in_order = len(audit) if getattr(p, "search", "once") != "once" else 0
+    in_order = len(audit) if p.search != "once" else 0
     trained = _of_training(jsonl.read(run_folder(p) / "04_auditor" / "rollouts.jsonl")) if p.asks == "auditor" else []
     both = _once([*trained, *audit])
     return {
