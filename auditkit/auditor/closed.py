@@ -2,12 +2,12 @@
 
 One great weakness of the target is enough for a collapse: a question that fails on half of all pictures is all that an
 auditor learns. It is a true finding, and there are others. So a collapse (collapse.py) ends no run. The training goes
-on from its last checkpoint that was whole, one that wrote the step before those that show the collapse, or from its
+on from its last checkpoint that was whole, neither made nor followed by a step that shows the collapse, or from its
 start where there is none, and the kind is closed: its texts earn nothing, and are no longer replayed.
 
-A *kind* is as narrow as what was seen: where nearly all texts were one, that text (normalised); where each group wrote
-a text of its own, or one kind was all that succeeded, a cluster of text (clusters.py). A neighbour of a closed question
-is open; should the training collapse to that, it goes back once more.
+A *kind* is a cluster of text (clusters.py), as for the replay. Were the question alone closed to which a training has
+collapsed, it would go on to the nearest: with "how many striped objects are there?" closed, `miniature:clean` was asked
+how many plain ones there are, until that collapsed, too.
 
 No training makes more than GOES_ON times the steps it was to make. Where another attempt would, where the kind is
 closed already or is not to be told, and with vLLM (whose engine cannot be started twice in a process), it ends early,
@@ -23,10 +23,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from auditkit.auditor.collapse import Collapse, collapse_reason, find_collapse
-from auditkit.auditor.rewards import ClosedKinds
+from auditkit.auditor.collapse import SIGNS, Collapse, collapse_reason, find_collapse
 from auditkit.auditor.rollouts import LEFT_FILE, ROLLOUTS_FILE
-from auditkit.consensus.normalise import normalise
 from auditkit.params import Params
 from auditkit.runs import jsonl
 from auditkit.text import quoted
@@ -36,13 +34,9 @@ HISTORY_FILE = "history.jsonl"
 GOES_ON = 2  # times grpo_steps: the most steps that a training makes, those it goes back over among them
 
 
-def closed_kinds(out: Path) -> ClosedKinds:
-    """What the collapses of a training so far have closed, by its folder."""
-    rows = [row for row in jsonl.read(out / COLLAPSES_FILE) if "back_to" in row]
-    return ClosedKinds(
-        frozenset(normalise(row["text"]) for row in rows if "cluster" not in row),
-        frozenset(row["cluster"] for row in rows if "cluster" in row),
-    )
+def closed_kinds(out: Path) -> frozenset[int]:
+    """The clusters of text that the collapses of a training so far have closed, by its folder."""
+    return frozenset(row["cluster"] for row in jsonl.read(out / COLLAPSES_FILE) if "back_to" in row)
 
 
 def answer_collapse(out: Path, p: Params) -> None:
@@ -64,7 +58,7 @@ def answer_collapse(out: Path, p: Params) -> None:
     if found is None or (answered and answered[-1].get("ends") and answered[-1]["step"] == found.step):
         return
     row: dict = {"step": found.step, "way": found.way, "seen": found.seen} | _kind(out, found)
-    whole = [step for step in _checkpoints(out) if step + 1 < found.first]
+    whole = [step for step in _checkpoints(out) if _is_whole(step, found, history)]
     row |= {"back_to": max(whole, default=0)} if _may_go_back(row, max(whole, default=0), back, out, p) else {}
     if "back_to" not in row:
         if not _checkpoints(out):
@@ -90,21 +84,20 @@ def has_ended(out: Path, patience: int) -> bool:
 def collapse_in_words(row: Mapping) -> str:
     """What was done about a collapse (a row of COLLAPSES_FILE), in a sentence.
 
-    >>> row = {"step": 51, "way": "question", "seen": "90% of all texts are one and the same", "text": "is it red?"}
+    >>> row = {"step": 51, "seen": "90% of all texts are one and the same", "text": "is it red?", "cluster": 3}
     >>> collapse_in_words(row | {"back_to": 36})
-    'At step 51, 90% of all texts are one and the same: "is it red?". It earns nothing from there on, and the training \
-goes on from step 36, its last whole checkpoint.'
+    'At step 51, 90% of all texts are one and the same: "is it red?". Texts of its kind earn nothing from there on, \
+and the training goes on from step 36, its last whole checkpoint.'
     >>> collapse_in_words(row | {"ends": True})
     'At step 51, 90% of all texts are one and the same: "is it red?". The training ends with the checkpoints there are.'
     """
     told = f"At step {row['step']}, {row['seen']}"
     if "text" in row:
-        told += f": {'texts like ' if 'cluster' in row else ''}{quoted(row['text'])}"
+        told += f": {quoted(row['text'])}"
     if row.get("ends"):
         return f"{told}. The training ends with the checkpoints there are."
     begins = f"goes on from step {row['back_to']}, its last whole checkpoint" if row["back_to"] else "starts again"
-    what = "They earn" if "cluster" in row else "It earns"
-    return f"{told}. {what} nothing from there on, and the training {begins}."
+    return f"{told}. Texts of its kind earn nothing from there on, and the training {begins}."
 
 
 def collapses_in_words(out: Path) -> list[str]:
@@ -127,31 +120,35 @@ def forget_after(out: Path, step: int) -> None:
             jsonl.replace(out / name, kept)
 
 
+def _is_whole(step: int, found: Collapse, history: Sequence[Mapping]) -> bool:
+    """Whether neither what led to the checkpoint of a step nor what it wrote next shows the collapse."""
+    before = [row for row in history if row["step"] <= step and row.get("way", "question") == found.way]
+    return step + 1 < found.first and not (before and SIGNS[found.by](before[-1]))
+
+
 def _kind(out: Path, found: Collapse) -> dict:
-    """What the auditor has collapsed to: {"text"}, or {"text": an example, "cluster"}; {} where it is no text."""
+    """What the auditor has collapsed to: {"text": its commonest, "cluster"}; {} where it is no question or wish."""
     rows = [row for row in jsonl.each(out / ROLLOUTS_FILE) if found.first <= row["step"] + 1 <= found.step]
     rows = [row for row in rows if row["way"] == found.way]
-    texts = Counter(row["wrote"] or row["text"] for row in rows)
     if found.by == "text":
-        text = texts.most_common(1)[0][0]
-        return {"text": text} if any(row["wrote"] == text for row in rows) else {}
-    succeeds = [row for row in rows if row["success"] and row["wrote"]] or [row for row in rows if row["wrote"]]
-    if not succeeds:
+        (text, cluster), _ = Counter((row["wrote"], row["cluster"]) for row in rows).most_common(1)[0]
+        return {"text": text, "cluster": cluster} if text else {}
+    written = [row for row in rows if row["wrote"]]
+    some = [row for row in written if row["success"]] or written
+    if not some:
         return {}
-    cluster = Counter(row["cluster"] for row in succeeds).most_common(1)[0][0]
-    text = Counter(row["wrote"] for row in succeeds if row["cluster"] == cluster).most_common(1)[0][0]
+    cluster = Counter(row["cluster"] for row in some).most_common(1)[0][0]
+    text = Counter(row["wrote"] for row in some if row["cluster"] == cluster).most_common(1)[0][0]
     return {"text": text, "cluster": cluster}
 
 
 def _may_go_back(kind: Mapping, back_to: int, back: Sequence[Mapping], out: Path, p: Params) -> bool:
-    """Whether there is a kind to close that was open, something else to write, and steps left for another attempt."""
+    """Whether there is a kind to close that was open, another to write, and steps left for one more attempt."""
     closed = closed_kinds(out)
-    if "text" not in kind or p.grpo_rollouts != "transformers" or closed.has(kind["text"], kind.get("cluster", -1)):
-        return False
-    if "cluster" in kind and len(closed.clusters) + 1 >= p.replay_clusters:
+    if p.grpo_rollouts != "transformers" or kind.get("cluster") in {None, *closed}:
         return False
     made = kind["step"] + sum(row["step"] - row["back_to"] for row in back)
-    return made + p.grpo_steps - back_to <= GOES_ON * p.grpo_steps
+    return len(closed) + 1 < p.replay_clusters and made + p.grpo_steps - back_to <= GOES_ON * p.grpo_steps
 
 
 def _leave_behind(out: Path, step: int, attempt: int) -> None:

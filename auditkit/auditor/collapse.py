@@ -61,6 +61,18 @@ def step_measures(
     }
 
 
+SIGNS = {  # of a collapse -> whether a step's row shows it
+    "text": lambda row: row["commonest"] >= ONE_TEXT,
+    "groups": lambda row: row["alike_groups"] >= ALIKE,
+    "kind": lambda row: row["flat_groups"] >= FLAT and row["kinds_lately"] == 1,
+}
+IN_WORDS = {
+    "text": "{commonest:.0%} of all texts are one and the same",
+    "groups": "{alike_groups:.0%} of the groups wrote one text each, so there is nothing to compare",
+    "kind": "{flat_groups:.0%} of the groups earn all the same, and one kind of text is all that succeeds",
+}
+
+
 @dataclass(frozen=True)
 class Collapse:
     """That a training has collapsed: by which step, and how it shows."""
@@ -68,7 +80,7 @@ class Collapse:
     step: int  # the latest
     first: int  # of the steps in a row that show it
     way: str  # of these steps
-    by: str  # what shows it: one "text"; one text in each of the "groups"; one "kind" that succeeds
+    by: str  # which of SIGNS shows it: one text; one text in each of the groups; one kind that succeeds
     seen: str  # the same in words, with the figure of the latest step
 
 
@@ -86,18 +98,11 @@ def find_collapse(history: Sequence[dict], patience: int) -> Collapse | None:
     last = [row for row in watched if row.get("way") == watched[-1].get("way")][-patience:]
     if not patience or len(last) < patience:
         return None
-    now = last[-1]
-    if all(row["commonest"] >= ONE_TEXT for row in last):
-        by, seen = "text", f"{now['commonest']:.0%} of all texts are one and the same"
-    elif all(row["alike_groups"] >= ALIKE for row in last):
-        by = "groups"
-        seen = f"{now['alike_groups']:.0%} of the groups wrote one text each, so there is nothing to compare"
-    elif all(row["flat_groups"] >= FLAT and row["kinds_lately"] == 1 for row in last):
-        by = "kind"
-        seen = f"{now['flat_groups']:.0%} of the groups earn all the same, and one kind of text is all that succeeds"
-    else:
+    by = next((sign for sign, shows in SIGNS.items() if all(map(shows, last))), None)
+    if by is None:
         return None
-    return Collapse(now["step"], last[0]["step"], now.get("way", "question"), by, seen)
+    now = last[-1]
+    return Collapse(now["step"], last[0]["step"], now.get("way", "question"), by, IN_WORDS[by].format(**now))
 
 
 def collapse_reason(

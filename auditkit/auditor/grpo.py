@@ -165,7 +165,7 @@ def _train_on(
         if on_step:
             on_step(row)
 
-    back = len(scorer.closed.texts) + len(scorer.closed.clusters)  # each time it closed one
+    back = len(scorer.closed)  # each time it closed one
     if back and not last:  # as in a process of its own
         set_seed(p.seed)
     config = grpo_config(p, out, auditor.model.device.type, auditor.model.dtype, here.num_processes)

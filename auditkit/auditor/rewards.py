@@ -62,18 +62,6 @@ class Rollout:
     gain: float | None = None  # how far it moved towards the wish, by the picture check
 
 
-@dataclass(frozen=True)
-class ClosedKinds:
-    """What earns nothing any more, because a training has collapsed to it (closed.py)."""
-
-    texts: frozenset[str] = frozenset()  # questions, or wishes with their checks, normalised
-    clusters: frozenset[int] = frozenset()  # kinds of text
-
-    def has(self, wrote: str | None, cluster: int) -> bool:
-        """Whether a text is closed: by itself or by its cluster."""
-        return wrote is not None and (cluster in self.clusters or normalise(wrote) in self.texts)
-
-
 def failure_kind(rollout: Rollout) -> tuple[int, str, str]:
     """What makes failures alike: the kind of text, what the references say, and what the target says instead.
 
@@ -113,7 +101,7 @@ class Scorer:
         # cluster -> what was written -> successes
         self.bank: dict[int, dict[str, list[Rollout]]] = defaultdict(lambda: defaultdict(list))
         self.step, self.rollouts, self.own = -1, [], []
-        self.closed = ClosedKinds()
+        self.closed: frozenset[int] = frozenset()  # clusters of text that earn nothing any more
         # kind of failure -> the (picture, question) pairs at which it was met
         self.known: dict[tuple, set[tuple[str, str]]] = defaultdict(set)
         self.painting_seconds = 0.0  # of the step
@@ -228,11 +216,11 @@ class Scorer:
 
     def pays(self, rollout: Rollout) -> bool:
         """Whether a rollout is a success of a kind that is open."""
-        return rollout.success and not self.closed.has(rollout.wrote, rollout.cluster)
+        return rollout.success and rollout.cluster not in self.closed
 
     def well_formed(self, rollout: Rollout) -> bool:
         """Whether a rollout is a question or a wish, of a kind that is open."""
-        return rollout.wrote is not None and not self.closed.has(rollout.wrote, rollout.cluster)
+        return rollout.wrote is not None and rollout.cluster not in self.closed
 
     def earned(self, rollout: Rollout) -> float:
         """What disagreement and format pay for a rollout, 0 to 2."""

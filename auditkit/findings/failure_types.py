@@ -21,7 +21,7 @@ from auditkit.findings.grouping import (
     group_name,
     of_templates,
 )
-from auditkit.runs.probe import only_findings
+from auditkit.runs.probe import TRAINING, audit_probes, only_findings
 
 ASKED = ("finding", "agrees")  # outcomes of the probes that could have become findings; the others were dropped
 FOUND = 3  # true findings in its condition make a planted gap found
@@ -33,7 +33,8 @@ class FailureType:
     """A named group of findings.
 
     `rate` is how often such a question found a failure: findings over all probes that asked it. `rate_when` looks only
-    at those of them whose consensus was one of the type's: "where the references said purple, …".
+    at those of them whose consensus was one of the type's: "where the references said purple, …". Both are of the
+    audit's probes, and {} where none of them asked it, so that all of the type's findings were met in training.
     """
 
     name: str  # template + what the target says instead
@@ -47,17 +48,19 @@ class FailureType:
     examples: list[dict] = field(repr=False)  # up to 6 records, on different pictures
     keys: list[str] = field(repr=False)  # the keys of its findings
     asked: list[str] = field(repr=False)  # the keys of the probes that `rate_when` counts
+    from_training: int = 0  # findings among its own that the auditor's training has met
 
 
 def find_failure_types(records: Sequence[dict], most: int, types_by: str = "text") -> list[FailureType]:
     """Group the findings among scored records and name the groups, largest first.
 
     Args:
-        records: all scored records of an audit (score_probes), not only the findings: the rest are the denominators.
+        records: all scored records of an audit (score_probes), not only the findings: the rest are the denominators;
+            among them those that its training has met.
         most: the largest number of groups (`failure_types`).
         types_by: what makes findings alike, their "text" or an "embedding" of it.
     """
-    findings, asked = only_findings(records), [r for r in records if r.get("outcome") in ASKED]
+    findings, asked = only_findings(records), [r for r in audit_probes(records) if r.get("outcome") in ASKED]
     groups = [_Group(members) for members in group_findings(findings, most, types_by)]
     like = of_templates(((group.template, group.questions) for group in groups), (r["question"] for r in asked))
     types = [_type(group, asked, alike, len(findings)) for group, alike in zip(groups, like, strict=True)]
@@ -66,7 +69,7 @@ def find_failure_types(records: Sequence[dict], most: int, types_by: str = "text
 
 def explain_types(types: Sequence[FailureType], records: Sequence[dict]) -> str:
     """One paragraph in plain words: how often it fails, what it is strong and weak at, what to fine-tune on."""
-    asked = [r for r in records if r.get("outcome") in ASKED]
+    asked = [r for r in audit_probes(records) if r.get("outcome") in ASKED]
     if not asked:
         return "No probe got as far as a comparison, so nothing can be said about the target."
     total = stats.rate(len(only_findings(asked)), len(asked))
@@ -76,7 +79,7 @@ def explain_types(types: Sequence[FailureType], records: Sequence[dict]) -> str:
         text.append("It is strong at " + _list([f"“{t}” (wrong on {_counted(r)})" for t, r in strong]) + ".")
     if not types:
         return " ".join([*text, "No failure type was found."])
-    weak = sorted((t for t in types if t.size >= 3), key=lambda t: -t.rate_when["low"])[:3]
+    weak = sorted((t for t in types if t.size >= 3 and t.rate_when), key=lambda t: -t.rate_when["low"])[:3]
     if weak:
         listed = [f"“{t.name}” (wrong on {_counted(t.rate_when, 'such questions')})" for t in weak]
         text.append(f"It is weakest at {_list(listed)}.")
@@ -105,6 +108,7 @@ class _Group:
 def _type(group: _Group, asked: Sequence[dict], like: set[str], total: int) -> FailureType:
     """The failure type of a group; `like` are the questions of its template among those of all probes `asked`."""
     members, keys = group.members, {r["key"] for r in group.members}
+    met = sum(r.get("checkpoint") == TRAINING for r in members)
     alike = [r for r in asked if r["question"] in like or r["key"] in keys]
     consensus = {normalise(r["consensus"]) for r in members}
     when = [r for r in alike if normalise(r["consensus"]) in consensus]
@@ -113,13 +117,14 @@ def _type(group: _Group, asked: Sequence[dict], like: set[str], total: int) -> F
         template=group.template,
         size=len(members),
         share=round(len(members) / total, 4),
-        rate=stats.rate(len(members), len(alike)),
-        rate_when=stats.rate(len(members), len(when)),
+        rate=stats.rate(len(members) - met, len(alike)) if alike else {},
+        rate_when=stats.rate(len(members) - met, len(when)) if when else {},
         confusion=confusions(members)[:12],
         questions=[q for q, _ in group.questions.most_common(12)],
         examples=_telling(members),
         keys=sorted(keys),
         asked=sorted(r["key"] for r in when),
+        from_training=met,
     )
 
 

@@ -19,6 +19,7 @@ from auditkit.errors import AuditError
 from auditkit.findings.failure_types import ASKED, FOUND, OUTSIDE, FailureType
 from auditkit.findings.grouping import group_findings, group_name
 from auditkit.models import downloads
+from auditkit.runs.probe import TRAINING
 from auditkit.text import counted
 
 if TYPE_CHECKING:
@@ -54,22 +55,24 @@ def grade_planted_gaps(records: Sequence[dict], source: Source, gaps: list) -> d
     finding on which the target was right, or whose question has no answer. Keys that cannot be measured are absent.
 
     Returns {"planted", "found", "missed": [name], "recall": rate, "findings_outside_gaps", "precision": rate,
-    "gaps": [{"name", "skill", "condition", "says", "probes", "findings", "found"}],
+    "gaps": [{"name", "skill", "condition", "says", "probes": of the audit, "findings", "found", "from_training"?: those
+    of its findings that the training has met}],
     "false_alarms": [record + "truth", "reason"], "false_alarm_groups": [{"name", "size", "reason"}]}.
     """
-    alarms, true, findings, probes = [], 0, Counter(), Counter()
+    alarms, true, findings, probes, met = [], 0, Counter(), Counter(), Counter()
     for record in records:
         if record.get("outcome") not in ASKED:
             continue
         key, question = record["picture"], record["question"]
         gap = source.gap(key, question, gaps) if gaps else None
-        probes[gap] += 1
+        probes[gap] += record.get("checkpoint") != TRAINING
         if record["outcome"] == "agrees":
             continue
         right = source.accepted(key, question)
         if right and not is_one_of(record["target"], right):
             true += 1
             findings[gap] += 1
+            met[gap] += record.get("checkpoint") == TRAINING
         elif right:
             alarms.append({**record, **told_truth(right), "reason": "the target was right"})
         elif source.complete:
@@ -79,7 +82,8 @@ def grade_planted_gaps(records: Sequence[dict], source: Source, gaps: list) -> d
         rows = []
         for gap in gaps:
             n = findings[gap.name]
-            rows.append({**_described(gap), "probes": probes[gap.name], "findings": n, "found": n >= FOUND})
+            row = {**_described(gap), "probes": probes[gap.name], "findings": n, "found": n >= FOUND}
+            rows.append(row | ({"from_training": met[gap.name]} if met[gap.name] else {}))
         found = sum(row["found"] for row in rows)
         result = {
             "planted": len(rows),
@@ -119,7 +123,8 @@ def known_truth(source: Source, picture: str, question: str | None) -> dict:
 def probes_until(gaps: Sequence[dict], probes: int, share: float) -> int | None:
     """How many probes an audit needs, on average, until this share of the planted gaps have three true findings each.
 
-    Its probes are taken in a random order, 200 times over; None where the audit, all of it, does not get there.
+    Its probes are taken in a random order, 200 times over; None where the audit, all of it, does not get there. What
+    the training has met does not count here.
 
     Args:
         gaps: as `grade_planted_gaps` gives them, with "findings".
@@ -131,7 +136,8 @@ def probes_until(gaps: Sequence[dict], probes: int, share: float) -> int | None:
     (10, True, None)
     """
     rng, wanted = np.random.default_rng(0), math.ceil(share * len(gaps))
-    found = [gap["findings"] for gap in gaps if gap["findings"] >= FOUND]
+    own = [gap["findings"] - gap.get("from_training", 0) for gap in gaps]
+    found = [n for n in own if n >= FOUND]
     if not gaps or len(found) < wanted:
         return None
     # where in the order the third finding of each gap comes: positions of findings, of which the third is taken

@@ -49,7 +49,7 @@ def compare_with_peer(
         folder: gets answers.jsonl; what it holds is not asked again.
 
     Returns {type's name: {"target": rate, "peer": rate, "untrained"?: {"target": rate, "peer": rate}}}. A type's probes
-    are those that ask alike and whose consensus is one of the type's, as for `rate_when`.
+    are those that ask alike and whose consensus is one of the type's, as for `rate_when`; one without any is absent.
     """
     if peer is None:
         return {}
@@ -72,6 +72,8 @@ def compare_with_peer(
 
     found = {}
     for kind in types:
+        if not asked[kind.name]:  # all of it was met in training
+            continue
         found[kind.name] = both(asked[kind.name])
         if len(nobody[kind.name]) >= FEW:
             found[kind.name]["untrained"] = both(nobody[kind.name])

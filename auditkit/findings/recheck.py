@@ -53,6 +53,7 @@ def recheck_findings(
     p: Params,
     picture: Callable[[str], Picture],
     out: Path,
+    elsewhere: Sequence[dict] | None = None,
 ) -> dict[str, dict]:
     """Put the findings among scored records to the models again, as far as p.gates want it; what is on file is not.
 
@@ -62,6 +63,8 @@ def recheck_findings(
         p: uses gates, repeats, paraphraser, temperature, seed, max_question_tokens and max_answer_tokens.
         picture: a key -> the picture, those that were made among them.
         out: the audit's folder.
+        elsewhere: records about whose pictures a question is asked that has nothing to do with them; `scored` if not
+            given.
 
     Returns by key {"key", "target": [answers], "references": {name: [answers]}, "elsewhere": {name: [answers]},
     "paraphrase": text or None}: `repeats` answers each, one more to the paraphrase; elsewhere the empty picture first.
@@ -72,7 +75,7 @@ def recheck_findings(
     todo = [chunk for chunk in chunks if any(row["key"] not in known for row in chunk)] if p.gates else []
     if todo:
         book = AnswerBook(out / "answers.jsonl")
-        others = _elsewhere(scored, picture, p.seed)
+        others = _elsewhere(scored if elsewhere is None else elsewhere, picture, p.seed)
         paraphrases = _paraphrases(kept, picture, p)
         models = [load() for load in (target, *references)]
         for chunk in todo:
@@ -96,10 +99,10 @@ def recheck_counts(rechecked: Mapping[str, dict], scored: Sequence[dict]) -> dic
     return {"target_called": target, "references_called": again + sum(elsewhere.values())}
 
 
-def all_counts(scored: Sequence[dict], rechecked: Mapping[str, dict]) -> dict[str, int]:
-    """`outcome_counts` of an audit, with what was asked again of its findings."""
+def all_counts(scored: Sequence[dict], rechecked: Mapping[str, dict], met: Sequence[dict] = ()) -> dict[str, int]:
+    """`outcome_counts` of an audit, with what was asked again of its findings, and of those met in training (`met`)."""
     counted = outcome_counts(scored)
-    for name, more in recheck_counts(rechecked, scored).items():
+    for name, more in recheck_counts(rechecked, [*scored, *met]).items():
         counted[name] += more
     return counted
 

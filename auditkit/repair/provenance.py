@@ -15,6 +15,7 @@ from auditkit.params import Params, project_root
 from auditkit.runs import jsonl
 from auditkit.runs.files import read_json
 from auditkit.runs.folder import damage_in_words, shown_path
+from auditkit.runs.probe import audit_probes
 
 AUDIT, TRACE = "05_audit", "training.jsonl"
 KINDS = {
@@ -89,10 +90,11 @@ def learnable_probes(rows: Sequence[dict], p: Params) -> list[dict]:
     """The probes there is something to learn from: the findings, then those on which the target agreed.
 
     On the labeled route one for each example: a made picture gets a question of its own or, where a gate drops that,
-    the source's.
+    the source's; what the auditor's training has met is not of an example.
     """
     kept = [row for row in rows if row["outcome"] in KINDS]
     if p.route == "labeled":
+        kept = audit_probes(kept)
         first = {row["key"].removesuffix("/own"): row for row in reversed(kept)}
         kept = list(reversed(first.values()))
     return sorted(kept, key=lambda row: row["outcome"] != "finding")

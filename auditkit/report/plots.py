@@ -177,9 +177,10 @@ def types_bar(types: Sequence[Mapping], width: float = 7.2) -> Figure:
     """How often the target fails on each failure type.
 
     Args:
-        types: {"name", "size" (findings), "share" (of all findings), "rate" (of the probes of this type)}, any order.
+        types: {"name", "size" (findings), "share" (of all findings), "rate" (of the probes of this type; a type without
+            one is left out)}, any order.
     """
-    ordered = sorted(types, key=lambda kind: -kind["rate"]["value"])
+    ordered = sorted((kind for kind in types if kind["rate"]), key=lambda kind: -kind["rate"]["value"])
     return _bars([(kind["name"], kind["rate"], WRONG, _size(kind)) for kind in ordered], width)
 
 

@@ -9,15 +9,18 @@ images/<slug(record["picture"])>.png in 06_findings, then in 05_audit. More keys
     every stage       manifest.json  {"metrics": {}, "counts": {name: int}, "seconds": s, "versions": {package: text},
                                       "parameters": {}, "commit"?, "hosted"?: as from costs.spent}
     02_disagreement   metrics        {"untrained"?: rate, "untrained_by_consensus"?: rate}
-    04_auditor        history.jsonl  one object a step: {"step", "reward/disagreement", "reward/format"?, "distinct"?,
+    04_auditor        metrics        {"collapses"?: as from collapse_metrics}
+                      history.jsonl  one object a step: {"step", "reward/disagreement", "reward/format"?, "distinct"?,
                                       "kinds"?, "way"?, and what step_measures gives?}
     05_audit          metrics        {"trained"?: rate, "trained_by_consensus"?: rate, "precision"?: rate,
                                       "best_blind_question"?: as from best_blind_question (or in 02),
                                       "ways"?, "pairings"?: as from outcomes_by, "gates"?: as from gates.effect, and
                                       what image_outcomes gives}
-                      scored.jsonl   one object a probe, as from score_probes; "outcome": of OUTCOMES (runs/probe.py)
-    06_findings       types.json     [{"name", "size", "share" (of all findings, 0 to 1), "rate" (of the probes of this
-                                      type), "rate_when"?: rate, "target"?, "peer"?: rates on the same probes,
+                      scored.jsonl   one object a probe, as from score_probes; "outcome": of OUTCOMES (runs/probe.py);
+                                      those with the checkpoint TRAINING are of the auditor's training
+    06_findings       types.json     [{"name", "size", "share" (of all findings, 0 to 1), "rate" (of the audit's probes
+                                      of this type; {} without any), "rate_when"?: rate, "from_training"?: findings,
+                                      "target"?, "peer"?: rates on the same probes,
                                       "untrained"?: {"target", "peer"} on those of the untrained auditor alone,
                                       "gap"?: {"name", "share"} (the planted gap most findings are in),
                                       "confusion"?: [{"target", "consensus", "count"}],
@@ -40,20 +43,22 @@ images/<slug(record["picture"])>.png in 06_findings, then in 05_audit. More keys
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from auditkit.consensus.normalise import normalise
 from auditkit.errors import AuditError
 from auditkit.findings import review
+from auditkit.findings.failure_types import FOUND
 from auditkit.findings.grading import probes_until
 from auditkit.findings.keep import kept_planted
 from auditkit.report.page import render_report
 from auditkit.runs import costs, jsonl
 from auditkit.runs.files import read_json, write_json, write_text
 from auditkit.runs.folder import damage_in_words, shown_path
-from auditkit.runs.probe import OUTCOMES, SUMMARY_KEYS
+from auditkit.runs.probe import OUTCOMES, SUMMARY_KEYS, TRAINING
 
 STAGES = {
     "00_setup": "check the set-up",
@@ -158,12 +163,15 @@ def summarise_run(run_name: str, stages: Mapping[str, FinishedStage]) -> dict:
     manifests = [stage.manifest for stage in stages.values()]
     types = at["06_findings"].json("types.json", list, dict)
     planted = kept_planted(at["06_findings"].folder) if at["06_findings"].manifest else {}
-    outcomes = Counter(row["outcome"] for row in at["05_audit"].each("scored.jsonl"))
-    findings: dict[str, Any] = {"total": outcomes["finding"]} if outcomes else {}
+    outcomes, met, new = _audited(at["05_audit"])
+    findings: dict[str, Any] = {"total": outcomes["finding"] + met} if outcomes else {}
+    findings |= {"from_training": met} if met else {}
     if types is not None:
         findings.setdefault("total", sum(kind["size"] for kind in types))
         parts = ("size", "share", "rate", "rate_when", "target", "peer", "gap")
         findings["by_type"] = {kind["name"]: {part: kind.get(part) for part in parts} for kind in types}
+        for kind in types:
+            findings["by_type"][kind["name"]] |= {"from_training": kind.get("from_training") or None}
     measured = {
         "run_name": run_name,
         "seed": (manifests[-1].get("parameters") or {}).get("seed"),
@@ -180,6 +188,7 @@ def summarise_run(run_name: str, stages: Mapping[str, FinishedStage]) -> dict:
         **{name: audit.get(name) for name in ("ways", "pairings", "images", "editor", "generator", "gates")},
         "probes": {SUMMARY_KEYS.get(name, name): outcomes[name] for name in OUTCOMES if outcomes[name]},
         "findings": findings,
+        "not_by_repeating": _not_by_repeating(new, types or [], audit),
         "precision": audit.get("precision") or planted.get("precision"),
         "false_share": at["06_findings"].metrics.get("false_share"),
         "planted_gaps": _planted(planted, outcomes.total()),
@@ -195,6 +204,43 @@ def summarise_run(run_name: str, stages: Mapping[str, FinishedStage]) -> dict:
         "versions": {name: text for manifest in manifests for name, text in (manifest.get("versions") or {}).items()},
     }
     return _present(measured)
+
+
+def _audited(audit: FinishedStage) -> tuple[Counter, int, dict]:
+    """What became of the audit's probes; how many findings its training has met; and {"questions" put to the target,
+    "failures": different ones in the words of question, consensus and answer} of the probes alone.
+    """
+    outcomes, met, questions, failures = Counter[str](), 0, 0, set()
+    for row in audit.each("scored.jsonl"):
+        if row.get("checkpoint") == TRAINING:
+            met += row["outcome"] == "finding"
+            continue
+        outcomes[row["outcome"]] += 1
+        if row["outcome"] in ("malformed", "bad picture", "duplicate") or "question" not in row:
+            continue
+        questions += 1
+        if row["outcome"] == "finding":
+            failures.add(tuple(normalise(row[name]) for name in ("question", "consensus", "target")))
+    return outcomes, met, {"questions": questions, "failures": len(failures)}
+
+
+def _not_by_repeating(new: Mapping, types: Sequence[Mapping], audit: Mapping) -> dict:
+    """What cannot be had by asking one question again and again, of the audit's probes alone; {} without an audit.
+
+    Returns {"questions", "failures", "failures_per_thousand", "kinds"?: failure types with FOUND findings or more,
+    "kinds_per_thousand"?, "explained_by_blind_question"?: the success of the best blind question over the trained
+    auditor's, 1 at most}.
+    """
+    if not new["questions"]:
+        return {}
+    found: dict = new | {"failures_per_thousand": round(1000 * new["failures"] / new["questions"], 1)}
+    if types:
+        kinds = sum(kind["size"] - kind.get("from_training", 0) >= FOUND for kind in types)
+        found |= {"kinds": kinds, "kinds_per_thousand": round(1000 * kinds / new["questions"], 2)}
+    blind = _flat(audit.get("best_blind_question"))
+    if blind and (trained := audit.get("trained")) and trained["value"]:
+        found["explained_by_blind_question"] = round(min(1.0, blind["value"] / trained["value"]), 4)
+    return found
 
 
 def _planted(planted: dict, probes: int) -> dict:
@@ -263,7 +309,8 @@ def _rates(summary: Mapping) -> Iterator[tuple[str, object]]:
     for skill, sides in summary.get("benchmarks", {}).items():
         yield from ((f"benchmarks.{skill}.{side}", rate) for side, rate in sides.items())
     for name, kind in summary.get("findings", {}).get("by_type", {}).items():
-        yield f"findings.by_type.{name}.rate", kind.get("rate")
+        if "rate" in kind or not kind.get("from_training"):  # what was met in training alone has none
+            yield f"findings.by_type.{name}.rate", kind.get("rate")
         yield from ((f"findings.by_type.{name}.{side}", kind[side]) for side in ("target", "peer") if side in kind)
 
 

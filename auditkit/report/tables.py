@@ -138,7 +138,7 @@ def types_table(types: Sequence) -> Table:
     """The failure types with how much of all findings each is and how often it fails (notebook 06)."""
     rows = [
         {"type": t.name, "findings": t.size, "share": t.share}
-        | {"rate": t.rate["value"], "from": t.rate["low"], "to": t.rate["high"]}
+        | ({"rate": t.rate["value"], "from": t.rate["low"], "to": t.rate["high"]} if t.rate else {})
         for t in types
     ]
     columns = ["type", "findings", "share", "rate", "from", "to"]

@@ -32,6 +32,7 @@ OUTCOMES = {
     "not visual": "answered alike on pictures that have nothing to do with it",
     "finding": "findings: the target departs from the consensus",
 }
+TRAINING = "training"  # for a checkpoint: what the auditor's training has met (findings/from_training.py)
 SUMMARY_KEYS = {"finding": "ok"}  # summary.json says it so, and its keys are never renamed
 
 
@@ -133,3 +134,8 @@ def _is_text(text: str) -> bool:
 def only_findings(records: Sequence[dict]) -> list[dict]:
     """The records on which the target departed from a consensus and every gate held."""
     return [record for record in records if record.get("outcome") == "finding"]
+
+
+def audit_probes(records: Sequence[dict]) -> list[dict]:
+    """The records that the audit has asked, by which rates are measured: all but those of the auditor's training."""
+    return [record for record in records if record.get("checkpoint") != TRAINING]

@@ -123,7 +123,7 @@ def one_text_from(step, n, text="how many striped objects are there?", closed=0)
     return [row | {"closed": closed} for row in after], [wrote(i + 1, text) for i in range(n)]
 
 
-def test_one_text_is_closed_and_nothing_else_and_what_was_left_behind_is_kept(tmp_path, capsys):
+def test_the_kind_of_the_one_text_is_closed_and_what_was_left_behind_is_kept(tmp_path, capsys):
     trained(tmp_path, *one_text_from(6, 8), checkpoints=(2, 4, 5, 8))
     closed.answer_collapse(tmp_path, settings())
     (row,) = jsonl.read(tmp_path / "collapses.jsonl")
@@ -132,30 +132,38 @@ def test_one_text_is_closed_and_nothing_else_and_what_was_left_behind_is_kept(tm
     assert [row["step"] for row in jsonl.read(tmp_path / "history.jsonl")] == [1, 2, 3, 4]
     assert len(jsonl.read(tmp_path / "rollouts.jsonl")) == len(jsonl.read(tmp_path / "rollouts.left.jsonl")) == 16
     assert len({row["key"] for row in rollouts.read_rollouts(tmp_path)}) == 32
-    kinds = closed.closed_kinds(tmp_path)
-    assert kinds.has("How many striped objects are there?", 0) and not kinds.has("how many red objects are there?", 0)
+    assert row["cluster"] == 0 and closed.closed_kinds(tmp_path) == {0}
     assert "goes on from step 4, its last whole checkpoint" in capsys.readouterr().out
     closed.answer_collapse(tmp_path, settings())  # asked again, it does nothing
     assert len(jsonl.read(tmp_path / "collapses.jsonl")) == 1 and not closed.has_ended(tmp_path, 3)
 
 
-def test_where_it_shows_in_the_groups_a_cluster_is_closed(tmp_path):
+def test_a_checkpoint_that_was_about_to_collapse_is_not_whole(tmp_path):
+    history, written = one_text_from(6, 8)
+    history[3] |= {"commonest": 0.9}  # step 4 shows it, step 5 does not, and from step 6 on all do
+    trained(tmp_path, history, written, checkpoints=(2, 4))
+    closed.answer_collapse(tmp_path, settings())
+    assert jsonl.read(tmp_path / "collapses.jsonl")[0]["back_to"] == 2
+
+
+def test_where_it_shows_in_the_groups_the_kind_of_most_of_them_is_closed(tmp_path):
     history = [row | {"alike_groups": 1.0} for row in rows(3)]
     trained(tmp_path, history, [wrote(1, "a?", 1), wrote(2, "b?", 1), wrote(3, "c?", 2)], checkpoints=(3,))
     closed.answer_collapse(tmp_path, settings())
     (row,) = jsonl.read(tmp_path / "collapses.jsonl")
     assert (row["back_to"], row["cluster"]) == (0, 1) and row["text"] in ("a?", "b?")
-    assert closed.closed_kinds(tmp_path).has("z?", 1) and not closed.closed_kinds(tmp_path).has("c?", 2)
-    assert "They earn nothing from there on, and the training starts again." in closed.collapse_in_words(row)
+    assert closed.closed_kinds(tmp_path) == {1}
+    assert "earn nothing from there on, and the training starts again." in closed.collapse_in_words(row)
 
 
 @pytest.mark.parametrize(
     ("changes", "before", "text"),
     [
         ({"grpo_rollouts": "vllm_server"}, [], "is it red?"),  # whose engine cannot be started twice
-        ({}, [{"step": 8, "back_to": 4, "text": "is it red?"}], "Is it red?"),  # closed already
-        ({}, [{"step": 9, "back_to": 0, "text": f"{i}?"} for i in range(2)], "is it red?"),  # 26 steps, twice 10 are 20
+        ({}, [{"step": 8, "back_to": 4, "cluster": 0}], "is it red?"),  # closed already
+        ({}, [{"step": 9, "back_to": 0, "cluster": i} for i in (1, 2)], "is it red?"),  # 26 steps, twice 10 are 20
         ({}, [], None),  # no question, so there is no kind to close
+        ({"replay_clusters": 1}, [], "is it red?"),  # all that there is
     ],
 )
 def test_it_ends_early_where_going_back_would_not_help(tmp_path, changes, before, text):
@@ -234,7 +242,7 @@ def test_it_goes_on_from_the_last_whole_checkpoint_and_a_killed_one_goes_on_the_
     assert (row["step"], row["back_to"], row["way"]) == (5, 1, "question")
     assert [one.get("closed", 0) for one in history] == [0, 1, 1, 1, 1]
     shut = closed.closed_kinds(tmp_path / "whole")
-    assert shut.has(row["text"], 0) and not shut.has("is there a red star?", 0)
+    assert shut == {row["cluster"]}
 
     class Killed(Exception):
         pass

@@ -88,9 +88,9 @@ def test_a_known_failure_is_worth_less_by_how_often_it_was_met(tmp_path):
 
 
 def test_what_is_closed_earns_nothing_and_is_not_replayed(tmp_path):
-    judge, open_one, shut = scorer(tmp_path), rollout("is it blue?", 0), rollout("is it red?", 0)
-    judge.closed = rewards.ClosedKinds(texts=frozenset({"is it red"}), clusters=frozenset({3}))
-    assert [judge.earned(one) for one in (open_one, shut, rollout("is it blue?", 3))] == [2, 0, 0]
+    judge, open_one, shut = scorer(tmp_path), rollout("is it blue?", 0), rollout("is it red?", 3)
+    judge.closed = frozenset({3})
+    assert [judge.earned(one) for one in (open_one, shut, rollout("is it?", 0, success=False))] == [2, 0, 1]
     judge.remember([open_one, shut])
     assert list(judge.bank[0]) == ["is it blue?"] and list(judge.recent) == [0]
     judge.score = lambda *_: [open_one, shut]
