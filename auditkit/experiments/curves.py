@@ -1,8 +1,9 @@
 """What an audit had found after so many questions put to its target: the curves of a study that states `budgets`.
 
 An audit that decides each question by all answers so far is read in the order in which it asked. Every other one is
-read in a random order, `ORDERS` times over, for its checkpoints ask one after another. Questions are counted twice:
-those of the audit alone, and with those of the auditor's training before them, whose failures then count as well.
+read in a random order, `ORDERS` times over, for its checkpoints ask one after another. Questions are counted in three
+ways (COUNTED): those of the audit, with what it found itself; the same, with what its auditor's training had found
+before, for nothing; and those of the training as well, which come first.
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ from auditkit.findings.grading import known_gaps
 from auditkit.params import Params
 from auditkit.runs import jsonl
 from auditkit.runs.folder import run_folder
+from auditkit.runs.probe import audit_probes
 
 ORDERS = 20  # random orders over which a curve is averaged
-COUNTED = ("audit", "with training")  # which questions are counted
+COUNTED = ("audit", "audit after training", "training and audit")
 CURVES = {  # what is read at each budget: its label, and its unit as a study's Measure has it
     "gaps": ("planted gaps found", ""),
     "failures": ("true failures, each once", ""),
@@ -79,14 +81,19 @@ def run_curves(p: Params, budgets: Sequence[int]) -> dict[str, dict]:
     """
     audited = run_folder(p) / "05_audit"
     source = with_counterfactuals(load_images(p.images), audited)
-    gaps, audit = known_gaps(source, p.target), _of_audit(jsonl.read(audited / "scored.jsonl"))
+    gaps, audit = known_gaps(source, p.target), _of_audit(audit_probes(jsonl.read(audited / "scored.jsonl")))
     in_order = len(audit) if p.search != "once" else 0
     trained = _of_training(jsonl.read(run_folder(p) / "04_auditor" / "rollouts.jsonl")) if p.asks == "auditor" else []
     both = _once([*trained, *audit])
-    return {
-        "audit": found_after(audit, source, gaps, budgets, in_order),
-        "with training": found_after(both, source, gaps, budgets, len(both) if in_order else len(trained)),
-    }
+    fixed, before = len(both) if in_order else len(trained), len(trained)
+    after = found_after(both, source, gaps, [before + budget for budget in budgets], fixed)
+    ways = (
+        found_after(audit, source, gaps, budgets, in_order),
+        {budget: after[before + budget] for budget in budgets if before + budget in after}
+        | ({HALF: max(0, after[HALF] - before)} if HALF in after else {}),
+        found_after(both, source, gaps, budgets, fixed),
+    )
+    return dict(zip(COUNTED, ways, strict=True))
 
 
 def compare_curves(curves: Mapping[str, Sequence[Mapping]]) -> dict[str, dict[str, dict]]:

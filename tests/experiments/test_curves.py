@@ -66,8 +66,11 @@ def test_a_run_counts_with_its_training_and_without(asked, project):
     jsonl.append(folder / "05_audit" / "scored.jsonl", [*scored, scored[0] | {"target": None, "outcome": "malformed"}])
     found = run_curves(p, [2, 11, 12])
     assert found["audit"][11] == {"gaps": 1, "failures": 5, "references": 33, "precision": pytest.approx(5 / 6)}
-    assert found["with training"][2]["failures"] == 2, "what is asked twice is asked once"
-    assert found["with training"][12]["failures"] == 6 and 12 not in found["audit"]
+    both = found["training and audit"]
+    assert both[2]["failures"] == 2, "what is asked twice is asked once"
+    assert both[12]["failures"] == 6 and 12 not in found["audit"]
+    assert list(found["audit after training"]) == [2], "two of the training, and ten more"
+    assert found["audit after training"][2]["failures"] > 2, "what the training found comes for nothing"
     assert HALF not in found["audit"], "of 56 gaps"
 
 

@@ -221,10 +221,10 @@ def test_an_arm_may_end_with_its_findings_and_curves_are_on_the_page(write, proj
     one.folder.mkdir(parents=True)
     rows = {n: {"gaps": stats.over_seeds([n / 50, n / 25]), "precision": stats.over_seeds([0.96, 0.98])}
             for n in (250, 500)}  # fmt: skip
-    curves = {arm: {name: rows for name in ("audit", "with training")} for arm in one.arms}
+    curves = {arm: {name: rows for name in ("audit", "training and audit")} for arm in one.arms}
     measures = {name: MEASURES[name] for name in one.measures}
     page = write_study_report(one, compare_arms(summaries), measures, curves).read_text()
-    assert "by questions put to the target: with training</h3>" in page and "<b>15.0</b>" in page
+    assert "by questions put to the target: training and audit</h3>" in page and "<b>15.0</b>" in page
     assert page.count('<th scope="col">500</th>') == 2 and "97.0\N{NO-BREAK SPACE}% true" in page
     assert (
         json.loads((one.folder / "summary.json").read_text())["curves"]["the other"]["audit"]["250"]["gaps"]["n"] == 2
