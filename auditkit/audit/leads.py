@@ -33,10 +33,14 @@ class Lead:
         self.conjunctions = np.array([sum(some) for size in sizes for some in combinations(bits, size)])
         self.inside = np.zeros(len(self.conjunctions))  # weight of each, times the rate of failures in it
         self.weight = np.zeros(len(self.conjunctions))
+        self._chances: dict[int, float] = {}  # mask -> chance
 
-    def mask(self, facts: set[str]) -> int:
-        """The lead's facts among these, a bit each."""
-        return sum(1 << i for i, fact in enumerate(self.facts) if fact in facts)
+    def chance_of(self, facts: set[str]) -> float:
+        """How likely the target fails on one probe of these facts, by what was weighed last."""
+        mask = sum(1 << i for i, fact in enumerate(self.facts) if fact in facts)
+        if mask not in self._chances:
+            self._chances[mask] = float(self.chance(np.array([mask]))[0])
+        return self._chances[mask]
 
     def weigh(self, asked: np.ndarray, failed: np.ndarray) -> None:
         """Weigh the conjunctions by n probes: `asked` their masks [n], `failed` whether the target did [n]."""
@@ -48,6 +52,7 @@ class Lead:
         odds = np.outer(holds @ wrong, np.log(rates / BASE)) + np.outer(holds @ right, np.log((1 - rates) / (1 - BASE)))
         likely = np.exp(odds - odds.max())  # [conjunctions, rates]
         likely /= likely.sum()
+        self._chances.clear()
         self.inside, self.weight = likely @ rates, likely.sum(axis=1)
 
     def chance(self, masks: np.ndarray) -> np.ndarray:

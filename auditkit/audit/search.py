@@ -43,8 +43,10 @@ NEAR = 32  # candidates of a lead whose facts are asked of the references, at a 
 ELSEWHERE = 12  # other pictures to which a lead's question is put
 BESIDE = 12  # neighbours of a lead's question that are put to pictures
 WORDS = 7  # of a lead's question that are facts of it, the rarest
-EXPLAINED = 0.5  # a finding that a closed lead gives this chance belongs to it
-TOO_SLIM = 0.1  # a lead is closed where nothing promises more than this
+EXPLAINED = 0.25  # a failure to which a closed lead gave this chance belongs to it
+EXPECTED = 0.5  # what a closed lead gives this chance is not explored
+ALIKE = 1e-3  # what a fact that is shared adds to a candidate's chance, to order those that promise the same
+TOO_SLIM = 0.06  # a lead is closed where nothing promises more than this
 CHOICE = 12  # probes of a kind among which what explores is chosen
 KINDS = 40  # kinds of question, by their words
 
@@ -176,7 +178,7 @@ class Search:
                 return
         if failed:
             self._probe([i])
-            self.owners[-1] = self._explaining(i) or self._open(i)
+            self.owners[-1] = self._explaining(i, EXPLAINED) or self._open(i)
 
     def place(self, probe: Probe) -> int:
         """The place of a probe that was asked before; it is added where it is not among the others."""
@@ -196,14 +198,10 @@ class Search:
         self.leads.append(Lead(i, rarest + sorted(self.facts[i] - set(words))))
         probe, rng = self.probes[i], np.random.default_rng(seed_of(self.seed, self.probes[i].key))
         others = self.frames.neighbours(probe.question or "")
-        put = [(rng.choice(self.pictures), probe.question) for _ in range(ELSEWHERE)]
-        put += [(rng.choice(self.pictures), rng.choice(others)) for _ in range(BESIDE if others else 0)]
-        for n, (picture, question) in enumerate(put):
-            self._add(
-                replace(
-                    probe, key=f"{probe.key}/+{n}", picture=str(picture), question=str(question), text=str(question)
-                )
-            )
+        for n in range(ELSEWHERE + BESIDE):
+            picture = self.pictures[rng.integers(len(self.pictures))]
+            question = probe.question if n < ELSEWHERE or not others else others[rng.integers(len(others))]
+            self._add(replace(probe, key=f"{probe.key}/+{n}", picture=picture, question=question, text=question or ""))
         return self.leads[-1]
 
     def _masks(self, lead: Lead) -> np.ndarray:
@@ -225,11 +223,21 @@ class Search:
         return masks
 
     def _candidates(self, lead: Lead) -> list[int]:
-        """What may be asked next to follow a lead: what promises most, and of these what is most like it."""
+        """What may be asked next to follow a lead: what promises most, and what is most like it by its words and the
+        references' consensus alone, whose other facts are still to be asked.
+        """
         masks = self._weigh(lead)
-        worth = lead.chance(masks) + 1e-4 * np.bitwise_count(masks)
-        best = np.argsort(-worth, kind="stable")
-        return [int(i) for i in best[: NEAR + len(self.asked)] if self._is_free(int(i))][:NEAR]
+        worth = lead.chance(masks) + ALIKE * np.bitwise_count(masks)
+        known, new = [], []
+        for i in np.argsort(-worth, kind="stable").tolist():
+            if not self._is_free(i):
+                continue
+            some, most = (known, NEAR // 2) if i in self.probed else (new, NEAR)
+            if len(some) < most:
+                some.append(i)
+            elif len(known) >= NEAR // 2 and len(new) >= NEAR:
+                break
+        return known + new
 
     def _follow(self, lead: Lead, candidates: Sequence[int], taken: dict[int, str], room: int) -> list[int]:
         masks = self._weigh(lead)
@@ -238,14 +246,12 @@ class Search:
         if not some or chances.max() <= TOO_SLIM:
             lead.open = False
             return []
-        best = np.argsort(-(chances + 1e-4 * np.bitwise_count(masks[some])), kind="stable")
+        best = np.argsort(-(chances + ALIKE * np.bitwise_count(masks[some])), kind="stable")
         return [some[j] for j in best[: max(0, min(A_ROUND, lead.wants(), room))] if chances[j] > TOO_SLIM]
 
-    def _explaining(self, i: int) -> Lead | None:
-        """A closed lead whose kind is known and that expects the target to fail here."""
-        known = (lead for lead in self.leads if lead.is_known())
-        expecting = (lead for lead in known if lead.chance(np.array([lead.mask(self.facts[i])]))[0] >= EXPLAINED)
-        return next(expecting, None)
+    def _explaining(self, i: int, chance: float) -> Lead | None:
+        """A closed lead whose kind is known and that gives a failure here this chance."""
+        return next((lead for lead in self.leads if lead.is_known() and lead.chance_of(self.facts[i]) >= chance), None)
 
     # ---- exploring
 
@@ -267,11 +273,11 @@ class Search:
 
     def _explore(self, some: Sequence[int], n: int) -> list[int]:
         if not self.adaptive:
-            return list(islice((i for i in some if not self._explaining(i)), n))
+            return list(islice((i for i in some if not self._explaining(i, EXPECTED)), n))
         shares, ahead = Counter(self.kinds), Counter(self.tried)
         left: dict[int, list[int]] = defaultdict(list)
         for i in some:
-            if not self._explaining(i):
+            if not self._explaining(i, EXPECTED):
                 left[self.kinds[i]].append(i)
         covered = {kind: Counter(self.pairs[kind]) for kind in left}
         chosen: list[int] = []

@@ -71,7 +71,7 @@ def training_findings(
     return apply_gates(met, again, p.gates, alike, p.quorum), again
 
 
-def from_training_in_words(met: Sequence[Mapping]) -> str:
+def from_training_in_words(met: Sequence[dict]) -> str:
     """How many failures a training has met and how many of these are findings, in a sentence.
 
     >>> from_training_in_words([{"outcome": "finding"}, {"outcome": "not reproduced"}])

@@ -233,7 +233,7 @@ def _not_by_repeating(new: Mapping, types: Sequence[Mapping], audit: Mapping) ->
     """
     if not new["questions"]:
         return {}
-    found: dict = new | {"failures_per_thousand": round(1000 * new["failures"] / new["questions"], 1)}
+    found: dict = dict(new) | {"failures_per_thousand": round(1000 * new["failures"] / new["questions"], 1)}
     if types:
         kinds = sum(kind["size"] - kind.get("from_training", 0) >= FOUND for kind in types)
         found |= {"kinds": kinds, "kinds_per_thousand": round(1000 * kinds / new["questions"], 2)}
