@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations, islice
 
@@ -39,15 +39,16 @@ from auditkit.runs.probe import Probe
 
 SHARE = 0.7  # of a round that may follow leads
 A_ROUND = 2  # tries of one lead in one round, so that the second learns from the first
-NEAR = 32  # candidates of a lead whose facts are asked of the references, at a time
+NEAR = 20  # candidates of a lead whose facts are asked of the references at first
+LATER = 5  # and before each further try
 ELSEWHERE = 12  # other pictures to which a lead's question is put
 BESIDE = 12  # neighbours of a lead's question that are put to pictures
 WORDS = 7  # of a lead's question that are facts of it, the rarest
 EXPLAINED = 0.25  # a failure to which a closed lead gave this chance belongs to it
 EXPECTED = 0.5  # what a closed lead gives this chance is not explored
 ALIKE = 1e-3  # what a fact that is shared adds to a candidate's chance, to order those that promise the same
-TOO_SLIM = 0.06  # a lead is closed where nothing promises more than this
-CHOICE = 12  # probes of a kind among which what explores is chosen
+TOO_SLIM = 0.1  # a lead is closed where nothing promises more than this
+CHOICE = 6  # probes of a kind among which what explores is chosen
 KINDS = 40  # kinds of question, by their words
 
 Consensus = Callable[
@@ -85,6 +86,8 @@ class Search:
         questions = [probe.question or "" for probe in self.probes]
         self.frames, self.pictures = Frames(questions), sorted({probe.picture for probe in self.probes})
         self.kinds = self._kinds_of(questions)
+        self.written = Counter(self.kinds)
+        self.passed: set[int] = set()  # that are not explored, since a closed lead explains them
         self.order = np.random.default_rng(seed).permutation(self.size).tolist()
         self.pairs: dict[int, Counter] = defaultdict(Counter)  # kind -> pairs of facts, and how often asked
         self.tried: Counter[int] = Counter()
@@ -142,21 +145,21 @@ class Search:
 
         Fewer where the pool is exhausted. The first round is not chosen: it is a sample of the pool.
         """
-        free = [i for i in self.order if self._is_free(i)]
+        free = [i for i in self.order if self._is_free(i) and i not in self.passed]
         if not self.asked:
             return [(i, "first") for i in free[:n]]
-        following = [lead for lead in self.leads if lead.open]
-        near = {id(lead): self._candidates(lead) for lead in following}
+        room = round(SHARE * n)
+        following = [lead for lead in self.leads if lead.open][: max(1, room // A_ROUND)]
+        near = [self._candidates(lead) for lead in following]
         fresh = self._explorable(free, n) if self.adaptive else []
-        self._agree([i for some in near.values() for i in some])
-        some = [i for places in near.values() for i in places if self.agreed[i] is not None]
-        self._probe([*some, *self.asked, *fresh])
+        self._agree([i for some in near for i in some])
+        self._probe([*(i for some in near for i in some if self.agreed[i] is not None), *self.asked, *fresh])
         chosen: dict[int, str] = {}
-        for lead in following:
-            for i in self._follow(lead, near[id(lead)], chosen, round(SHARE * n) - len(chosen)):
-                chosen[i] = self.probes[lead.first].key
+        for lead, some in zip(following, near, strict=True):
+            chosen |= dict.fromkeys(self._follow(lead, some, chosen, room - len(chosen)), self.probes[lead.first].key)
         rest = [i for i in (fresh or free) if i not in chosen]
-        return [*chosen.items(), *((i, "explores") for i in self._explore(rest, n - len(chosen)))]
+        chosen |= dict.fromkeys(self._explore(rest, n - len(chosen)), "explores")
+        return list(chosen.items()) if chosen or not rest else self.choose(n)
 
     def tell(self, i: int, consensus: str | None, failed: bool, why: str) -> None:
         """What became of a probe that was asked; of those of a round, in their order."""
@@ -228,14 +231,14 @@ class Search:
         """
         masks = self._weigh(lead)
         worth = lead.chance(masks) + ALIKE * np.bitwise_count(masks)
-        known, new = [], []
+        known, new, fresh = [], [], LATER if lead.tries else NEAR
         for i in np.argsort(-worth, kind="stable").tolist():
             if not self._is_free(i):
                 continue
-            some, most = (known, NEAR // 2) if i in self.probed else (new, NEAR)
+            some, most = (known, NEAR // 2) if i in self.probed else (new, fresh)
             if len(some) < most:
                 some.append(i)
-            elif len(known) >= NEAR // 2 and len(new) >= NEAR:
+            elif len(known) >= NEAR // 2 and len(new) >= fresh:
                 break
         return known + new
 
@@ -256,39 +259,54 @@ class Search:
     # ---- exploring
 
     def _explorable(self, free: Sequence[int], n: int) -> list[int]:
-        """The next few probes of each kind, in a random order, as many kinds as may be due."""
-        shares, due = Counter(self.kinds), Counter[int]()
-        ahead = Counter(self.tried)
-        for _ in range(n):
-            kind = min(shares, key=lambda kind: ((ahead[kind] + 0.5) / shares[kind], kind))
-            ahead[kind] += 1
-            due[kind] += 1
-        found, held = [], Counter[int]()
-        for i in free:
-            kind = self.kinds[i]
-            if due[kind] and held[kind] < CHOICE + due[kind]:
-                held[kind] += 1
-                found.append(i)
-        return found
+        """The next few probes of each kind that is due, in the order in which they were shuffled."""
+        left = self._by_kind(free)
+        due = Counter(self._due(left, n, {kind: len(some) for kind, some in left.items()}))
+        return [i for kind in due for i in left[kind][: CHOICE + due[kind]]]
 
     def _explore(self, some: Sequence[int], n: int) -> list[int]:
+        """Up to n of these that no closed lead explains."""
+        fresh = (i for i in some if not self._passes(i))
         if not self.adaptive:
-            return list(islice((i for i in some if not self._explaining(i, EXPECTED)), n))
-        shares, ahead = Counter(self.kinds), Counter(self.tried)
-        left: dict[int, list[int]] = defaultdict(list)
-        for i in some:
-            if not self._explaining(i, EXPECTED):
-                left[self.kinds[i]].append(i)
+            return list(islice(fresh, n))
+        left, chosen = self._by_kind(fresh), []
         covered = {kind: Counter(self.pairs[kind]) for kind in left}
-        chosen: list[int] = []
-        while len(chosen) < n and any(left.values()):
-            kind = min((k for k in left if left[k]), key=lambda k: ((ahead[k] + 0.5) / shares[k], k))
+        for kind in self._due(left, n, {kind: len(some) for kind, some in left.items()}):
             best = max(left[kind], key=lambda i: self._novelty(i, covered[kind]))
             left[kind].remove(best)
-            ahead[kind] += 1
             covered[kind].update(self._pairs(best))
             chosen.append(best)
         return chosen
+
+    def _passes(self, i: int) -> bool:
+        """Whether a probe is passed over from now on: what it would find is known."""
+        if self._explaining(i, EXPECTED):
+            self.passed.add(i)
+        return i in self.passed
+
+    def _by_kind(self, some: Iterable[int]) -> dict[int, list[int]]:
+        left: dict[int, list[int]] = defaultdict(list)
+        for i in some:
+            left[self.kinds[i]].append(i)
+        return left
+
+    def _due(self, kinds: Iterable[int], n: int, most: Mapping[int, int]) -> list[int]:
+        """The kinds of the next n probes, so that all kinds are asked in the proportions in which they were written.
+
+        Args:
+            most: how many probes of each kind are left.
+        """
+        ahead, due, taken = Counter(self.tried), [], Counter[int]()
+        open_kinds = set(kinds)
+        for _ in range(n):
+            open_kinds -= {kind for kind in open_kinds if taken[kind] == most[kind]}
+            if not open_kinds:
+                break
+            kind = min(open_kinds, key=lambda kind: ((ahead[kind] + 0.5) / self.written[kind], kind))
+            ahead[kind] += 1
+            taken[kind] += 1
+            due.append(kind)
+        return due
 
     def _pairs(self, i: int) -> list[tuple[str, str]]:
         return list(combinations(sorted(self.facts[i]), 2))

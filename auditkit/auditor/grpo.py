@@ -45,6 +45,7 @@ from auditkit.auditor.closed import answer_collapse, closed_kinds, forget_after,
 from auditkit.auditor.clusters import TextClusters
 from auditkit.auditor.grpo_setup import grpo_config, refuse_uneven, training_rows
 from auditkit.auditor.rewards import Rollout, Scorer, kept_text, reward_functions
+from auditkit.auditor.rollouts import LEFT_FILE
 from auditkit.auditor.trainer import AuditorTrainer, StepLog
 from auditkit.auditor.trial import take_adapter_off, trial_step
 from auditkit.auditor.write import refuse_nonsense, write_texts
@@ -202,6 +203,7 @@ def _scorer(
         shown = {picture.key: picture for picture in pictures}
         scorer = Scorer(target, references, shown, clusters, book, store, p, out / "rollouts.jsonl")
         scorer.closed = closed_kinds(out)
+        scorer.know([Rollout(**row) for row in jsonl.each(out / LEFT_FILE)])
         for row in jsonl.read(out / "rollouts.jsonl"):
             rollout = Rollout(**row)
             scorer.remember([rollout])

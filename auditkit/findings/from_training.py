@@ -6,17 +6,21 @@ probes in scored.jsonl, with TRAINING for its checkpoint. Such records count whe
 types, gaps found, the review and the repair. How often the target fails is measured on the audit's probes alone, for
 what succeeded was kept and what did not was left (`audit_probes`).
 
-Questions about pictures that were made for the training are left out, since these pictures are not kept.
+Questions about pictures that were made for the training are left out, since these pictures are not kept. Of more
+failures than the audit has probes, as many are taken as it has, kinds of failure in turn, so that the rare ones are all
+there: a training of a thousand steps asks ten times as much as an audit, and gates and peer would answer all of it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
+from itertools import islice, zip_longest
 from pathlib import Path
 
 from auditkit.audit.baseline import score_run
 from auditkit.audit.batches import Loader
+from auditkit.auditor.rewards import failure_kind
 from auditkit.consensus.normalise import normalise
 from auditkit.consensus.same import Same
 from auditkit.data.source import Picture
@@ -25,20 +29,27 @@ from auditkit.params import Params
 from auditkit.runs.probe import TRAINING, Probe, only_findings
 
 
-def training_records(rollouts: Iterable[Mapping], references: Sequence[str]) -> list[dict]:
+def training_records(rollouts: Iterable[Mapping], references: Sequence[str], most: int) -> list[dict]:
     """The successful questions of a training as records of an audit; the same question on a picture once.
 
     Args:
         rollouts: rows of the training (Rollout).
         references: names of the models whose answers a row holds, in their order.
+        most: the largest number of records; kinds of failure take turns.
     """
     found: dict[tuple[str, str], dict] = {}
+    kinds: dict[tuple, list[dict]] = {}
     for row in rollouts:
         if row["success"] and row["way"] == "question" and row["question"]:
             probe = Probe(f"{TRAINING}/{row['key']}", row["picture"], row["question"], row["text"], checkpoint=TRAINING)
             said = {"target": row["target"], "references": dict(zip(references, row["references"], strict=True))}
-            found.setdefault((row["picture"], normalise(row["question"])), asdict(probe) | said)
-    return list(found.values())
+            same = row["picture"], normalise(row["question"])
+            if same not in found:
+                found[same] = asdict(probe) | said
+                kinds.setdefault(failure_kind(row["cluster"], row["consensus"], row["target"]), []).append(found[same])
+    turns = (record for turn in zip_longest(*kinds.values()) for record in turn if record is not None)
+    taken = {record["key"] for record in islice(turns, most)}
+    return [record for record in found.values() if record["key"] in taken]
 
 
 def training_findings(
@@ -62,7 +73,7 @@ def training_findings(
     Returns scored records and the rows of `recheck_findings`, by key; ([], {}) without a training.
     """
     names = next((list(record["references"]) for record in records if record["references"]), [])
-    met = training_records(rollouts, names) if names else []
+    met = training_records(rollouts, names, len(records)) if names else []
     if not met:
         return [], {}
     scored = score_run([*records, *met], alike, p)

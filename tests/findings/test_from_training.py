@@ -29,10 +29,9 @@ def p(repository):
 
 
 def rollout(i, question, success=True, **more):
-    said = {"target": "red", "references": ["blue", "blue", "blue"], "text": f"a note\n{question}"}
-    return (
-        {"key": f"{i}-0", "picture": f"p{i}", "way": "question", "question": question, "success": success} | said | more
-    )
+    said = {"target": "red", "references": ["blue", "blue", "blue"], "consensus": "blue", "cluster": 0}
+    row = {"key": f"{i}-0", "picture": f"p{i}", "way": "question", "question": question, "text": f"a note\n{question}"}
+    return row | said | {"success": success} | more
 
 
 def test_only_what_succeeded_on_a_picture_that_is_kept_and_that_once():
@@ -45,10 +44,18 @@ def test_only_what_succeeded_on_a_picture_that_is_kept_and_that_once():
             rollout(4, "what colour is it?", key="left 1/2-0"),
         ],
         ["one", "two", "three"],
+        9,
     )
     assert [row["key"] for row in met] == ["training/1-0", "training/left 1/2-0"]
     assert met[0]["references"] == {"one": "blue", "two": "blue", "three": "blue"} and met[0]["checkpoint"] == TRAINING
     assert (met[0]["way"], met[0]["pairing"], met[0]["base"]) == ("question", "(Q*, I)", "")
+
+
+def test_of_too_many_the_rare_kinds_are_taken_first():
+    often = [rollout(i, "what colour is it?") for i in range(20)]
+    rare = [rollout(20 + i, "how many are there?", cluster=1, target=str(i)) for i in range(3)]
+    met = training_records([*often, *rare], ["one", "two", "three"], 6)
+    assert [row["picture"] for row in met] == ["p0", "p1", "p2", "p20", "p21", "p22"]
 
 
 def probe(i, outcome, question="what colour is the star?", checkpoint="step 6"):
@@ -61,13 +68,13 @@ def test_types_count_it_and_their_rates_do_not():
     met = [probe(i, "finding", checkpoint=TRAINING) for i in range(9)]
     other = [
         probe(20 + i, "finding", f"how many {of} are there?", TRAINING)
-        for i, of in enumerate(("circles", "squares") * 2)
+        for i, of in enumerate(("circles", "squares") * 3)
     ]
     met += [row | {"target": "2", "consensus": "3"} for row in other]
     types = {kind.template: kind for kind in find_failure_types([*scored, *met], 4)}
-    asked, alone = types["what colour is the star?"], types["how many … are there?"]
+    asked, alone = types["what colour is the star?"], types["how many circles are there?"]
     assert (asked.size, asked.from_training, asked.rate["value"], asked.rate["n"]) == (13, 9, 0.5, 8)
-    assert (alone.size, alone.from_training, alone.rate, alone.rate_when, alone.asked) == (4, 4, {}, {}, [])
+    assert (alone.size, alone.from_training, alone.rate, alone.rate_when, alone.asked) == (3, 3, {}, {}, [])
     words = explain_types(list(types.values()), [*scored, *met])
     assert "departed from its references on 4 of 8 questions" in words and "how many" not in words.split("To")[0]
 
