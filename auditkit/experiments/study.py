@@ -63,9 +63,14 @@ class Study:
     budgets: list[int] = field(default_factory=list)  # questions after which audits are compared (curves.py)
     audits: list[str] = field(default_factory=list)  # arms without a repair
 
-    def stages(self, arm: str) -> tuple[str, ...]:
-        """The stages its measures need of an arm."""
-        return NEEDED if any(MEASURES[name].repair for name in self.measures) and arm not in self.audits else AUDIT
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The stages its measures need."""
+        return NEEDED if any(MEASURES[name].repair for name in self.measures) else AUDIT
+
+    def stages_of(self, arm: str) -> tuple[str, ...]:
+        """Those of them that an arm's runs go through."""
+        return AUDIT if arm in self.audits else self.stages
 
     def run_name(self, arm: str, seed: int) -> str:
         return f"study_{self.name}.{re.sub(r'[^A-Za-z0-9]+', '_', arm)}.{seed}"
@@ -287,7 +292,7 @@ def run_study(study: Study, jobs: int, tell: Callable[[str], None] = print) -> P
         log, p = study.folder / f"{study.run_name(arm, seed)}.log", _parameters(study, arm, seed)
         code = 0
         with log.open("a", encoding="utf-8") as out:
-            for stage in study.stages(arm):
+            for stage in study.stages_of(arm):
                 if not code and not is_done(p, stage) and not _borrowed(p, stage):
                     command = _command(study, arm, seed, stage)
                     code = subprocess.run(
@@ -296,7 +301,7 @@ def run_study(study: Study, jobs: int, tell: Callable[[str], None] = print) -> P
         if code == 130:
             raise KeyboardInterrupt
         folder = run_folder(p)
-        if not code and (study.stages(arm) is AUDIT or not (folder / "summary.json").is_file()):
+        if not code and (study.stages_of(arm) is AUDIT or not (folder / "summary.json").is_file()):
             write_report(folder)  # which notebook 08 does, unless it too was copied
         said = "FAILED, see " + shown_path(log) if code else "done"
         tell(f"  {next(number)} of {total}: {arm}, seed {seed}: {said}")

@@ -214,7 +214,7 @@ def test_many_arms_are_rows_and_a_curve_joins_those_alike_up_to_a_comma(write, p
 
 def test_an_arm_may_end_with_its_findings_and_curves_are_on_the_page(write, project):
     one = load_study(write(audits=["the other"], budgets=[250, 500], measures=["gain", "findings"]))
-    assert one.stages("one & all") == NEEDED and one.stages("the other") == study.AUDIT
+    assert one.stages_of("one & all") == NEEDED and one.stages_of("the other") == study.AUDIT
     summaries = {arm: [summary(seed, 0) for seed in one.seeds] for arm in one.arms}
     for found in summaries["the other"]:
         del found["benchmarks"]
