@@ -32,6 +32,7 @@ CURVES = {  # what is read at each budget: its label, and its unit as a study's 
     "precision": ("findings that are true", "%"),
     "references": ("answers of references", ""),
 }
+NEARLY = 0.98  # of a budget that an audit has to have asked: it loses a few texts that are no questions
 HALF = "half"  # beside the budgets: questions until half of the planted gaps are found
 
 
@@ -44,7 +45,7 @@ def found_after(
         asked: rows {"picture", "question", "target", "references", "finding": bool}, those put to the target, in order.
         source: judges which findings are true, and which gap each lies in.
         gaps: the planted ones.
-        budgets: questions put to the target; one that is larger than `asked` is left out.
+        budgets: questions put to the target; one that is clearly larger than `asked` (NEARLY) is left out.
         fixed: so many rows keep their place, at the start; the others are taken in random orders.
 
     Returns {budget: {"gaps", "failures", "precision"?, "references"}, "half"?: questions}, means over the orders.
@@ -59,7 +60,7 @@ def found_after(
     third = np.array([_third(gap[order], true[order], len(gaps)) for order in orders]).reshape(len(orders), len(gaps))
     curve: dict[str | int, dict | int] = {}
     for budget in sorted(budgets):
-        if budget > len(asked):
+        if len(asked) < NEARLY * budget:
             continue
         taken = [order[:budget] for order in orders]
         n_found, n_true = (np.mean([which[some].sum() for some in taken]) for which in (found, true))
