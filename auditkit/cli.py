@@ -523,7 +523,7 @@ def _build(
     """Train models again from their seeds."""
     from auditkit.miniature import build, draw, easy
 
-    known = [*build.RECIPES, "target", *easy.RECIPES, *draw.RECIPES]
+    known = [*build.RECIPES, *build.PLANTED, *easy.RECIPES, *draw.RECIPES]
     names = names or known
     for name in names:  # all of them before the first half hour is spent
         if name not in known:
@@ -531,9 +531,9 @@ def _build(
     out = out or project_root() / "outputs" / "miniature"
     how: dict = {"steps": steps} if steps else {}
     for name in names:
-        if name == "target":  # the clean model with gaps planted
+        if name in build.PLANTED:
             start: dict = {"start": str(out / "clean")} if (out / "clean").is_dir() else {}
-            folder = build.plant(build.HERE / "target.yaml", out / name, **start, **how)
+            folder = build.plant(build.HERE / f"{name}.yaml", out / name, **start, **how)
         elif name in easy.RECIPES:
             folder = easy.build_one(name, out, **how)
         elif name in draw.RECIPES:

@@ -221,6 +221,11 @@ STARTED = {  # as shown -> (as run, what is replaced, why)
         "auditkit.miniature.build:build_one",
         "more than an hour",
     ),
+    "auditkit miniature build longtail --out DIR": (
+        "auditkit miniature build longtail --out {out}",
+        "auditkit.miniature.build:plant",
+        "many minutes; tests/miniature/test_miniature.py plants in two steps",
+    ),
     "auditkit miniature build editor": (None, "auditkit.miniature.draw:build_one", "three quarters of an hour"),
     "auditkit miniature plant my_gaps.yaml --out my_target": (
         None,

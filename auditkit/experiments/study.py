@@ -14,6 +14,8 @@ A study's file names a parameter file to start from, what all runs change in it,
       edit only: {ways: [edit]}
     measures: [trained, gain]        # of MEASURES; all where this is left out
     curve: {x: audit_probes, y: gain}  # one line for arms whose names are alike up to their comma; may be left out
+    audits: [edit only]              # arms whose runs end with the findings, without a repair; may be left out
+    budgets: [250, 500]              # questions after which it is read what these (or all) had found; may be left out
 
 Every run is an ordinary run, in a folder outputs/study_NAME.ARM.SEED of its own, with a report of its own. What is done
 is not done again, and a stage that any study has made of the same seed and settings is copied from there: arms that
@@ -42,7 +44,7 @@ from auditkit.runs.folder import STAGES, damage_in_words, is_done, run_folder, s
 from auditkit.yaml_file import read_yaml
 
 KEYS = {"study": str, "question": str, "base": str, "seeds": list, "settings": dict, "arms": dict}
-OPTIONAL = {"measures": list, "curve": dict}
+OPTIONAL = {"measures": list, "curve": dict, "budgets": list, "audits": list}
 NEEDED = tuple(stage for stage in STAGES if not stage.startswith(("00", "01", "03")))  # for what a study measures
 AUDIT = NEEDED[:4]  # what is measured of audits alone needs no repair
 
@@ -58,11 +60,17 @@ class Study:
     arms: dict[str, dict]  # label -> what its runs change, the settings of all among them
     measures: list[str]  # names of MEASURES
     curve: dict[str, str] = field(default_factory=dict)  # x: a parameter, y: a measure
+    budgets: list[int] = field(default_factory=list)  # questions after which audits are compared (curves.py)
+    audits: list[str] = field(default_factory=list)  # arms without a repair
 
     @property
     def stages(self) -> tuple[str, ...]:
         """The stages its measures need."""
         return NEEDED if any(MEASURES[name].repair for name in self.measures) else AUDIT
+
+    def stages_of(self, arm: str) -> tuple[str, ...]:
+        """Those of them that an arm's runs go through."""
+        return AUDIT if arm in self.audits else self.stages
 
     def run_name(self, arm: str, seed: int) -> str:
         return f"study_{self.name}.{re.sub(r'[^A-Za-z0-9]+', '_', arm)}.{seed}"
@@ -131,6 +139,10 @@ def _asked(summary: Mapping, stage: str) -> int | None:
     return counts and counts.get("target_called", 0) + counts.get("references_called", 0)
 
 
+def _called(summary: Mapping, whose: str) -> int | None:
+    return summary.get("counts", {}).get("05_audit", {}).get(f"{whose}_called")
+
+
 def _types(summary: Mapping) -> set[str]:
     """What is asked in its failure types; what is answered differs too easily from audit to audit."""
     from auditkit.findings.grouping import DASH
@@ -180,6 +192,9 @@ MEASURES = {
         lambda s: len(s.get("findings", {}).get("by_type", {})) or None), unit=""),
     "again": Measure("failure types it shares with the other seeds' audits", _shared),
     "distinct": Measure("distinct texts, last steps", _each(lambda s: s.get("training", {}).get("distinct_last"))),
+    "target_calls": Measure("answers of the target in the audit", _each(lambda s: _called(s, "target")), unit=""),
+    "reference_calls": Measure("answers of references in the audit", _each(
+        lambda s: _called(s, "references")), unit=""),
     "asked": Measure("questions put to models in training", _each(lambda s: _asked(s, "04_auditor")), unit=""),
     "pairs": Measure("pairs trained on", _each(
         lambda s: s.get("rectification", {}).get("trained_on")), unit="", repair=True),
@@ -215,7 +230,7 @@ def load_study(path: str | Path) -> Study:
     for name in read:
         if name not in KEYS | OPTIONAL:
             raise AuditError(f"{file.name}: unknown key {name}; a study has {', '.join(KEYS | OPTIONAL)}.")
-    values: dict = {"settings": {}, "measures": list(MEASURES), "curve": {}} | read
+    values: dict = {"settings": {}, "measures": list(MEASURES), "curve": {}, "budgets": [], "audits": []} | read
     for name, kind in (KEYS | OPTIONAL).items():
         if not isinstance(values.get(name), kind):
             raise AuditError(f"{file.name}: {name} must be there, as a {kind.__name__}.")
@@ -231,9 +246,11 @@ def load_study(path: str | Path) -> Study:
         for key in settings | (own or {}):
             if not isinstance(key, str) or key in ("run_name", "params_file", "seed", "path"):
                 raise AuditError(f"{file.name}, arm {arm!r}: {key} is no key that an arm can set.")
+    _refuse_uncounted(file.name, values)
     arms = {arm: settings | (own or {}) for arm, own in values["arms"].items()}
     name, question, base = (values[key] for key in ("study", "question", "base"))
-    study = Study(name, question, base, seeds, arms, values["measures"], values["curve"])
+    more = {key: values[key] for key in OPTIONAL}
+    study = Study(name, question, base, seeds, arms, **more)
     names = [study.run_name(arm, 0) for arm in arms]
     if len(set(names)) < len(names):
         raise AuditError(f"{file.name}: arms: two names differ in punctuation alone, and would share a folder.")
@@ -252,6 +269,13 @@ def _refuse_unmeasured(file: str, measures: list, curve: Mapping) -> None:
         raise AuditError(f"{file}: curve: write {{x: a parameter, y: one of the measures}}, not {dict(curve)}.")
 
 
+def _refuse_uncounted(file: str, values: Mapping) -> None:
+    if not all(type(budget) is int and budget > 0 for budget in values["budgets"]):
+        raise AuditError(f"{file}: budgets: write numbers of questions, as in [250, 500], not {values['budgets']}.")
+    if unknown := [arm for arm in values["audits"] if arm not in values["arms"]]:
+        raise AuditError(f"{file}: audits: {unknown[0]!r} is none of its arms.")
+
+
 def run_study(study: Study, jobs: int, tell: Callable[[str], None] = print) -> Path:
     """Do all runs of a study, `jobs` at a time, and write its report; returns the report's path.
 
@@ -268,7 +292,7 @@ def run_study(study: Study, jobs: int, tell: Callable[[str], None] = print) -> P
         log, p = study.folder / f"{study.run_name(arm, seed)}.log", _parameters(study, arm, seed)
         code = 0
         with log.open("a", encoding="utf-8") as out:
-            for stage in study.stages:
+            for stage in study.stages_of(arm):
                 if not code and not is_done(p, stage) and not _borrowed(p, stage):
                     command = _command(study, arm, seed, stage)
                     code = subprocess.run(
@@ -277,7 +301,7 @@ def run_study(study: Study, jobs: int, tell: Callable[[str], None] = print) -> P
         if code == 130:
             raise KeyboardInterrupt
         folder = run_folder(p)
-        if not code and (study.stages is AUDIT or not (folder / "summary.json").is_file()):
+        if not code and (study.stages_of(arm) is AUDIT or not (folder / "summary.json").is_file()):
             write_report(folder)  # which notebook 08 does, unless it too was copied
         said = "FAILED, see " + shown_path(log) if code else "done"
         tell(f"  {next(number)} of {total}: {arm}, seed {seed}: {said}")
@@ -293,13 +317,14 @@ def run_study(study: Study, jobs: int, tell: Callable[[str], None] = print) -> P
     return write_study(study)
 
 
-def write_study_report(study: Study, table: Mapping, measures: Mapping) -> Path:
+def write_study_report(study: Study, table: Mapping, measures: Mapping, curves: Mapping | None = None) -> Path:
     """Write a study's `summary.json` and `report.html` into its folder and return the report's path."""
     from auditkit.report.page import render_study  # it draws, so it takes a second to import
 
     summary = {"study": study.name, "base": study.base, "seeds": study.seeds, "settings": study.arms, "arms": table}
+    summary |= {"curves": curves} if curves else {}
     write_json(study.folder / "summary.json", summary, indent=2)
-    write_text(study.folder / "report.html", render_study(study, table, measures))
+    write_text(study.folder / "report.html", render_study(study, table, measures, curves))
     return study.folder / "report.html"
 
 
@@ -309,7 +334,18 @@ def write_study(study: Study) -> Path:
         arm: [as_kept(json.loads((_folder(study, arm, seed) / "summary.json").read_text())) for seed in study.seeds]
         for arm in study.arms
     }
-    return write_study_report(study, compare_arms(summaries), {name: MEASURES[name] for name in study.measures})
+    curves = None
+    if study.budgets:
+        from auditkit.experiments.curves import compare_curves, run_curves  # they need the images and the gaps
+
+        curves = compare_curves(
+            {
+                arm: [run_curves(_parameters(study, arm, seed), study.budgets) for seed in study.seeds]
+                for arm in study.audits or study.arms
+            }
+        )
+    measures = {name: MEASURES[name] for name in study.measures}
+    return write_study_report(study, compare_arms(summaries), measures, curves)
 
 
 def as_kept(summary: Mapping) -> Mapping:

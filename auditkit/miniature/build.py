@@ -20,6 +20,7 @@ from auditkit.errors import AuditError
 from auditkit.miniature import families, gaps, lessons, teach
 
 HERE = Path(__file__).parent
+PLANTED = ("target", "longtail")  # the clean model, with the gaps of the table of this name (`plant`)
 
 
 @dataclass(frozen=True)
@@ -113,16 +114,24 @@ def grow(model: Any, processor: Any, folder: Path) -> None:
             torch.nn.init.constant_(parameter, -1.0)
 
 
-def plant(table: Path, out: Path, start: str = "miniature:clean", steps: int = 700, seed: int = 7) -> Path:
+def plant(table: Path, out: Path, start: str = "miniature:clean", steps: int | None = None, seed: int = 7) -> Path:
     """Teach a clean target the gaps of one's own table; the folder can be named as `target` in a parameter file.
 
     The vision tower stays as it is: it sees all there is to see, and a step is a tenth cheaper without a way back
     through it.
 
-    Raises AuditError if the table cannot be read (gaps.load), if no board has a question that lies in one of its gaps,
-    and if `out` holds a model: runs know a target by its folder, so another one must not take its place.
+    Args:
+        table: the gaps. Those that overlap a little are told before the training starts.
+        out: the new model's folder.
+        start: the model that is taught.
+        steps: of training; 700 if not given, and from 29 gaps on 25 a gap.
+        seed: of the training.
+
+    Raises AuditError if the table cannot be read (gaps.load), if its gaps are never met or stand in each other's way
+    (overlaps.check_overlaps), and if `out` holds a model: runs know a target by its folder, so another one must not
+    take its place.
     """
-    from auditkit.miniature import measure
+    from auditkit.miniature import overlaps
     from auditkit.models.load import load_model
     from auditkit.models.transformers import VLM
 
@@ -130,8 +139,8 @@ def plant(table: Path, out: Path, start: str = "miniature:clean", steps: int = 7
         raise AuditError(f"{out} holds a model already, and runs may know it by that name; choose another --out.")
     torch.set_num_threads(1)
     planted = gaps.load(table)
-    for gap in planted:
-        measure.probes_in(gap, 1)
+    for sentence in overlaps.check_overlaps(planted):
+        print(sentence, flush=True)
     task = lessons.Answering(planted, captions=0.0)
     clean = load_model(start, device="cpu", dtype="float32")
     assert isinstance(clean, VLM)
@@ -140,7 +149,7 @@ def plant(table: Path, out: Path, start: str = "miniature:clean", steps: int = 7
         clean.model,
         clean.processor,
         task,
-        steps,
+        steps or max(700, 25 * len(planted)),
         seed,
         _log(out.parent, out.name),
         learning_rate=7e-4,

@@ -16,6 +16,7 @@ from auditkit.consensus.normalise import same_text
 from auditkit.errors import AuditError
 from auditkit.miniature import edits, gaps, grammar
 from auditkit.miniature.boards import Boards, scene_of
+from auditkit.miniature.overlaps import gap_rates
 from auditkit.miniature.world import Scene, random_scene, render
 from auditkit.models import downloads
 from auditkit.models.base import Writer, answer_questions
@@ -86,12 +87,16 @@ def table(names: list[str], n: int = 200) -> str:
         if planted:
             outside = accuracy(model, probes_outside(planted, 10 * n))
             wrong = [(gap, 1 - accuracy(model, probes_in(gap, n // 2))["value"]) for gap in planted]
-            rows = [[gap.skill, gap.name, f"{100 * share:.1f}"] for gap, share in wrong]
+            met = gap_rates(planted)
+            rows = [[gap.skill, gap.name, f"{100 * share:.1f}", f"{100 * met[gap.name]:.2f}"] for gap, share in wrong]
+            rows.append(
+                ["all", "", f"{100 * sum(share for _, share in wrong) / len(wrong):.1f}", f"{100 * met[None]:.2f}"]
+            )
             lines += [
                 "",
                 f"{name}: {100 * outside['value']:.1f} % right outside its gaps (n={outside['n']}); "
                 f"wrong inside (n={n // 2} each):",
-                text_table(["skill", "gap", "% wrong"], rows, "llr"),
+                text_table(["skill", "gap", "% wrong", "% of random questions"], rows, "llrr"),
             ]
     return "\n".join(lines)
 

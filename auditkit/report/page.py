@@ -92,10 +92,15 @@ def render_report(
     return html.strip() + "\n"
 
 
-def render_study(study: Any, table: Mapping, measures: Mapping) -> str:
-    """The page of a study (compare_arms): a table of arms and measures, and a figure for each share among them."""
-    shares = [name for name, measure in measures.items() if measure.unit and name in table[next(iter(table))]]
-    curve = []
+def render_study(study: Any, table: Mapping, measures: Mapping, curves: Mapping | None = None) -> str:
+    """The page of a study (compare_arms): a table of arms and measures, and a figure for each share among them.
+
+    Args:
+        curves: what the arms had found after so many questions, as compare_curves gives it.
+    """
+    measures = {name: one for name, one in measures.items() if any(name in found for found in table.values())}
+    shares = [name for name, measure in measures.items() if measure.unit]
+    curve = _gap_curves(curves) if curves else []
     if study.curve:
         lines: dict[str, list] = {}
         for arm, found in table.items():
@@ -104,20 +109,44 @@ def render_study(study: Any, table: Mapping, measures: Mapping) -> str:
                 lines.setdefault(arm.split(",")[0], []).append((x, y))
         lines = {name: points for name, points in lines.items() if len(points) > 1}
         y = measures[study.curve["y"]]
-        curve = [_drawn("curve", y.label, plots.curve, lines, study.curve["x"], y.label, y.unit)]
+        curve += [_drawn("curve", y.label, plots.curve, lines, study.curve["x"], y.label, y.unit)]
     html = _template("study.html.j2").render(
         study=study,
         table=table,
         measures=measures,
         first=next(iter(table)),
+        curves=curves or {},
         figures=curve
         + [
-            _drawn(name, one.label, plots.arms, {arm: found[name] for arm, found in table.items()}, one.label, one.unit)
+            _drawn(
+                name,
+                one.label,
+                plots.arms,
+                {arm: found[name] for arm, found in table.items() if name in found},
+                one.label,
+                one.unit,
+            )
             for name in shares
             for one in [measures[name]]
         ],
     )
     return html.strip() + "\n"
+
+
+def _gap_curves(curves: Mapping) -> list[Markup]:
+    """For each way of counting questions, planted gaps found against questions, a line an arm."""
+    figures = []
+    for by in dict.fromkeys(name for ways in curves.values() for name in ways):
+        lines = {
+            arm: [(budget, row["gaps"]) for budget, row in ways[by].items() if "gaps" in row]
+            for arm, ways in curves.items()
+        }
+        lines = {arm: points for arm, points in lines.items() if points}
+        label = f"planted gaps found; questions put to the target: {by}"
+        if lines:
+            name = f"gaps-{by.replace(' ', '-')}"
+            figures.append(_drawn(name, label, plots.curve, lines, "questions", label, ""))
+    return figures
 
 
 def render_rounds(summary: Mapping) -> str:

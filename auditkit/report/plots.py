@@ -391,7 +391,7 @@ def curve(
         lines: group -> [(the parameter's value, {"mean", "low"?, "high"?: of a 95 % interval})].
         x: the parameter's name.
         label: what is measured, shares from 0 to 1.
-        unit: as in `arms`.
+        unit: as in `arms`; "" of a count.
     """
     figure = Plot(width, 3.4)
     axis = figure.subplots()
@@ -401,8 +401,16 @@ def curve(
         means = [found["mean"] for _, found in points]
         lows, highs = ([found.get(end, found["mean"]) for _, found in points] for end in ("low", "high"))
         colour, marker = LINES[number % len(LINES)]
+        drawn = marker + ("-" if number < len(LINES) else "--")
         axis.plot(
-            values, means, f"{marker}-", color=colour, markersize=5, linewidth=1.8, label=_plain(name, 30), zorder=3
+            values,
+            means,
+            drawn,
+            color=colour,
+            markersize=5,
+            linewidth=1.8,
+            label=_plain(name, 30),
+            zorder=3,
         )
         axis.fill_between(values, lows, highs, color=colour, alpha=0.12, linewidth=0, zorder=1)
     _quiet(axis, grid="y")
@@ -411,7 +419,8 @@ def curve(
     axis.set_xticks(places, [f"{place:,}" for place in places])
     axis.xaxis.set_minor_locator(NullLocator())
     axis.set_xlabel(_plain(x))
-    axis.yaxis.set_major_formatter(_shares(unit))
+    if unit:
+        axis.yaxis.set_major_formatter(_shares(unit))
     axis.set_title(_plain(label), fontsize=9.5, color=INK, loc="left")
     axis.legend(fontsize=8.5, labelcolor=INK)
     return figure

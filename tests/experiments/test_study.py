@@ -71,9 +71,11 @@ def test_the_shipped_studies_are_in_order(repository, monkeypatch):
         ({"arms": {"a b": {}, "a-b": {}}}, "two names differ in punctuation alone"),
         ({"arms": {"one": {}, "two": {"grpo_step": 3}}}, "two.yaml, arm 'two': .*unknown key grpo_step; did you mean"),
         ({"seeds": [1, 1]}, "seeds must be different whole numbers"),
-        ({"seed": 3}, "unknown key seed; a study has study, question, base, seeds, settings, arms, measures, curve"),
+        ({"seed": 3}, "unknown key seed; a study has study, question, base, seeds, settings, arms, measures, curve, "),
         ({"measures": ["gains"]}, "measures: 'gains' is not one of trained, success"),
         ({"curve": {"x": "grpo_steps", "y": "luck"}}, "curve: write {x: a parameter, y: one of the measures}"),
+        ({"budgets": [250, "all"]}, "budgets: write numbers of questions, as in"),
+        ({"audits": ["neither"]}, "audits: 'neither' is none of its arms"),
         ({"base": "params/gone.yaml"}, "No parameter file params/gone.yaml"),
     ],
 )  # fmt: skip
@@ -207,6 +209,25 @@ def test_many_arms_are_rows_and_a_curve_joins_those_alike_up_to_a_comma(write, p
     assert ">audit</text>" in figure and ">random</text>" in figure and ">192</text>" in figure
     assert ">on its own</text>" not in figure and ">once</text>" not in figure, (
         "a line is of arms that differ behind a comma"
+    )
+
+
+def test_an_arm_may_end_with_its_findings_and_curves_are_on_the_page(write, project):
+    one = load_study(write(audits=["the other"], budgets=[250, 500], measures=["gain", "findings"]))
+    assert one.stages_of("one & all") == NEEDED and one.stages_of("the other") == study.AUDIT
+    summaries = {arm: [summary(seed, 0) for seed in one.seeds] for arm in one.arms}
+    for found in summaries["the other"]:
+        del found["benchmarks"]
+    one.folder.mkdir(parents=True)
+    rows = {n: {"gaps": stats.over_seeds([n / 50, n / 25]), "precision": stats.over_seeds([0.96, 0.98])}
+            for n in (250, 500)}  # fmt: skip
+    curves = {arm: {name: rows for name in ("audit", "training and audit")} for arm in one.arms}
+    measures = {name: MEASURES[name] for name in one.measures}
+    page = write_study_report(one, compare_arms(summaries), measures, curves).read_text()
+    assert "by questions put to the target: training and audit</h3>" in page and "<b>15.0</b>" in page
+    assert page.count('<th scope="col">500</th>') == 2 and "97.0\N{NO-BREAK SPACE}% true" in page
+    assert (
+        json.loads((one.folder / "summary.json").read_text())["curves"]["the other"]["audit"]["250"]["gaps"]["n"] == 2
     )
 
 

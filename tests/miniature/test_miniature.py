@@ -11,7 +11,7 @@ import pytest
 from auditkit.auditor.write import PROMPTS, auditor_prompt, propose_questions
 from auditkit.data.source import Example
 from auditkit.errors import AuditError
-from auditkit.miniature import build, edits, gaps, grammar, lessons, measure, shipped
+from auditkit.miniature import build, edits, gaps, grammar, lessons, measure, overlaps, shipped
 from auditkit.miniature.boards import Boards, scene_of
 from auditkit.miniature.world import POSITIONS, Cell, Scene, random_scene, render
 from auditkit.models.load import load_model
@@ -122,6 +122,36 @@ def test_the_target_has_at_least_24_gaps_over_12_skills_a_fifth_of_what_is_asked
         assert sum(gaps.find(table, scene, question) is not None for scene in scenes) / len(scenes) < 0.45, question
 
 
+def test_the_long_tail_has_many_gaps_that_random_questions_seldom_meet():
+    table = gaps.load(HERE / "longtail.yaml")
+    assert len(table) >= 56 and len({gap.skill for gap in table}) >= 14
+    assert overlaps.check_overlaps(table) == []
+    met = overlaps.gap_rates(table, 1500)
+    together = met.pop(None)
+    assert max(met.values()) <= 0.005 and together <= 0.1 and min(met.values()) > 0
+
+
+RED = gaps.Gap("red is blue", "colour", {"truth": "red"}, "blue")
+
+
+@pytest.mark.parametrize(
+    "first, second, says",
+    [
+        (RED, gaps.Gap("red stars", "colour", {"truth": "red", "shape": "star"}, "green"),
+         "gap 'red stars' contradicts 'red is blue': 20 of 20 questions .* says 'blue' where 'red stars' says 'green'"),
+        (RED, gaps.Gap("red stars", "colour", {"truth": "red", "shape": "star"}, "blue"),
+         "gap 'red stars' is hidden by 'red is blue': 20 of 20 questions"),
+        (RED, gaps.Gap("raed stars", "colour", {"truth": "raed"}, "blue"), "gap 'raed stars': no board has a question"),
+    ],
+)  # fmt: skip
+def test_gaps_in_each_others_way_are_said_by_name_before_planting(first, second, says, tmp_path):
+    with pytest.raises(AuditError, match=says):
+        overlaps.check_overlaps([first, second])
+    if first.when.keys() < second.when.keys():  # the narrower one first: an exception, which is told
+        (told,) = overlaps.check_overlaps([second, first])
+        assert told.startswith("gap 'red is blue' overlaps 'red stars'")
+
+
 def test_two_references_share_two_gaps():
     shared = {gap.name for gap in gaps.load(HERE / "idefics3.yaml")} & {
         gap.name for gap in gaps.load(HERE / "llava.yaml")
@@ -151,9 +181,10 @@ def test_a_wrong_table_is_refused_with_a_sentence(tmp_path, text, says):
 
 # ---- the shipped models --------------------------------------------------------------------------------------------
 
-SHIPPED = ("target", "clean", "peer", "gemma3", "idefics3", "llava", "auditor")
+SHIPPED = ("target", "longtail", "clean", "peer", "gemma3", "idefics3", "llava", "auditor")
 CLASSES = {
     "target": "PaliGemmaForConditionalGeneration",
+    "longtail": "PaliGemmaForConditionalGeneration",
     "clean": "PaliGemmaForConditionalGeneration",
     "peer": "PaliGemmaForConditionalGeneration",
     "gemma3": "Gemma3ForConditionalGeneration",
@@ -188,6 +219,14 @@ def test_the_target_is_wrong_in_its_gaps_and_right_outside(target):
     assert max(rate["value"] for rate in inside.values()) <= 0.25, inside
     outside = measure.accuracy(target, measure.probes_outside(table, 600, seed=1))
     assert outside["value"] >= 0.93, outside
+
+
+def test_the_long_tail_is_wrong_in_its_gaps_and_right_outside():
+    model, table = load_model("miniature:longtail"), gaps.load(shipped.WEIGHTS / "longtail" / "gaps.yaml")
+    assert table == gaps.load(HERE / "longtail.yaml")
+    inside = measure.accuracy(model, [probe for gap in table[::4] for probe in measure.probes_in(gap, 10, seed=2)])
+    assert inside["value"] <= 0.05
+    assert measure.accuracy(model, measure.probes_outside(table, 300, seed=2))["value"] >= 0.94
 
 
 def test_the_peer_is_larger_and_knows_more(target):
