@@ -22,10 +22,9 @@ from auditkit.auditor.rewards import CAP, Scorer
 from auditkit.consensus.normalise import same_text
 from auditkit.consensus.vote import vote
 from auditkit.counterfactual.quality import incoherence
-from auditkit.errors import AuditError
 from auditkit.report.notebook import Quote
 
-BLANK = "There is a blank left in `{name}`: it gives back `...`. Replace each `...` by an expression."
+BLANK = "There is a `...` left in `{name}`: replace each by an expression, and run its cell again."
 
 
 class Checked(Quote):
@@ -35,9 +34,6 @@ class Checked(Quote):
         super().__init__(f"{'✓' if right else '✗'} {words}")
         self.right = right
 
-    def __bool__(self) -> bool:
-        return self.right
-
 
 def _wrong(words: str) -> Checked:
     return Checked(False, words)
@@ -46,19 +42,20 @@ def _wrong(words: str) -> Checked:
 def _called(function: Callable, *given: Any) -> tuple[Any, Checked | None]:
     """(what the function gives back, None), or (None, what is to be said where it gives nothing that can be judged)."""
     name = getattr(function, "__name__", "the function")
+    if _has_blank(getattr(function, "__code__", None)):
+        return None, _wrong(BLANK.format(name=name))
     try:
         found = function(*given)
     except Exception as error:  # of a participant's code: whatever it is, it becomes a sentence
         at = traceback.extract_tb(error.__traceback__)[-1]
-        blank = "ellipsis" in str(error).lower()
-        what = "there is a `...` left in it" if blank else f"{type(error).__name__}: {error}"
-        return None, Checked(False, f"`{name}` stops at “{(at.line or '').strip()}”: {what}.")
-    parts = found if isinstance(found, tuple | list) else (found,)
-    if any(part is ... for part in parts):
-        return None, Checked(False, BLANK.format(name=name))
-    if found is None and not name.startswith("my_consensus"):
-        return None, Checked(False, f"`{name}` gives back nothing: it needs a `return`.")
-    return found, None
+        return None, _wrong(f"`{name}` stops at “{(at.line or '').strip()}”: {type(error).__name__}: {error}.")
+    return (found, None) if found is not None else (None, _wrong(f"`{name}` gives back nothing: it needs a `return`."))
+
+
+def _has_blank(code: Any) -> bool:
+    """Whether a `...` stands anywhere in a function, in what it defines inside, too."""
+    constants = getattr(code, "co_consts", ())
+    return any(one is ... or _has_blank(one) for one in constants)
 
 
 # ---- (a) vote -------------------------------------------------------------------------------------------------------
@@ -66,10 +63,10 @@ def _called(function: Callable, *given: Any) -> tuple[Any, Checked | None]:
 VOTES = (  # target, references, what this case is there for
     ("blue", ["purple", "purple", "purple"], "all references agree, and the target says something else"),
     ("purple", ["purple", "purple", "purple"], "all say the same, so nobody departs"),
-    ("2", ["two", "2", "3"], "“two” and “2” mean the same: compare what `normalise` makes of the answers"),
     ("blue", ["red", "green", "yellow"], "every reference says something else, so there is no consensus"),
     ("blue", ["red", "green"], "a tie is no consensus"),
     ("blue", ["red", "red", "green"], "two of three are 67 %, which is enough for 60 %"),
+    ("2", ["two", "2", "3"], "“two” and “2” mean the same: compare what `normalise` makes of the answers"),
     ("green", ["red", "red", "green", "blue"], "two of four are 50 %, which is less than 60 %"),
     ("green", ["red", "red", "green", "green", "red"], "three of five are 60 %, and that is enough"),
 )
@@ -164,10 +161,10 @@ def check_blind(my_blind_questions: Callable) -> Checked:
     if trouble:
         return trouble
     right = ["how many objects are there?", "is there a red star?"]
+    if not isinstance(given, list | tuple) or any(not isinstance(one, str) for one in given):
+        return _wrong(f"Give back the questions alone, as a list of texts; yours is {given!r}.")
     if list(given) == right:
         return Checked(True, "These are the questions that found most, and asking them needs no look at a picture.")
-    if any(not isinstance(one, str) for one in given):
-        return _wrong(f"Give back the questions alone, as a list of texts; yours is {given!r}.")
     if "what colour is the object at a1?" in given:
         return _wrong(
             "“what colour is the object at a1?” was asked most, but found nothing: count the records "
@@ -187,7 +184,7 @@ def check_elsewhere(my_elsewhere: Callable) -> Checked:
         given, trouble = _called(my_elsewhere, list(pictures))
         if trouble:
             return trouble
-        given = list(given)
+        given = list(given) if isinstance(given, list | tuple) else [given]
         if sorted(map(str, given)) != pictures:
             return _wrong(f"Of the pictures {pictures} you make {given}: each is to be there once.")
         own = [one for one, other in zip(pictures, given, strict=True) if one == other]
@@ -292,10 +289,11 @@ def check_gain(my_gain: Callable) -> Checked:
         if trouble:
             return trouble
         right = stats.mcnemar([bool(x) for x in before], [bool(x) for x in after])
-        if tuple(given) != (right["gained"], right["lost"]):
+        given = tuple(given) if isinstance(given, tuple | list) else given
+        if given != (right["gained"], right["lost"]):
             return _wrong(
                 f"Before {before}, after {after}: {right['gained']} turned right and {right['lost']} "
-                f"turned wrong, question by question; you say {tuple(given)}."
+                f"turned wrong, question by question; you say {given}."
             )
     return Checked(True, "You count question by question, which is what makes the test strong.")
 
@@ -335,9 +333,3 @@ def check_interval(my_interval: Callable) -> Checked:
             "before and after together, with replacement, and take the 2.5th and 97.5th percentile of the means.",
         )
     return Checked(True, f"{low:+.3f} to {high:+.3f}: within what two bootstraps may differ by, this is the library's.")
-
-
-def refuse_blank(name: str, value: object) -> None:
-    """Raise AuditError where a setting of an exercise is still `...`, so that nothing is computed with it."""
-    if value is ...:
-        raise AuditError(f"`{name}` is still `...`: fill in the blank, and run this cell again.")

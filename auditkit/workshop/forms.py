@@ -69,8 +69,7 @@ class GapForm(widgets.VBox):
         self.rows = list(rows)
         self.button = widgets.Button(description=button, button_style="primary")
         self.bar = widgets.IntProgress(layout={"width": "60%", "visibility": "hidden"})
-        self.said = widgets.Label()
-        self.said.add_class("mathjax_ignore")
+        self.said = widgets.Textarea(disabled=True, rows=4, layout={"width": "95%"})  # a label would not wrap
         self.said.add_class("auditkit-said")
         self.button.on_click(self._pressed)
         fields = [widgets.Label(title), self.group, *self.rows, widgets.HBox([self.button, self.bar]), self.said]

@@ -14,26 +14,85 @@ from types import SimpleNamespace
 
 import pandas as pd
 
+from auditkit import specs
 from auditkit.audit import baseline, loop
+from auditkit.audit.allocation import auditor_loaders
 from auditkit.auditor.collapse import collapse_reason
 from auditkit.auditor.grpo import train_auditor
 from auditkit.auditor.rollouts import ROLLOUTS_FILE
 from auditkit.consensus.choose import choose_same
-from auditkit.consensus.normalise import same_text
+from auditkit.consensus.normalise import is_one_of, same_text
 from auditkit.consensus.vote import vote
 from auditkit.counterfactual.make import ImagePipeline, attempt_edit
 from auditkit.counterfactual.quality import Change, incoherence, measure_change
 from auditkit.data.load import load_images
 from auditkit.data.source import Picture, Source
+from auditkit.errors import AuditError, say_errors_in_one_sentence
 from auditkit.models import roles
 from auditkit.models.answers import AnswerBook
 from auditkit.models.load import model_loader
 from auditkit.models.roles import deferred
-from auditkit.params import Params
+from auditkit.params import Params, load_params, project_root
 from auditkit.report.notebook import Table, escaped_table
 from auditkit.runs import jsonl
+from auditkit.workshop.example_run import unpack_example
+from auditkit.workshop.exercises import Checked
 
 PATIENCE = 6  # steps in a row of one text that count as a collapse here; a whole run waits for more
+FAST: dict = {  # a training that collapses surely and soon, without replay (docs/workshop.md has the steps)
+    "grpo_steps": 60,
+    "grpo_images": 8,
+    "train_images": 480,
+    "grpo_learning_rate": 5e-3,
+}
+
+
+def open_exercise(name: str, file: str = "params/workshop.yaml") -> tuple[Params, Path]:
+    """The parameters of the exercises and a folder for what one of them computes, outputs/workshop_exercises/NAME.
+
+    From now on the notebook says what a person can put right in one sentence.
+    """
+    say_errors_in_one_sentence()
+    return load_params(file), project_root() / "outputs" / "workshop_exercises" / name
+
+
+def require(checked: Checked) -> None:
+    """Raise AuditError with what a check says, unless it is right: nothing is computed with a wrong function."""
+    if not checked.right:
+        raise AuditError(f"The check above is to pass first. {checked.text}")
+
+
+def require_filled(**named: object) -> None:
+    """Raise AuditError where a setting, or a part of it, is still `...`."""
+    for name, value in named.items():
+        if value is ... or isinstance(value, list | tuple) and any(part is ... for part in value):
+            raise AuditError(f"`{name}` is still `...`: fill in the blank above, run its cell, and then this one.")
+
+
+def with_target(p: Params, folder: Path) -> Params:
+    """The parameters with a model's folder as the target."""
+    return replace(p, target=str(folder))
+
+
+def example_answers() -> dict[str, list[bool]]:
+    """The benchmarks of the example run: {"before", "after": whether the target was right, question by question}.
+
+    It is unpacked where it is not there yet; no model is asked.
+    """
+    folder = unpack_example(project_root() / "outputs")
+    p = load_params("params/workshop.yaml")
+    examples = [one for some in load_images(p.images).benchmarks(p.benchmark_examples).values() for one in some]
+    said: dict[str, dict[tuple[str, str], str]] = {}
+    for row in jsonl.each(folder / "08_benchmark" / "answers.jsonl"):
+        said.setdefault(row["model"], {})[row["picture"], row["question"]] = row["answer"]
+    sides = {"before": specs.parse(p.target).name, "after": ""}
+    others = {sides["before"], specs.parse(p.peer).name}
+    sides["after"] = next(name for name in said if name not in others)
+    asked = [(example.key.split("/q")[0], example.question, example.accepted) for example in examples]
+    return {
+        side: [is_one_of(said[name][picture, question], right) for picture, question, right in asked]
+        for side, name in sides.items()
+    }
 
 
 def ask_four(p: Params, n: int, folder: Path) -> list[dict]:
@@ -134,11 +193,11 @@ def audit_small(p: Params, n: int, folder: Path, seed: int | None = None) -> lis
     Args:
         seed: of the pictures, if not the parameters' own.
     """
-    source = load_images(p.images)
-    pictures = source.pictures("audit", n, p.seed if seed is None else seed)
-    auditor, *answering = deferred(model_loader(p), p.auditor, *_answering(p))
-    models = {"untrained": auditor}, answering[0], answering[1:]
-    records = loop.run_audit(models[0], models[1], models[2], pictures, p, folder, {"untrained": n}, ["question"])
+    pictures = load_images(p.images).pictures("audit", n, p.seed if seed is None else seed)
+    p = replace(p, audit_probes=n)
+    loads = model_loader(p)
+    auditors, answering = auditor_loaders("untrained", loads, p.auditor, None), deferred(loads, *_answering(p))
+    records = loop.run_audit(auditors, answering[0], answering[1:], pictures, p, folder, None, ["question"])
     return baseline.score_run(records, choose_same(p, folder), p)
 
 
