@@ -171,7 +171,12 @@ def _refuse_planting(gaps: Sequence[Gap], folder: Path, group: str) -> None:
 
 def group_folder(outputs: Path, group: str) -> Path:
     """Where a group's planted model lies: outputs/workshop/GROUP."""
-    return outputs / "workshop" / (plain_slug(group.strip()) or "group")
+    return outputs / "workshop" / (_folder_name(group) or "group")
+
+
+def _folder_name(group: str) -> str:
+    """In small letters, for on some disks large ones are no others."""
+    return plain_slug(group.strip()).lower()
 
 
 def _seal(path: Path, sealed: Mapping) -> None:
@@ -207,9 +212,9 @@ def open_hunt(folder: Path, group: str) -> Path:
     """
     if not (folder / CARD).is_file() or not (folder / "model.safetensors").is_file():
         raise AuditError(f"{folder.name} is no planted model: it has no {CARD} or no model; copy the folder again.")
-    if not plain_slug(group.strip()):
+    if not _folder_name(group):
         raise AuditError("Give your group a name first.")
-    out = folder / HUNTS / plain_slug(group.strip())
+    out = folder / HUNTS / _folder_name(group)
     if not (out / HUNT).is_file():
         out.mkdir(parents=True, exist_ok=True)
         write_json(out / HUNT, {"group": group.strip(), "began": time.time()})

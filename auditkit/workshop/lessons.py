@@ -40,9 +40,9 @@ from auditkit.workshop.exercises import Checked
 
 PATIENCE = 6  # steps in a row of one text that count as a collapse here; a whole run waits for more
 FAST: dict = {  # a training that collapses surely and soon, without replay (docs/workshop.md has the steps)
-    "grpo_steps": 60,
+    "grpo_steps": 36,
     "grpo_images": 8,
-    "train_images": 480,
+    "train_images": 288,
     "grpo_learning_rate": 5e-3,
 }
 

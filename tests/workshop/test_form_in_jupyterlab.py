@@ -41,6 +41,11 @@ def run_cells(page, first: int, last: int) -> None:
         page.keyboard.press("Shift+Enter")
 
 
+def form(page, button: str):
+    """The form with this button."""
+    return page.locator(f'.jp-OutputArea-output:has(button:text-is("{button}"))')
+
+
 def test_a_gap_is_planted_and_hunted(page):
     page, project = page
     run_cells(page, 0, 1)
@@ -51,7 +56,7 @@ def test_a_gap_is_planted_and_hunted(page):
     page.locator(".widget-text input").first.fill("Red")
     page.keyboard.press("Tab")
     for row in range(1, 4):  # one gap is enough: the others are nothing
-        page.locator("select").nth(4 * row).select_option("(nothing)")
+        form(page, "plant").locator("select").nth(4 * row).select_option("(nothing)")
     plant.click()
     page.wait_for_function(SAID.format(0) + ".startsWith('✓ planted')", timeout=90_000)
     said = page.evaluate(SAID.format(0))
@@ -65,8 +70,7 @@ def test_a_gap_is_planted_and_hunted(page):
     run_cells(page, 2, 5)
     hand_in = page.get_by_role("button", name="hand in")
     hand_in.wait_for(timeout=90_000)
-    page.locator("select").nth(16 + 1).scroll_into_view_if_needed()  # 4 rows of 4 menus, then the types' own
-    page.locator("select").nth(16 + 1).select_option("colour")
+    form(page, "hand in").locator("select").first.select_option("colour")
     hand_in.click()
     page.wait_for_function(SAID.format(1) + ".startsWith('✓ 1 of 1 gap found')", timeout=30_000)
     assert "model not found" not in page.content().lower()
