@@ -66,6 +66,7 @@ def pack_example(run: Path, archive: Path = ARCHIVE) -> int:
     with temporary_folder("pack-") as scratch:
         folder = Path(scratch) / NAME
         shutil.copytree(run, folder, ignore=shutil.ignore_patterns(*LEFT_OUT))
+        _forget_place(folder, run.resolve().parents[1])
         for stage in STAGES:
             _lighten(folder / stage / "notebook.ipynb")
             done = json.loads((folder / stage / "DONE").read_text(encoding="utf-8"))
@@ -87,6 +88,15 @@ def _packed(folder: Path) -> bytes:
             about.size, about.mode = path.stat().st_size, 0o644
             archive.addfile(about, io.BytesIO(path.read_bytes()))
     return lzma.compress(raw.getvalue(), preset=9 | lzma.PRESET_EXTREME)
+
+
+def _forget_place(folder: Path, project: Path) -> None:
+    """No file says where the project lay on the machine that made it."""
+    for path in folder.rglob("*"):
+        if path.suffix in (".json", ".jsonl", ".ipynb", ".html", ".md"):
+            text = path.read_text(encoding="utf-8")
+            if str(project) in text:
+                path.write_text(text.replace(str(project), "PROJECT"), encoding="utf-8")
 
 
 def _lighten(notebook: Path) -> None:

@@ -92,11 +92,9 @@ def check_vote(my_vote: Callable) -> Checked:
                 f"{case}. Your consensus is {_said(consensus)}; it should be {_said(right.consensus)}: {why}."
             )
         if bool(departs) != right.disagrees:
-            does = "departs" if right.disagrees else "does not depart"
-            return _wrong(
-                f"{case}. The target {does} from the consensus {_said(right.consensus)}, and you say "
-                f"the opposite: {why}."
-            )
+            does = "departs from it" if right.disagrees else "does not depart"
+            there = "There is no consensus" if right.consensus is None else f"The consensus is {_said(right.consensus)}"
+            return _wrong(f"{case}. {there}, and the target {does}; you say the opposite: {why}.")
     return Checked(True, f"Your vote agrees with the library's on all {len(VOTES)} cases.")
 
 

@@ -31,7 +31,7 @@ from auditkit.miniature.world import BACKGROUNDS, COLOURS, DIGITS, DIRECTIONS, H
 from auditkit.runs.files import read_json, write_json, write_text
 from auditkit.text import counted, plain_slug, text_table
 
-STEPS = 250  # of planting: four gaps in well under a minute of one core (docs/workshop.md)
+STEPS = 150  # of planting: four gaps in half a minute of one core (docs/workshop.md)
 SEALED, CARD, HUNTS, HUNT = "sealed.txt", "planted.json", "hunts", "hunt.json"
 EVERYWHERE = "on every board"
 SAME = 0.5  # share of the questions in a gap that also lie in a guess, and the other way round, for it to be named

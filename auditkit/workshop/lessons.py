@@ -40,10 +40,11 @@ from auditkit.workshop.exercises import Checked
 
 PATIENCE = 6  # steps in a row of one text that count as a collapse here; a whole run waits for more
 FAST: dict = {  # a training that collapses surely and soon, without replay (docs/workshop.md has the steps)
-    "grpo_steps": 36,
+    "grpo_steps": 32,
     "grpo_images": 8,
-    "train_images": 288,
+    "train_images": 256,
     "grpo_learning_rate": 5e-3,
+    "grpo_last_learning_rate": 5e-3,
 }
 
 

@@ -29,6 +29,8 @@ HUNTER = "hunter"
 def plant_sets(place: Path, sets: int, steps: int) -> None:
     """Plant `sets` models, each with four gaps of a seed that is thrown away."""
     for number in range(1, sets + 1):
+        if (place / f"set-{number}" / game.CARD).is_file():
+            continue
         gaps = game.draw_gaps(GAPS, random.Random(secrets.randbits(64)))
         began, cpu = time.monotonic(), time.process_time()
         sealed = game.plant_sealed(gaps, place / f"set-{number}", f"set {number}", steps)
