@@ -11,6 +11,7 @@ from smoke_run import make_project
 
 from auditkit.workshop import game
 
+SOON = 240_000  # ms: importing torch beside other tests takes its time
 SAID = "document.querySelectorAll('.auditkit-said textarea')[{}].value"
 
 
@@ -29,7 +30,7 @@ def page(tmp_path, monkeypatch, request):
     with in_notebooks.jupyterlab(project) as address, in_notebooks.chromium() as browser:
         page = browser.new_page(viewport={"width": 1366, "height": 768})
         page.goto(f"{address}/lab/tree/tried.ipynb?reset", wait_until="domcontentloaded")
-        page.wait_for_selector(".jp-CodeCell >> nth=3", timeout=90_000)
+        page.wait_for_selector(".jp-CodeCell >> nth=3", timeout=SOON)
         page.wait_for_timeout(2000)
         yield page, project
 
@@ -50,7 +51,7 @@ def test_a_gap_is_planted_and_hunted(page):
     page, project = page
     run_cells(page, 0, 1)
     plant = page.get_by_role("button", name="plant", exact=True)
-    plant.wait_for(timeout=90_000)
+    plant.wait_for(timeout=SOON)
     plant.click()
     page.wait_for_function(SAID.format(0) + ".includes('name first')")
     page.locator(".widget-text input").first.fill("Red")
@@ -58,7 +59,7 @@ def test_a_gap_is_planted_and_hunted(page):
     for row in range(1, 4):  # one gap is enough: the others are nothing
         form(page, "plant").locator("select").nth(4 * row).select_option("(nothing)")
     plant.click()
-    page.wait_for_function(SAID.format(0) + ".startsWith('✓ planted')", timeout=90_000)
+    page.wait_for_function(SAID.format(0) + ".startsWith('✓ planted')", timeout=SOON)
     said = page.evaluate(SAID.format(0))
     assert re.search(r"colour: red is called green: \d+%", said) and "outputs/workshop/red" in said
     assert [gap.name for gap in game.unseal(project / "outputs/workshop/red")["gaps"]] == [
@@ -69,9 +70,9 @@ def test_a_gap_is_planted_and_hunted(page):
     page.keyboard.insert_text('their_folder = "red"\nour_group = "Blue"')
     run_cells(page, 2, 5)
     hand_in = page.get_by_role("button", name="hand in")
-    hand_in.wait_for(timeout=90_000)
+    hand_in.wait_for(timeout=SOON)
     form(page, "hand in").locator("select").first.select_option("colour")
     hand_in.click()
-    page.wait_for_function(SAID.format(1) + ".startsWith('✓ 1 of 1 gap found')", timeout=30_000)
+    page.wait_for_function(SAID.format(1) + ".startsWith('✓ 1 of 1 gap found')", timeout=SOON)
     assert "model not found" not in page.content().lower()
     shutil.rmtree(project / "outputs")
