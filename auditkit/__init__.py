@@ -20,4 +20,5 @@ ROOMS = (
     "miniature",  # the board world and its trained models
     "planning",  # before a download or a run: does the model do, does it fit, how long will it take?
     "experiments",  # many runs: papermill, rounds, studies
+    "workshop",  # exercises with a check each, and the game of plant and hunt
 )

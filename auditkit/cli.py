@@ -17,6 +17,8 @@
     auditkit miniature table                        what each shipped model can do, measured
     auditkit miniature writes                       how much of what the auditor writes is true, by way
     auditkit benchmarks google/gemma-3-4b-it --adapter ADAPTER --limit 500
+    auditkit example                                a finished run to look at, with all notebooks
+    auditkit workshop scores outputs/workshop       plant and hunt: all groups side by side
 
 Exit codes: 0 done, 1 a notebook or a check failed, 2 something the user can put right (one sentence says what),
 130 interrupted.
@@ -119,6 +121,8 @@ plain: dict = {
 app = typer.Typer(**plain, help="Find, name and repair what a vision-language model gets wrong.")
 miniature = typer.Typer(**plain, help="The shipped tiny models: build, measure, plant gaps of your own.")
 app.add_typer(miniature, name="miniature", short_help="the shipped tiny models: build, measure, plant gaps")
+workshop = typer.Typer(**plain, help="The game of a workshop (docs/workshop.md).")
+app.add_typer(workshop, name="workshop", short_help="the scores of a workshop's game")
 
 
 def _above_0(text: str) -> int:
@@ -509,6 +513,26 @@ def judge(
     from auditkit.consensus.agreement import agreement_table
 
     print(agreement_table(kinds or ["text", "embedding"]))
+
+
+@app.command(short_help="a finished run to look at, with all notebooks")
+def example(debug: Debug = False) -> None:
+    """Unpack the finished run that comes with the package, so that its notebooks and report can be read at once."""
+    from auditkit.workshop.example_run import unpack_example
+
+    folder = unpack_example(project_root() / "outputs")
+    print(f"{shown_path(folder / 'report.html')}\n{shown_path(folder)}/*/notebook.ipynb: the notebooks as they ran")
+
+
+@workshop.command("scores", short_help="found, missed and false, all groups side by side")
+def _scores(
+    place: Annotated[Path, typer.Argument(metavar="DIR", help="holds the groups' folders", show_default=False)],
+    debug: Debug = False,
+) -> None:
+    """Print what every group has found, missed and named wrongly, the best first."""
+    from auditkit.workshop import game
+
+    print(game.scores_text(game.hunts_in(place)))
 
 
 @miniature.command("build", short_help="train models again from their seeds")

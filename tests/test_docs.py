@@ -131,6 +131,7 @@ RUN = {  # as shown -> as run; {out} is a new folder
     "auditkit miniature painters": "auditkit miniature painters --n 1",
     "auditkit miniature table": "auditkit miniature table target",
     "auditkit miniature writes": None,
+    "auditkit example": None,
 }
 SMALLER = {  # functions that a command above calls with fewer examples than it would: here it must work, not measure
     "auditkit miniature table": ("auditkit.miniature.measure:table", 2),
@@ -141,6 +142,17 @@ TOO_LONG = "minutes to hours of work"
 STARTED = {  # as shown -> (as run, what is replaced, why)
     "auditkit run params/demo.yaml": (None, NOTEBOOKS, "five minutes; the fixture `smoke` is the same run in small"),
     "auditkit run params/smoke.yaml": (None, NOTEBOOKS, "the fixture `smoke` has run it"),
+    "auditkit run params/workshop.yaml": (
+        None,
+        NOTEBOOKS,
+        "four minutes; the fixture `smoke` is the same run in small",
+    ),
+    "auditkit run params/workshop.yaml --set run_name=workshop_example": (None, NOTEBOOKS, "as above"),
+    "auditkit workshop scores outputs/workshop": (
+        None,
+        "auditkit.workshop.game:hunts_in auditkit.workshop.game:scores_text",
+        "two groups play first; tests/workshop/test_game.py has hunts that were handed in",
+    ),
     "auditkit run params/mine.yaml": (None, NOTEBOOKS, "published weights, a GPU"),
     "auditkit run params/X.yaml": ("auditkit run params/gemma3_4b.yaml", NOTEBOOKS, "published weights, a GPU"),
     "auditkit run params/easy_target.yaml": ("auditkit run params/easy_vqa.yaml", NOTEBOOKS, "as the next"),
@@ -248,6 +260,8 @@ ELSEWHERE = {  # other programs: a test of its own below
     "make demo",
     "make test",
     "jupyter lab notebooks/",
+    "jupyter lab notebooks/workshop/",  # as the one above
+    "jupyter nbconvert --to slides notebooks/workshop/slides.ipynb",
     "papermill notebooks/04_train_the_auditor.ipynb out.ipynb -f params/demo.yaml",
     "python -m tests.campaigns.kills --n 100 --seed 0",  # tests/experiments/test_kills.py does three
     "python -m tests.campaigns.million outputs/demo",  # tests/campaigns/test_million.py does smaller sizes
@@ -383,6 +397,13 @@ def test_jupyter_opens_the_notebooks():
     app = LabApp()
     app.parse_command_line(["notebooks/"])
     assert app.extra_args == ["notebooks/"] and list((REPOSITORY / "notebooks").glob("*.ipynb"))
+
+
+def test_slides_are_made_of_a_notebook():
+    from nbconvert import SlidesExporter
+
+    page, _ = SlidesExporter().from_filename(str(REPOSITORY / "notebooks/workshop/slides.ipynb"))
+    assert page.count("<section") > 20 and "What does your model get wrong?" in page
 
 
 def test_papermill_takes_the_notebook_and_the_file(place):
