@@ -70,7 +70,7 @@ class Source(Protocol):
     `complete`: a truth of None means that the question makes no sense on that picture; else only that nobody knows.
     `unreadable`: the pictures met so far that could not be opened and were skipped.
     `guide`: how a person reads its pictures, in a few sentences; "" where they speak for themselves.
-    `edges`: names of the columns and of the rows of its pictures, a letter each, as ("abcd", "1234"); ("", "") for none.
+    `edges`: names of the columns and of the rows of its pictures, a letter each: ("abcd", "1234"); ("", "") for none.
     """
 
     name: str

@@ -38,8 +38,8 @@ def claims_table(summaries: Mapping[str, Mapping]) -> str:
     """The table of all claims, in Markdown.
 
     Args:
-        summaries: a claim's command -> summary.json of the run or study it makes; a claim whose run is not there is told
-            to be so.
+        summaries: a claim's command -> summary.json of the run or study it makes; a claim whose run is not there
+            is told to be so.
     """
     lines = [f"| {' | '.join(HEADER)} |", "|---" * len(HEADER) + "|"]
     for row in read_claims():

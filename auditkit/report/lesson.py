@@ -1,7 +1,7 @@
 """Where a numbered notebook stands among the nine: the picture under its title, kept in the notebook as an attachment.
 
-An attachment goes with the notebook wherever papermill or a reader copies it, and is seen before anything has run. It is
-a PNG, for JupyterLab shows no other drawing from an attachment. After a change here, draw them anew:
+An attachment goes with the notebook wherever papermill or a reader copies it, and is seen before anything has run. It
+is a PNG, for JupyterLab shows no other drawing from an attachment. After a change here, draw them anew:
 
     python -m auditkit.report.lesson notebooks
 """
