@@ -69,11 +69,15 @@ class Source(Protocol):
 
     `complete`: a truth of None means that the question makes no sense on that picture; else only that nobody knows.
     `unreadable`: the pictures met so far that could not be opened and were skipped.
+    `guide`: how a person reads its pictures, in a few sentences; "" where they speak for themselves.
+    `edges`: names of the columns and of the rows of its pictures, a letter each: ("abcd", "1234"); ("", "") for none.
     """
 
     name: str
     complete: bool
     unreadable: list[str]
+    guide: str
+    edges: tuple[str, str]
 
     def counts(self) -> dict[str, int]: ...  # pictures of each split; {}: there is no end of them
     def pictures(self, split: str, n: int, seed: int) -> list[Picture]: ...
@@ -125,6 +129,7 @@ class Collection:
     """
 
     complete = False
+    guide, edges = "", ("", "")
 
     def __init__(self, name: str, declared: dict[str, str | None], rows: list[Row]):
         self.name = name

@@ -45,6 +45,14 @@ class Boards:
 
     complete = True  # a question without a truth is ill-posed, not merely unlabelled
     unreadable: list[str] = []  # a board is drawn, so there is always one
+    guide = (
+        "A board has four columns, a to d, and four rows, 1 to 4 from the top, so a1 is its upper left corner. A cell "
+        "holds an object, a letter or digit, a clock, an arrow sign, or nothing. Only coloured shapes are objects: "
+        "circle, square, triangle, diamond, cross or star, red, green, blue, yellow, purple or orange, small or large, "
+        "plain, striped or dotted. Letters, digits, clocks and signs are never counted. The background is day (light "
+        "blue), dusk (pink), fog (grey) or night (dark)."
+    )
+    edges = ("abcd", "1234")
 
     def __init__(self, shift: str = ""):
         if shift and shift not in shifts.SHIFTS:

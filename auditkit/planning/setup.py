@@ -40,6 +40,8 @@ class Setup:
     gflops: float  # billions of floating-point operations a second
     free_gb: float
     pictures: list[Picture]  # the first few of the split the auditor learns from
+    guide: str = ""  # how they are read, as Source.guide
+    edges: tuple[str, str] = ("", "")  # names of their columns and rows, as Source.edges
 
     def complain(self) -> None:
         """Raise AuditError with all that must be put right; nothing where all is well."""
@@ -82,7 +84,7 @@ def check_setup(p: Params, folder: Path, pictures: int = 6) -> Setup:
         *models,
         _check("images", f"{source.name}, {size} pixels"),
     ]
-    return Setup(found, gflops, free_gb, shown)
+    return Setup(found, gflops, free_gb, shown, source.guide, source.edges)
 
 
 def check_torchvision() -> dict:

@@ -30,10 +30,15 @@ def asked_cards(rows: Sequence[Mapping], source: Source) -> list[dict]:
     return [{"image": source.picture(row["picture"]).image, "question": row["question"]} for row in rows]
 
 
-def picture_cards(pictures: Sequence[Picture], texts: Sequence[str | None] | None = None) -> list[dict]:
-    """Pictures under their keys, or under one text each."""
+def picture_cards(
+    pictures: Sequence[Picture], texts: Sequence[str | None] | None = None, edges: tuple[str, str] = ("", "")
+) -> list[dict]:
+    """Pictures under their keys, or under one text each, with the names of columns and rows along their edges."""
     texts = [picture.key for picture in pictures] if texts is None else texts
-    return [{"image": picture.image, "question": text} for picture, text in zip(pictures, texts, strict=True)]
+    return [
+        {"image": picture.image, "question": text, "edges": edges}
+        for picture, text in zip(pictures, texts, strict=True)
+    ]
 
 
 def example_cards(

@@ -247,16 +247,36 @@ def figures(summary: Mapping, types: Sequence[Mapping], history: Sequence[Mappin
     shown = [success.get(name) for name in ("untrained", "trained", "best_blind_question")]
     compared = [kind for kind in types if "peer" in kind]
     alone = [{"name": kind["name"], **kind["untrained"]} for kind in types if "untrained" in kind]
+    words = alternative_texts(summary, types, history)
     drawn = {
-        "search": success and _drawn("search", "Search success", plots.search_success, *shown),
-        "types": types and _drawn("types", "Failure rate of each failure type", plots.types_bar, types),
-        "versus": compared and _drawn("versus", "Target against peer on each failure type", plots.versus, compared),
+        "search": success and _drawn("search", words["search"], plots.search_success, *shown),
+        "types": types and _drawn("types", words["types"], plots.types_bar, types),
+        "versus": compared and _drawn("versus", words["versus"], plots.versus, compared),
         "versus_untrained": alone
         and _drawn("versus_untrained", "The same over the untrained auditor's questions", plots.versus, alone),
-        "history": history and _drawn("history", "Rewards step by step", plots.training_curve, history),
-        "skills": before and _drawn("skills", "Accuracy on each skill", plots.skills, before, after, peer),
+        "history": history and _drawn("history", words["history"], plots.training_curve, history),
+        "skills": before and _drawn("skills", words["skills"], plots.skills, before, after, peer),
     }
     return {name: figure or "" for name, figure in drawn.items()}
+
+
+def alternative_texts(summary: Mapping, types: Sequence[Mapping], history: Sequence[Mapping]) -> dict[str, str]:
+    """What is to be seen on each figure, for whoever cannot see it: its name and its main numbers."""
+    success = summary.get("search_success") or summary.get("search_success_by_consensus") or {}
+    rates = [f"{name.replace('_', ' ')} {percent(rate)}" for name, rate in success.items()]
+    worst = [f"{kind['name']} {percent(kind['rate'])}" for kind in types[:3]]
+    both = [kind for kind in types if "target" in kind and "peer" in kind]
+    more = sum(kind["peer"]["value"] < kind["target"]["value"] for kind in both)
+    means_of = [f"{side} {percent(rate)}" for side, rate in means(summary.get("benchmarks", {})).items()]
+    ends = [row["reward/disagreement"] for row in (*history[:1], *history[-1:]) if "reward/disagreement" in row]
+    return {
+        "search": f"Search success: {', '.join(rates)}",
+        "types": f"Failure rate of each failure type, the largest first: {'; '.join(worst)}",
+        "versus": f"Target against peer: of {counted(len(both), 'type')} the target fails more often on {more}",
+        "history": "Rewards step by step"
+        + (f": success from {percent(ends[0])} to {percent(ends[-1])}" if ends else ""),
+        "skills": f"Accuracy on each skill; in the mean {', '.join(means_of)}",
+    }
 
 
 def _drawn(name: str, alt: str, plot, *arguments) -> Markup:

@@ -75,7 +75,7 @@ def gallery(rows: Iterable[Mapping], n: int = 6, columns: int = 3) -> Plot:
         rows: records with `image` (PIL image or path) and `question`; any of `target`, `consensus`, `references`
             ({name: answer}), `truth` and `note` are shown where they are there. ✓ and ✗ say whether the target is
             right: by the truth (or the answers `accepted`) where it is known, else ✗ where it departs from the
-            consensus; on a question that is `senseless` nobody is.
+            consensus; on a question that is `senseless` nobody is. `edges`: names of columns and rows, a letter each.
         n: how many rows to show, the first n.
         columns: pictures side by side.
     """
@@ -95,8 +95,10 @@ def gallery(rows: Iterable[Mapping], n: int = 6, columns: int = 3) -> Plot:
         left = 0.2 + place % columns * (side + 0.4)
         bottom = height - (place // columns) * (above + side + below) - above - side
         axis = figure.add_axes((left / width, bottom / height, side / width, side / height))
+        picture = _open(row["image"])
         axis.set_axis_off()
-        axis.imshow(_open(row["image"]), interpolation="nearest")
+        axis.imshow(picture, interpolation="nearest")
+        _name_edges(axis, picture.size, *row.get("edges", ("", "")))
         axis.set_title(asked[place], fontsize=9, color=INK, loc="left")
         for line, (text, colour) in enumerate(said[place]):
             figure.text(
@@ -105,6 +107,15 @@ def gallery(rows: Iterable[Mapping], n: int = 6, columns: int = 3) -> Plot:
     if not rows:
         figure.text(0.5, 0.5, "nothing to show", ha="center", color=MUTED)
     return figure
+
+
+def _name_edges(axis: Any, size: tuple[int, int], columns: str, rows: str) -> None:
+    """The names of a picture's columns below it, and of its rows at its left, each in the middle of its own."""
+    small = {"fontsize": 7, "color": MUTED, "annotation_clip": False, "textcoords": "offset points"}
+    for i, name in enumerate(columns):
+        axis.annotate(name, ((i + 0.5) * size[0] / len(columns), size[1]), (0, -8), ha="center", **small)
+    for i, name in enumerate(rows):
+        axis.annotate(name, (0, (i + 0.5) * size[1] / len(rows)), (-8, 0), va="center", **small)
 
 
 def pairs(rows: Iterable[Mapping], n: int = 4, columns: int = 2) -> Plot:

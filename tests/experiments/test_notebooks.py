@@ -1,6 +1,7 @@
 """The notebooks: what a reader may rely on in each, the whole smoke run, and a run that is killed and goes on."""
 
 import ast
+import base64
 import json
 import os
 import re
@@ -23,6 +24,7 @@ from auditkit.findings.recheck import ELSEWHERE, RECHECK_FILE
 from auditkit.params import FIELDS, load_params
 from auditkit.repair.provenance import probe_of
 from auditkit.report.export import export_run
+from auditkit.report.lesson import PICTURE, STEPS, where_we_are
 from auditkit.runs import jsonl
 from auditkit.runs.folder import STAGES, notebook_files, notebook_of
 from auditkit.runs.inventory import damage, listed_files
@@ -31,7 +33,7 @@ from auditkit.text import slug
 
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("[0-9]*.ipynb"))
 WRITERS = ("open", "write_text", "write_bytes", "dump", "save", "savefig", "to_csv", "unlink")
-SOURCE = {"02-judge", "03-prompts", "03-good-source", "04-rewards", "04-replay", "04-collapse", "05-score-source",
+SOURCE = {"02-judge", "03-parse", "03-good-source", "04-rewards", "04-replay", "04-collapse", "05-score-source",
           "07-set-source"}  # cells that show source code  # fmt: skip
 FIRST = ["run_name", "params_file", "seed", "resume"]
 
@@ -85,7 +87,11 @@ def test_it_follows_the_skeleton(book, path):
     number, stage = path.name[:2], next(s for s in STAGES if s.startswith(path.name[:2]))
     words = "\n".join(cell.source for cell in book.cells if cell.cell_type == "markdown")
     source = "\n".join(cell.source for cell in code(book))
-    assert re.match(rf"# {number} · \w.*\n\n\*\*.+\?\*\*", book.cells[0].source), "title and the question it answers"
+    shown = rf"!\[Where we are: notebook {number} of nine\]\(attachment:{PICTURE}\)"
+    lines = book.cells[0].source.split("\n\n")
+    assert re.fullmatch(rf"# {number} · \w.*", lines[0]) and re.fullmatch(shown, lines[1])
+    assert re.fullmatch(r"\*\*.+\?\*\*", lines[2]), "the question it answers"
+    assert re.match(r"\*In the demo this takes about .+ on two cores\. You will see .+\.\*", lines[3])
     assert "## What we saw" in words
     assert "p = from_notebook(globals())" in source
     assert f'run = open_stage(p, "{stage}", resume=resume)' in source
@@ -93,6 +99,41 @@ def test_it_follows_the_skeleton(book, path):
     assert "plots." in source
     following = NOTEBOOKS[(int(number) + 1) % len(NOTEBOOKS)].name
     assert f"]({following})" in book.cells[-1].source
+
+
+def test_it_shows_where_it_stands_before_anything_has_run(book):
+    assert base64.b64decode(book.cells[0].attachments[PICTURE]["image/png"])[:4] == b"\x89PNG"
+    assert not any(cell.get("attachments") for cell in book.cells[1:])
+
+
+def test_each_notebook_has_a_place_of_its_own_in_the_picture():
+    assert list(STEPS) == [path.name[:2] for path in NOTEBOOKS]
+    assert len({where_we_are(number) for number in STEPS}) == len(STEPS)
+
+
+def test_it_says_how_long_it_takes(book, path):
+    """Within a factor of three of what the shipped run of the demo took, or under ten seconds either way."""
+    said = re.search(r"takes about (a|\d+) seconds? on two cores", book.cells[0].source)[1]
+    summary = json.loads((path.parents[1] / "outputs" / "example" / "summary.json").read_text())
+    (took,) = [seconds for stage, seconds in summary["seconds"].items() if stage[:2] == path.name[:2]]
+    told = 1 if said == "a" else int(said)
+    assert max(told, took) < 10 or told / 3 <= took <= 3 * told
+
+
+def test_it_closes_with_three_questions_whose_answers_are_folded(book, path):
+    number, ids = path.name[:2], [cell.id for cell in book.cells]
+    (think,) = [cell.source for cell in book.cells if cell.id == f"{number}-think"]
+    assert ids.index(f"{number}-think") == len(ids) - 2
+    assert len(re.findall(r"^\*\*.+\?\*\*$", think, re.M)) == 3
+    assert think.count("<details><summary>One answer</summary>") == think.count("</details>") == 3
+
+
+def test_a_picture_comes_first_and_the_code_last(book):
+    """Of what a notebook shows of its work: no source is listed before its first picture."""
+    work = [cell.source for cell in code(book) if "parameters" not in cell.metadata.get("tags", [])]
+    pictures = [i for i, source in enumerate(work) if "plots." in source or "watch." in source]
+    listings = [i for i, source in enumerate(work) if "source_of(" in source]
+    assert pictures[0] < min(listings, default=len(work))
 
 
 def test_it_calls_the_library_and_defines_no_method_of_its_own(book):
@@ -356,7 +397,7 @@ def test_notebook_04_shows_pictures_it_had_painted_and_07_findings(smoke):
     assert "with 0 Axes" not in painted.outputs[0].data["text/plain"]
     (cell,) = [cell for cell in shown(smoke, "07_rectify") if cell.id == "07-set"]
     assert "with 4 Axes" in cell.outputs[-1].data["text/plain"]
-    (asked,) = [cell for cell in shown(smoke, "01_models") if cell.id == "01-ask"]
+    (asked,) = [cell for cell in shown(smoke, "01_models") if cell.id == "01-alone"]
     alone = re.match(r"the target stands alone on (\d+) of 16", asked.outputs[0].text)
     assert alone and int(alone[1]) >= 1
 

@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from browser import browse, requests
+from browser import browse, chromium, needs_playwright, requests
 from PIL import Image, ImageDraw
 
 from auditkit import stats
@@ -454,6 +454,37 @@ def test_chromium_opens_the_report_quietly(page, tmp_path):
     assert "What the numbers mean" in dom and "<svg" in dom
     assert not console
     assert not requests(network) and "evil.example" not in network
+
+
+def test_its_tables_fit_a_telephone_and_its_whole_fits_twelve_sheets(repository, tmp_path):
+    """The shipped run's report: 27 failure types, 28 planted gaps."""
+    needs_playwright("the report was NOT looked at on a telephone and on paper")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 390, "height": 844})
+        page.goto((repository / "outputs" / "example" / "report.html").as_uri())
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        cells = page.locator("[aria-label='Planted gaps'] tbody tr:first-child > *")
+        for cell in cells.all():
+            box = cell.bounding_box()
+            assert box and box["x"] >= 0 and box["x"] + box["width"] <= 390 and box["height"] < 90, cell.inner_text()
+        assert cells.count() == 6
+        table = page.locator("[aria-label='Failure types'] table")
+        assert not table.is_visible()
+        page.emulate_media(media="print")
+        assert table.is_visible() and page.locator("table.listed").first.is_visible()
+        sheets = page.pdf(prefer_css_page_size=True)
+        browser.close()
+    assert len(re.findall(rb"/Type\s*/Page[^s]", sheets)) <= 12
+
+
+def test_pictures_and_figures_say_in_words_what_is_to_be_seen(page):
+    html = page.read_text()
+    assert re.search(r'alt="Asked: what time does the clock show.* To be seen: \w+\. The target says: six\."', html)
+    assert re.search(r'aria-label="Search success: untrained [\d.]+.%, trained [\d.]+.%', html)
+    assert re.search(r'aria-label="Accuracy on each skill; in the mean before [\d.]+.%, after [\d.]+.%', html)
 
 
 def test_the_browser_test_would_see_a_request_and_a_console_message(tmp_path):
