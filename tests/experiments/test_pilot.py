@@ -23,7 +23,7 @@ FILES = sorted(path for path in Path("params").glob("*.yaml") if not path.name.s
 
 
 @pytest.fixture(scope="session")
-def piloted(once):
+def piloted(tmp_path_factory):
     """A project after the pilot of a smoke run whose answers have one token, and what was said."""
     how = ["--pilot", str(PICTURES), "--set", "max_answer_tokens=1", "--set", TRACKED]
     project, log = run_once(tmp_path_factory.getbasetemp(), "pilot", *how)
