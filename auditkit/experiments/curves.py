@@ -91,7 +91,7 @@ def run_curves(p: Params, budgets: Sequence[int]) -> dict[str, dict]:
     ways = (
         found_after(audit, source, gaps, budgets, in_order),
         {budget: after[before + budget] for budget in budgets if before + budget in after}
-        | ({HALF: max(0, after[HALF] - before)} if HALF in after else {}),
+        | ({HALF: max(0, int(after[HALF]) - before)} if HALF in after else {}),
         found_after(both, source, gaps, budgets, fixed),
     )
     return dict(zip(COUNTED, ways, strict=True))

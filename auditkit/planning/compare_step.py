@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean, median
+from typing import Any
 
 from peft import LoraConfig
 from PIL import Image
@@ -175,7 +176,7 @@ class _StepEnds(TrainerCallback):
     def __init__(self, tell: Callable[[], None]):
         self.tell = tell
 
-    def on_log(self, args, state, control, logs=None, **_) -> None:
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict | None = None, **_: Any) -> None:
         if logs and "reward" in logs:
             self.tell()
 

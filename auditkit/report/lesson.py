@@ -12,6 +12,7 @@ import base64
 import io
 import sys
 from pathlib import Path
+from typing import Any
 
 import nbformat
 from matplotlib.figure import Figure
@@ -53,7 +54,7 @@ def where_we_are(number: str) -> bytes:
                 facecolor=HERE if here else "white", edgecolor=HERE if here else "#c3c9d0",
             )
         )  # fmt: skip
-        words = {"ha": "center", "va": "center", "color": "white" if here else INK}
+        words: dict[str, Any] = {"ha": "center", "va": "center", "color": "white" if here else INK}
         axes.text(place + 0.47, 0.64, f"{name} {verb}", fontsize=8, weight="bold" if here else "normal", **words)
         axes.text(place + 0.47, 0.45, gives, fontsize=7, **(words if here else words | {"color": MUTED}))
         if place:
