@@ -57,7 +57,9 @@ class _Asking:
         return [load() for load in self.references]
 
 
-def narrow_run(types: Sequence[FailureType], scored: Sequence[dict], p: Params, source: Source, folder: Path) -> dict:
+def narrow_run(
+    types: Sequence[FailureType], scored: Sequence[dict], p: Params, source: Source, folder: Path
+) -> dict[str, Rule]:
     """`narrow_types` of a run, with the references that its parameters name and the probes of its notebook 02.
 
     Args:
@@ -65,8 +67,8 @@ def narrow_run(types: Sequence[FailureType], scored: Sequence[dict], p: Params, 
         source: images of the run, those that were made among them (with_counterfactuals).
     """
     loaders = [functools.partial(model_loader(p), name) for name in p.references]
-    how = {"alike": choose_same(p, folder), "quorum": p.quorum, "max_answer_tokens": p.max_answer_tokens}
-    return narrow_types(types, scored, baseline_probes(p), loaders, source.picture, folder=folder, **how)
+    alike, before = choose_same(p, folder), baseline_probes(p)
+    return narrow_types(types, scored, before, loaders, source.picture, alike, p.quorum, p.max_answer_tokens, folder)
 
 
 def narrow_types(
