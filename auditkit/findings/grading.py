@@ -263,15 +263,6 @@ def _plain(value) -> str:
     )
 
 
-def rules_in_words(rules: Mapping[str, Rule], types: Sequence[FailureType], graded: Mapping) -> str:
-    """How many types have a rule, and what `grade_rules` found, in a sentence."""
-    told = f"{len(rules)} of {counted(len(types), 'type')} narrowed by a rule"
-    if not graded:
-        return told
-    named = graded["named"]
-    return f"{told}; of {graded['types']} that lie in one gap, {named['value']:.0%} have a rule that names it"
-
-
 def agreement_in_words(against: dict) -> str:
     """What `agreement_with_gaps` found, in a sentence."""
     if not against:
@@ -283,8 +274,10 @@ def agreement_in_words(against: dict) -> str:
     )
 
 
-def graded_in_words(planted: dict) -> list[str]:
-    """What `grade_planted_gaps` found, in a sentence each: gaps found and missed, and how many findings are true."""
+def graded_in_words(planted: dict, rules: Mapping | None = None) -> list[str]:
+    """What `grade_planted_gaps` found, in a sentence each: gaps found and missed, and how many findings are true; and
+    what `grade_rules` did.
+    """
     told = []
     if "planted" in planted:
         missed = ", ".join(planted["missed"]) or "none"
@@ -292,6 +285,9 @@ def graded_in_words(planted: dict) -> list[str]:
     if "precision" in planted:
         alarms = len(planted["false_alarms"])
         told.append(f"{planted['precision']['value']:.1%} of the findings are true; {counted(alarms, 'false alarm')}")
+    if rules:
+        named = f"{rules['named']['value']:.0%} have a rule that names it"
+        told.append(f"of {counted(rules['types'], 'type')} in one gap {named}")
     return told
 
 

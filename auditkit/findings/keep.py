@@ -8,19 +8,36 @@ from auditkit.data.source import Source
 from auditkit.errors import AuditError
 from auditkit.findings.failure_types import FailureType
 from auditkit.findings.grading import told_truth
+from auditkit.findings.narrow import FILE as PROBING
+from auditkit.findings.rules import Rule
+from auditkit.runs import jsonl
 from auditkit.runs.files import read_json, replacing, write_json, write_text
 from auditkit.text import slug
 
 SHOWN = 6  # false alarms and irrelevant edits whose pictures are kept
 
 
-def type_records(types: Sequence[FailureType], beside: Mapping[str, Mapping] | None = None) -> list[dict]:
+def type_records(
+    types: Sequence[FailureType],
+    beside: Mapping[str, Mapping] | None = None,
+    rules: Mapping[str, Rule] | None = None,
+) -> list[dict]:
     """Failure types as plain records, each with what else is known of it.
 
     Args:
         beside: type's name -> more of its record, such as `compare_with_peer` gives.
+        rules: type's name -> its rule, as `narrow_types` gives it.
     """
-    return [asdict(kind) | dict((beside or {}).get(kind.name, {})) for kind in types]
+    more = {name: {"rule": rule.record()} for name, rule in (rules or {}).items()}
+    return [asdict(kind) | dict((beside or {}).get(kind.name, {})) | more.get(kind.name, {}) for kind in types]
+
+
+def stage_counts(folder: Path, metrics: Mapping, planted: Mapping) -> dict[str, int]:
+    """The counts of notebook 06: answers of the peer and of the references, findings, types, false alarms."""
+    answers = {"peer_called": "answers.jsonl", "references_called": PROBING}
+    counts = {name: sum(1 for _ in jsonl.each(folder / file)) for name, file in answers.items()}
+    counts |= {name: metrics[name] for name in ("findings", "types")}
+    return counts | {"false_alarms": len(planted.get("false_alarms", []))}
 
 
 def keep_findings(

@@ -15,16 +15,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from auditkit.audit.baseline import baseline_probes
 from auditkit.audit.batches import Loader
+from auditkit.consensus.choose import choose_same
 from auditkit.consensus.normalise import normalise
 from auditkit.consensus.same import Same
 from auditkit.consensus.vote import vote_all
-from auditkit.data.source import Picture
+from auditkit.data.source import Picture, Source
 from auditkit.findings.failure_types import ASKED, FailureType
 from auditkit.findings.probing import ORDINALS, Kind, Probing, probing_questions, question_kinds
 from auditkit.findings.rules import Facts, Rule, find_rule, follow_rules, question_facts, with_codes
 from auditkit.models.answers import AnswerBook
 from auditkit.models.base import Writer
+from auditkit.models.load import model_loader
+from auditkit.params import Params
 
 FILE = "probing.jsonl"
 LEAST = 5  # failures, and successes, below which nothing is said
@@ -51,6 +55,20 @@ class _Asking:
     def models(self) -> list[Writer]:
         """The references, loaded when the first is needed."""
         return [load() for load in self.references]
+
+
+def narrow_run(
+    types: Sequence[FailureType], scored: Sequence[dict], p: Params, source: Source, folder: Path
+) -> dict[str, Rule]:
+    """`narrow_types` of a run, with the references that its parameters name and the probes of its notebook 02.
+
+    Args:
+        p: uses references, quorum, same, max_answer_tokens and where models run.
+        source: images of the run, those that were made among them (with_counterfactuals).
+    """
+    loaders = [functools.partial(model_loader(p), name) for name in p.references]
+    alike, before = choose_same(p, folder), baseline_probes(p)
+    return narrow_types(types, scored, before, loaders, source.picture, alike, p.quorum, p.max_answer_tokens, folder)
 
 
 def narrow_types(

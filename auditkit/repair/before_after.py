@@ -7,12 +7,15 @@ A *side* is one of "before", "after" and "peer"; what is not there is absent fro
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from auditkit import stats
 from auditkit.data.source import Example, Source, Task
 from auditkit.models.answers import AnswerBook
 from auditkit.models.base import Writer
+from auditkit.params import Params
+from auditkit.repair.held_out import keep_what_helps, usual_failures
 from auditkit.repair.skills import MEAN, SkillScores, evaluate_skills, evaluate_task, repair_gain
 
 FOUND, MISSED, OUTSIDE = "in a found gap", "in a missed gap", "outside"
@@ -135,6 +138,32 @@ def ask_held_out(
     """
     book = AnswerBook(folder / f"held_out.{adapter.name}.jsonl")
     return ask_again(held, load(target, adapter=adapter), source, book, max_answer_tokens)
+
+
+def keep_repair(
+    trained: Path | None,
+    held: Sequence[dict],
+    scored: Sequence[dict],
+    load: Callable[..., Writer],
+    source: Source,
+    alike: Alike,
+    p: Params,
+    folder: Path,
+) -> tuple[Path | None, dict]:
+    """`keep_what_helps` of a run: the folder of what is kept of a repair, and what its check found.
+
+    Args:
+        trained: as from `train_repair`; None where nothing was trained, and then nothing is checked.
+        held: probes held out.
+        scored: all of the audit.
+        load, source: as for `load_sides` and `ask_again`.
+        p: uses target, max_answer_tokens and run_name.
+        folder: of the stage.
+    """
+    if trained is None:
+        return None, {}
+    ask = partial(ask_held_out, load, p.target, held, source, folder, p.max_answer_tokens)
+    return keep_what_helps(trained, ask, held, usual_failures(scored, p), alike)
 
 
 def share_learnt(again: Sequence[Mapping], alike: Alike) -> dict:

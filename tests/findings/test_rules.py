@@ -11,7 +11,7 @@ from scoring import score
 from auditkit.consensus.same import Same
 from auditkit.findings import narrow
 from auditkit.findings.failure_types import find_failure_types
-from auditkit.findings.grading import grade_rules, rules_in_words, type_gaps
+from auditkit.findings.grading import grade_rules, graded_in_words, type_gaps
 from auditkit.findings.probing import Kind, Probing, probing_questions, question_kinds, words_of
 from auditkit.findings.rules import Condition, Rule, find_rule, question_facts
 from auditkit.miniature import gaps, grammar, shipped
@@ -131,7 +131,8 @@ def test_every_type_of_an_audit_is_narrowed_by_words_and_consensus_where_these_a
     assert any("the number of … is 1 or 2" in words and "yellow" in words for words in told)
     gap_of = type_gaps(types, records, boards, TABLE)
     graded = grade_rules(types, rules, gap_of, boards, TABLE)
-    assert graded["types"] >= 7 and graded["named"]["value"] >= 0.6, rules_in_words(rules, types, graded)
+    assert graded["types"] >= 7 and graded["named"]["value"] >= 0.6, graded
+    assert f"of {graded['types']} types in one gap" in graded_in_words({}, graded)[0]
     assert not (tmp_path / narrow.FILE).exists(), "nobody was asked"
 
 
