@@ -9,6 +9,7 @@ before, for nothing; and those of the training as well, which come first.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -38,7 +39,7 @@ HALF = "half"  # beside the budgets: questions until half of the planted gaps ar
 
 def found_after(
     asked: Sequence[Mapping], source: Source, gaps: list, budgets: Sequence[int], fixed: int
-) -> dict[str | int, dict | int]:
+) -> dict[str | int, Any]:
     """What was found after each budget of questions.
 
     Args:
@@ -58,7 +59,7 @@ def found_after(
         for _ in range(ORDERS if fixed < len(asked) else 1)
     ]
     third = np.array([_third(gap[order], true[order], len(gaps)) for order in orders]).reshape(len(orders), len(gaps))
-    curve: dict[str | int, dict | int] = {}
+    curve: dict[str | int, Any] = {}
     for budget in sorted(budgets):
         if len(asked) < NEARLY * budget:
             continue
@@ -91,7 +92,7 @@ def run_curves(p: Params, budgets: Sequence[int]) -> dict[str, dict]:
     ways = (
         found_after(audit, source, gaps, budgets, in_order),
         {budget: after[before + budget] for budget in budgets if before + budget in after}
-        | ({HALF: max(0, int(after[HALF]) - before)} if HALF in after else {}),
+        | ({HALF: max(0, after[HALF] - before)} if HALF in after else {}),
         found_after(both, source, gaps, budgets, fixed),
     )
     return dict(zip(COUNTED, ways, strict=True))
