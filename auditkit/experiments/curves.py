@@ -8,8 +8,7 @@ before, for nothing; and those of the training as well, which come first.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -39,7 +38,7 @@ HALF = "half"  # beside the budgets: questions until half of the planted gaps ar
 
 def found_after(
     asked: Sequence[Mapping], source: Source, gaps: list, budgets: Sequence[int], fixed: int
-) -> dict[str | int, Any]:
+) -> dict[str | int, dict | int]:
     """What was found after each budget of questions.
 
     Args:
@@ -59,7 +58,7 @@ def found_after(
         for _ in range(ORDERS if fixed < len(asked) else 1)
     ]
     third = np.array([_third(gap[order], true[order], len(gaps)) for order in orders]).reshape(len(orders), len(gaps))
-    curve: dict[str | int, Any] = {}
+    curve: dict[str | int, dict | int] = {}
     for budget in sorted(budgets):
         if len(asked) < NEARLY * budget:
             continue
@@ -95,6 +94,13 @@ def run_curves(p: Params, budgets: Sequence[int]) -> dict[str, dict]:
         | ({HALF: max(0, after[HALF] - before)} if HALF in after else {}),
         found_after(both, source, gaps, budgets, fixed),
     )
+    if in_order:  # it has asked the references more than it asked the target
+        heard = _references_before(jsonl.each(audited / "answers.jsonl"), audit)
+        for curve, of_training in zip(ways, (0, 0, before), strict=True):
+            for budget in [key for key in curve if key != HALF and key > of_training]:
+                asked = min(int(budget) - of_training, len(audit))
+                own = curve[budget]
+                own["references"] += heard[asked] - sum(len(row["references"]) for row in audit[:asked])
     return dict(zip(COUNTED, ways, strict=True))
 
 
@@ -127,9 +133,22 @@ def compare_curves(curves: Mapping[str, Sequence[Mapping]]) -> dict[str, dict[st
     return {arm: table[arm] for arm in curves}
 
 
+def _references_before(answers: Iterable[Mapping], audit: Sequence[Mapping]) -> list[int]:
+    """How many answers of references are on file before the target's first answer, the second, ..., and in all."""
+    before, n, asked = [], 0, {(row["picture"], row["question"]) for row in audit}
+    names = {name for row in audit for name in row["names"]}
+    for row in answers:
+        if row["model"] in names:
+            n += 1
+        elif (row["picture"], row["question"]) in asked:
+            before.append(n)
+    return [*before[: len(audit)], *[n] * (len(audit) + 1 - len(before))]
+
+
 def _of_audit(scored: Sequence[Mapping]) -> list[dict]:
     return [
         {**_said(row), "finding": row["outcome"] == "finding", "references": list(row["references"].values())}
+        | {"names": list(row["references"])}
         for row in scored
         if row["target"] is not None and row["outcome"] != "duplicate"
     ]
