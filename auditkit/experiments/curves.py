@@ -9,6 +9,7 @@ before, for nothing; and those of the training as well, which come first.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -38,7 +39,7 @@ HALF = "half"  # beside the budgets: questions until half of the planted gaps ar
 
 def found_after(
     asked: Sequence[Mapping], source: Source, gaps: list, budgets: Sequence[int], fixed: int
-) -> dict[str | int, dict | int]:
+) -> dict[str | int, Any]:
     """What was found after each budget of questions.
 
     Args:
@@ -58,7 +59,7 @@ def found_after(
         for _ in range(ORDERS if fixed < len(asked) else 1)
     ]
     third = np.array([_third(gap[order], true[order], len(gaps)) for order in orders]).reshape(len(orders), len(gaps))
-    curve: dict[str | int, dict | int] = {}
+    curve: dict[str | int, Any] = {}
     for budget in sorted(budgets):
         if len(asked) < NEARLY * budget:
             continue
@@ -97,8 +98,10 @@ def run_curves(p: Params, budgets: Sequence[int]) -> dict[str, dict]:
     if in_order:  # it has asked the references more than it asked the target
         heard = _references_before(jsonl.each(audited / "answers.jsonl"), audit)
         for curve, of_training in zip(ways, (0, 0, before), strict=True):
-            for budget in [key for key in curve if key != HALF and key > of_training]:
-                asked = min(int(budget) - of_training, len(audit))
+            for budget in [int(key) for key in curve if key != HALF]:
+                if budget <= of_training:
+                    continue
+                asked = min(budget - of_training, len(audit))
                 own = curve[budget]
                 own["references"] += heard[asked] - sum(len(row["references"]) for row in audit[:asked])
     return dict(zip(COUNTED, ways, strict=True))

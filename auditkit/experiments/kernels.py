@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import psutil
@@ -105,7 +106,15 @@ class _HandedOver(NBClientEngine):
     """papermill's own engine with a kernel that was started before; nbclient ends it with the notebook."""
 
     @classmethod
-    def execute_managed_notebook(cls, nb_man, kernel_name, kernel=None, stdout_file=None, stderr_file=None, **_):
+    def execute_managed_notebook(
+        cls,
+        nb_man: Any,
+        kernel_name: str,
+        kernel: AsyncKernelManager | None = None,
+        stdout_file: Any = None,
+        stderr_file: Any = None,
+        **_: Any,
+    ) -> Any:
         client = PapermillNotebookClient(
             nb_man,
             km=kernel,

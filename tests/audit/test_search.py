@@ -5,7 +5,7 @@ from functools import partial
 from types import SimpleNamespace
 
 import pytest
-from test_loop import Killed, P, World
+from scripted_models import Killed, P, World
 
 from auditkit.audit import loop
 from auditkit.audit.frames import Frames
