@@ -38,7 +38,7 @@ HALF = "half"  # beside the budgets: questions until half of the planted gaps ar
 
 def found_after(
     asked: Sequence[Mapping], source: Source, gaps: list, budgets: Sequence[int], fixed: int
-) -> dict[str | int, dict | int]:
+) -> dict:
     """What was found after each budget of questions.
 
     Args:
@@ -58,7 +58,7 @@ def found_after(
         for _ in range(ORDERS if fixed < len(asked) else 1)
     ]
     third = np.array([_third(gap[order], true[order], len(gaps)) for order in orders]).reshape(len(orders), len(gaps))
-    curve: dict[str | int, dict | int] = {}
+    curve: dict = {}
     for budget in sorted(budgets):
         if len(asked) < NEARLY * budget:
             continue
