@@ -72,7 +72,6 @@ def kill_once(undisturbed: Path, folder: Path, stage: str, signal_name: str, mom
     log, only = folder / "killed.log", command("--only", stage[:2])
     after = moment * (time_of(undisturbed / stage) + 3) + 1
     with log.open("w") as out:
-        default = lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL)  # noqa: E731 - also under nohup
         process = subprocess.Popen(
             only,
             cwd=project,
@@ -80,7 +79,7 @@ def kill_once(undisturbed: Path, folder: Path, stage: str, signal_name: str, mom
             stdout=out,
             stderr=out,
             start_new_session=True,
-            preexec_fn=default,
+            preexec_fn=_heed_signals,
         )
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(after)
@@ -98,6 +97,12 @@ def kill_once(undisturbed: Path, folder: Path, stage: str, signal_name: str, mom
     if not wrong:
         shutil.rmtree(folder)
     return {"stage": stage, "signal": signal_name, "after": round(after, 1), "in_time": in_time, "wrong": wrong}
+
+
+def _heed_signals() -> None:
+    """Whoever is killed notices: under nohup SIGHUP is ignored, and SIGINT in what a shell runs in the background."""
+    for one in (signal.SIGHUP, signal.SIGINT):
+        signal.signal(one, signal.SIG_DFL)
 
 
 def time_of(stage: Path) -> float:
