@@ -85,18 +85,29 @@ def kill_once(undisturbed: Path, folder: Path, stage: str, signal_name: str, mom
             process.wait(after)
         in_time = process.poll() is None
         process.send_signal(getattr(signal, signal_name))
-        process.wait(SETTLE)
+        wrong = _wait_for_its_end(process)
     again = subprocess.run(
         only, cwd=project, env=environment(temporary), capture_output=True, text=True, timeout=600 + SETTLE
     )
     (folder / "again.log").write_text(f"{again.returncode}\n{again.stdout}\n{again.stderr}")
-    wrong = [f"exit {again.returncode}: {again.stderr[-300:]}"] if again.returncode else []
+    wrong += [f"exit {again.returncode}: {again.stderr[-300:]}"] if again.returncode else []
     wrong += ["a traceback"] if "Traceback" in log.read_text() + again.stdout + again.stderr else []
     wrong += differences(undisturbed / stage, run / stage) if not again.returncode else []
     wrong += [f"left behind: {path.name}" for path in temporary.glob("auditkit-*")]
     if not wrong:
         shutil.rmtree(folder)
     return {"stage": stage, "signal": signal_name, "after": round(after, 1), "in_time": in_time, "wrong": wrong}
+
+
+def _wait_for_its_end(process: subprocess.Popen) -> list[str]:
+    """What is wrong where a run does not end when it is told to: it is then ended."""
+    try:
+        process.wait(SETTLE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        return [f"went on for {SETTLE} s after the signal"]
+    return []
 
 
 def _heed_signals() -> None:
