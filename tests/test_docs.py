@@ -154,6 +154,12 @@ STARTED = {  # as shown -> (as run, what is replaced, why)
         "two groups play first; tests/workshop/test_game.py has hunts that were handed in",
     ),
     "auditkit run params/mine.yaml": (None, NOTEBOOKS, "published weights, a GPU"),
+    "auditkit run params/paligemma2_3b.yaml": (None, NOTEBOOKS, "published weights, a GPU"),
+    "auditkit benchmarks google/paligemma2-3b-mix-448 --adapter outputs/paligemma2_3b/07_rectify/adapter": (
+        "auditkit benchmarks miniature:target --adapter outputs/smoke/07_rectify/adapter",
+        "auditkit.repair.lmms_eval:compare_benchmarks auditkit.repair.lmms_eval:table_text",
+        "published weights",
+    ),
     "auditkit run params/X.yaml": ("auditkit run params/gemma3_4b.yaml", NOTEBOOKS, "published weights, a GPU"),
     "auditkit run params/easy_target.yaml": ("auditkit run params/easy_vqa.yaml", NOTEBOOKS, "as the next"),
     "auditkit run params/easy_vqa.yaml": (None, NOTEBOOKS, "six minutes; tests/miniature/test_easy.py has its parts"),

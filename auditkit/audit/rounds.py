@@ -76,7 +76,7 @@ def ask_in_rounds(
             known = sum(lead.is_known() for lead in search.leads)
             curve.append({"asked": len(search.asked), "findings": sum(search.failed), "kinds": known})
             line.add(len(chosen))
-    jsonl.append(out / ROUNDS_FILE, [{"end": _summary(search, curve, records, out)}])
+    jsonl.append(out / ROUNDS_FILE, [{"round": len(curve), "end": _summary(search, curve, records, out)}])
     return list(records.values())
 
 

@@ -26,7 +26,7 @@ COLUMNS: dict[str, dict[str, type]] = {  # first part of a file's name -> what e
     "reviews": {"key": str},
     "training": {"key": str},
     "rollouts": {"step": int},
-    "rounds": {},
+    "rounds": {"round": int},
     "history": {"step": int},
     "collapses": {"step": int},
 }

@@ -15,7 +15,7 @@ from auditkit.runs import jsonl
 from auditkit.runs.files import read_json
 from auditkit.runs.folder import is_done, open_stage
 
-WHOLE = {"model": "m", "picture": "p", "question": "q", "answer": "a", "key": "k", "outcome": "finding", "step": 1}
+WHOLE = {"model": "m", "picture": "p", "question": "q", "answer": "a", "key": "k", "outcome": "finding", "step": 1, "round": 1}
 WHOLE |= {"judge": "j", "a": "1", "b": "2", "namer": "n", "prompt": "p", "reply": "r"}
 
 
