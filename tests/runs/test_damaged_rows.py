@@ -15,8 +15,8 @@ from auditkit.runs import jsonl
 from auditkit.runs.files import read_json
 from auditkit.runs.folder import is_done, open_stage
 
-WHOLE = {"model": "m", "picture": "p", "question": "q", "answer": "a", "key": "k", "outcome": "finding", "step": 1, "round": 1}
-WHOLE |= {"judge": "j", "a": "1", "b": "2", "namer": "n", "prompt": "p", "reply": "r"}
+WHOLE = {"model": "m", "picture": "p", "question": "q", "answer": "a", "key": "k", "outcome": "finding", "step": 1}
+WHOLE |= {"round": 1, "judge": "j", "a": "1", "b": "2", "namer": "n", "prompt": "p", "reply": "r"}
 
 
 @pytest.mark.parametrize("name", sorted(jsonl.COLUMNS))
