@@ -25,11 +25,24 @@ Exit codes: 0 done, 1 a notebook or a check failed, 2 something the user can put
 Everything heavy is imported where it is used, so that `--help` answers at once.
 """
 
+import sys
+from types import TracebackType
+
+
+def _interrupted_early(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """What is said of Ctrl-C while the imports below are made, which take a second or more; of all else as ever."""
+    if issubclass(kind, KeyboardInterrupt):
+        print("auditkit: interrupted before anything was begun.", file=sys.stderr)
+    else:
+        _hook(kind, error, trace)
+
+
+_hook, sys.excepthook = sys.excepthook, _interrupted_early
+
 import contextlib
 import functools
 import re
 import shlex
-import sys
 import time
 import traceback
 from collections.abc import Iterator, Sequence
@@ -628,6 +641,8 @@ def _painters(
 
     print(painted.table(n))
 
+
+sys.excepthook = _hook
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -393,3 +393,16 @@ def test_a_run_whose_reader_is_gone_is_finished(notebooks, project):
 def test_a_refused_command_keeps_its_exit_code_where_stderr_is_full(project):
     told = subprocess.run(["bash", "-c", f"{sys.executable} -m auditkit.cli params nothing.yaml 2> /dev/full"])
     assert told.returncode == 2
+
+
+def test_an_interrupt_while_it_is_imported_is_told_in_a_sentence(tmp_path):
+    """As early as a signal can come: the first import that is not Python's own raises what Ctrl-C does."""
+    (tmp_path / "typer.py").write_text("raise KeyboardInterrupt\n")
+    path = os.pathsep.join([str(tmp_path), os.path.dirname(os.path.dirname(cli.__file__))])
+    told = subprocess.run(
+        [sys.executable, "-m", "auditkit.cli", "params", "params/demo.yaml"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+    assert told.stderr == "auditkit: interrupted before anything was begun.\n" and told.returncode not in (0, 1, 2)
