@@ -19,6 +19,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from PIL import Image
 
+from auditkit.report.plots import AFTER as HERE
+from auditkit.report.plots import INK, MUTED
 from auditkit.runs.folder import STAGES
 
 PICTURE = "where_we_are.png"  # the attachment's name
@@ -33,7 +35,6 @@ STEPS = {  # number of a notebook -> what is done there, what comes out
     "07": ("repair", "adapter"),
     "08": ("compare", "report"),
 }
-INK, MUTED, HERE = "#1f2933", "#66707c", "#0072b2"
 
 
 def where_we_are(number: str) -> bytes:
