@@ -204,6 +204,8 @@ MEASURES = {
     "beats": Measure("ahead of the larger peer, points", _each(
         lambda s: _ahead(s, "peer")), unit="points", repair=True),
     "fall": Measure("largest fall of a skill, points", _each(_fall), unit="points", repair=True),
+    "inside": Measure("gain on questions in a gap, found or not, points", _each(
+        lambda s: -lost if (lost := _lost(s.get("all_gaps", {}))) is not None else None), unit="points", repair=True),
     "outside": Measure("lost outside the gaps, points", _each(
         lambda s: _lost(s.get("outside_gaps", {}))), unit="points", repair=True),
     "untouched": Measure("lost in a task no audit asks for, points", _each(lambda s: max(
@@ -353,7 +355,8 @@ def as_kept(summary: Mapping) -> Mapping:
     if summary.get("rectification", {}).get("held_out", {}).get("kept", True):
         return summary
     rates = [*summary.get("benchmarks", {}).values(), *summary.get("untouched", {}).values()]
-    for sides in [*rates, summary.get("outside_gaps", {}), summary.get("found_gaps", {})]:
+    places = [summary.get(name, {}) for name in ("outside_gaps", "found_gaps", "all_gaps")]
+    for sides in [*rates, *places]:
         if "before" in sides:
             sides["after"] = sides["before"]
     return summary

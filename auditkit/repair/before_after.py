@@ -220,7 +220,14 @@ def repair_metrics(
     for name, place in (("outside_gaps", OUTSIDE), ("found_gaps", FOUND)):
         if "after" in scores and place in parted and (gaps or place == FOUND):
             metrics[name] = {side: parted[place][side] for side in ("before", "after")}
+    within = [parted[place] for place in (FOUND, MISSED) if place in parted]
+    if "after" in scores and gaps and within:  # the same questions whoever audits: what runs are compared by
+        metrics["all_gaps"] = {side: _pooled([rates[side] for rates in within]) for side in ("before", "after")}
     return metrics
+
+
+def _pooled(rates: Sequence[Mapping]) -> dict:
+    return stats.rate(sum(round(rate["value"] * rate["n"]) for rate in rates), sum(rate["n"] for rate in rates))
 
 
 def repair_in_words(metrics: Mapping, compared: Sequence[Mapping]) -> list[str]:

@@ -40,7 +40,8 @@ images/<slug(record["picture"])>.png in 06_findings, then in 05_audit. More keys
                                       0 pairs: nothing to repair
     08_benchmark      metrics        {"benchmarks": {skill: {"before"?: rate, "after"?: rate, "peer"?: rate}},
                                       "found_gaps"?: {"before": rate, "after": rate} (right inside the found gaps),
-                                      "outside_gaps"?: the same outside of all, "untouched"?: {task: the same},
+                                      "all_gaps"?, "outside_gaps"?: the same inside and outside of all planted ones,
+                                      "untouched"?: {task: the same},
                                       "disagreement_before"?, "disagreement_after"?: rate (of 02's probes),
                                       "gain"?: as from repair_gain, paired differences with their intervals}
 """
@@ -200,7 +201,7 @@ def summarise_run(run_name: str, stages: Mapping[str, FinishedStage]) -> dict:
         "review": _reviewed(at["05_audit"], at["06_findings"], at["07_rectify"]),
         "rectification": at["07_rectify"].metrics,
         "benchmarks": benchmark.get("benchmarks"),
-        **{name: benchmark.get(name) for name in ("found_gaps", "outside_gaps", "untouched", "gain")},
+        **{name: benchmark.get(name) for name in ("found_gaps", "all_gaps", "outside_gaps", "untouched", "gain")},
         "held_out_disagreement": {side: benchmark.get(f"disagreement_{side}") for side in ("before", "after")},
         "counts": {name: stage.manifest.get("counts") for name, stage in stages.items()},
         "hosted": costs.total(manifest.get("hosted", {}) for manifest in manifests),
@@ -292,6 +293,7 @@ def _rates(summary: Mapping) -> Iterator[tuple[str, object]]:
         "search_success",
         "search_success_by_consensus",
         "found_gaps",
+        "all_gaps",
         "outside_gaps",
         "held_out_disagreement",
         "false_share",

@@ -120,6 +120,7 @@ def test_who_departs_from_the_consensus_is_told_probe_by_probe():
 @pytest.fixture
 def measured():
     parted = {"in a found gap": {"before": stats.rate(0, 2), "after": stats.rate(1, 2)},
+              "in a missed gap": {"before": stats.rate(0, 4), "after": stats.rate(0, 4)},
               "outside": {"before": stats.rate(5, 5), "after": stats.rate(4, 5)}}  # fmt: skip
     departs = {"before": [True, True, False, False], "after": [False, False, False, False]}
     scores = {"before": BEFORE, "after": AFTER}
@@ -130,6 +131,7 @@ def test_metrics_are_what_the_report_reads(measured):
     assert measured["disagreement_before"] == stats.rate(2, 4) and measured["disagreement_after"] == stats.rate(0, 4)
     assert set(measured["benchmarks"]) == {"counting", "reading"} and measured["mean"]["after"]["value"] == 0.875
     assert measured["found_gaps"]["after"]["value"] == 0.5 and measured["outside_gaps"]["before"]["value"] == 1.0
+    assert measured["all_gaps"] == {"before": stats.rate(0, 6), "after": stats.rate(1, 6)}
     assert measured["gain"]["agreement"]["value"] == 0.5 and "untouched" in measured
 
 
@@ -143,7 +145,8 @@ def test_what_was_not_measured_is_absent():
 def test_without_planted_gaps_outside_is_no_measure():
     parted = {"outside": {"before": stats.rate(5, 5), "after": stats.rate(4, 5)}}
     scores = {"before": BEFORE, "after": AFTER}
-    assert "outside_gaps" not in before_after.repair_metrics(scores, {"before": [True]}, {}, parted, [])
+    metrics = before_after.repair_metrics(scores, {"before": [True]}, {}, parted, [])
+    assert not {"outside_gaps", "all_gaps"} & set(metrics)
 
 
 def test_the_sentences_say_what_fell_and_what_is_gone(measured):
