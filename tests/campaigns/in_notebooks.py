@@ -319,7 +319,7 @@ def jupyterlab(folder: Path) -> Iterator[str]:
     own = {f"JUPYTER_{name}": str(path) for name, path in places.items()}
     own |= {"JUPYTERLAB_SETTINGS_DIR": str(home / "settings"), "JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces")}
     environment = os.environ | own
-    trust = [sys.executable, "-m", "jupyter", "trust", *map(str, folder.glob("*.ipynb"))]
+    trust = [sys.executable, "-m", "jupyter", "trust", *map(str, folder.rglob("*.ipynb"))]
     subprocess.run(trust, env=environment, check=True, capture_output=True, timeout=120)
     options = [
         "--no-browser",

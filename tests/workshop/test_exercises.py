@@ -3,10 +3,10 @@
 import ast
 import re
 from collections import Counter
-from pathlib import Path
 
 import nbformat
 import pytest
+from exercise_books import NOTEBOOKS, SMALLER, solutions
 from scipy.stats import binomtest
 from smoke_run import make_project
 
@@ -16,8 +16,6 @@ from auditkit.consensus.vote import vote
 from auditkit.errors import AuditError
 from auditkit.report.notebook import Quote
 from auditkit.workshop import game, lessons
-
-NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks" / "workshop").glob("[a-f]_*.ipynb"))
 
 
 def most_common(target, references, form=normalise, least=0.6, ties=False):
@@ -140,13 +138,6 @@ def book(request):
     return nbformat.read(request.param, as_version=4)
 
 
-def solutions(book) -> dict[str, str]:
-    """What fills each blank: the cell's id -> the Python in the folded solution below it."""
-    folded = {cell.id: cell.source for cell in book.cells if cell.id.endswith("-solution")}
-    return {id.removesuffix("-solution"): re.findall(r"```python\n(.*?)\n```", text, re.DOTALL)[-1]
-            for id, text in folded.items()}  # fmt: skip
-
-
 def test_there_are_six():
     assert [path.stem[0] for path in NOTEBOOKS] == list("abcdef")
 
@@ -180,15 +171,6 @@ def test_each_blank_has_hints_and_a_solution_that_fills_it(book):
         if id not in blanks:
             defines = [node for node in ast.walk(ast.parse(cell.source)) if isinstance(node, ast.FunctionDef)]
             assert not defines, f"{id}: only a blank defines a function"
-
-
-SMALLER = {  # sizes in the notebooks -> of this test
-    "60, folder": "12, folder",
-    "240, folder": "16, folder",
-    '"test", 160': '"test", 8',
-    "(scored, 12)": "(scored, 2)",
-    "1000, hunt": "16, hunt",
-}
 
 
 def run_cells(book, filled: bool) -> tuple[dict[str, object], dict[str, Exception]]:
