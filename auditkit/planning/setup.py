@@ -126,8 +126,8 @@ def check_dtype(p: Params) -> list[dict]:
         found = dtype_in_words(p.dtype, choose_dtype(p.dtype, device), device)
     except AuditError as error:
         return [_check("dtype", p.dtype, False) | {"advice": str(error)}]
-    if device == "cpu" and p.images.startswith("miniature"):
-        found += f"; the miniature is built in {cpu_training_in_words()}"
+    if device == "cpu":
+        found += f"; `auditkit miniature` trains in {cpu_training_in_words()}"
     return [_check("dtype", found)]
 
 

@@ -39,11 +39,11 @@ def test_the_number_format_is_told_with_its_reason(p, native, monkeypatch):
     (found,) = setup.check_dtype(own)
     built = "bfloat16: this processor computes with it" if native else "float32: this processor only emulates bfloat16"
     assert found["key"] == "dtype" and found["ok"]
-    assert found["found"] == f"float32: what is fast and exact on cpu; the miniature is built in {built}"
+    trains = f"; `auditkit miniature` trains in {built}"
+    assert found["found"] == "float32: what is fast and exact on cpu" + trains
     (asked,) = setup.check_dtype(types.SimpleNamespace(**{**vars(own), "dtype": "bfloat16", "images": "data/photos"}))
-    assert asked["found"] == "bfloat16: asked for" + (
-        "" if native else ", but this processor only emulates it: float32 is faster"
-    )
+    slow = "" if native else ", but this processor only emulates it: float32 is faster"
+    assert asked["found"] == "bfloat16: asked for" + slow + trains
 
 
 def test_a_full_disk_says_where_to_make_room(p, tmp_path, monkeypatch):
