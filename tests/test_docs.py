@@ -11,6 +11,7 @@ STARTED: it takes hours, a GPU, a network, a server or a person. The command lin
 import functools
 import importlib.util
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -73,6 +74,18 @@ def test_the_readme_is_short():
 def test_pictures_are_small():
     for picture in (REPOSITORY / "docs").glob("*.png"):
         assert picture.stat().st_size <= 200_000, picture.name
+
+
+def test_the_workshop_shows_the_best_picture_of_each_notebook(smoke, tmp_path):
+    text = (REPOSITORY / "docs" / "workshop.md").read_text(encoding="utf-8")
+    script = runpy.run_path(str(REPOSITORY / "docs" / "notebook_pictures.py"))
+    best = script["BEST"]
+    script["main"](smoke / "outputs" / "smoke", tmp_path)
+    assert len(list(tmp_path.glob("notebook_0*.png"))) >= len(best) - 1  # a tiny run may have no irrelevant edit
+    for path, id in zip(sorted((REPOSITORY / "notebooks").glob("0*.ipynb")), best, strict=True):
+        assert id in path.read_text(encoding="utf-8") and id[:2] == path.name[:2]
+        (alternative,) = re.findall(rf"!\[(.+?)\]\(notebook_{id[:2]}.png\)", text)
+        assert len(alternative) > 20
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
