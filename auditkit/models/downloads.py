@@ -133,7 +133,7 @@ def processor_of(place: str, spec: str | Path, how: dict) -> Any:
         ignored = whole and bool(found.chat_template) and processors.leaves_pictures_out(found)
     except AuditError as error:
         raise AuditError(f'"{spec}": {error}') from error
-    except (ImportError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except Exception as error:  # its files can be wrong in any way: tokenizers raises bare Exceptions
         if package := _missing_package(error):
             raise AuditError(
                 f'"{spec}": its processor needs the package {package}, which is not installed; pip install {package}'
@@ -150,8 +150,8 @@ def processor_of(place: str, spec: str | Path, how: dict) -> Any:
                 "tokenizer.json and tokenizer_config.json belong there."
             ) from error
         raise AuditError(
-            f'"{spec}": no processor could be loaded from {place}; its tokenizer and preprocessor_config.json belong '
-            "beside the weights, as processor.save_pretrained writes them."
+            f'"{spec}": no processor could be loaded from {place} ({short_error(error)}); its tokenizer and '
+            "preprocessor_config.json belong beside the weights, as processor.save_pretrained writes them."
         ) from error
     if not whole:
         raise AuditError(f'"{spec}": {place} has no processor for images and text, only a {type(found).__name__}.')

@@ -6,7 +6,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
 from auditkit import specs
 from auditkit.errors import AuditError
@@ -89,18 +88,18 @@ def load_language_model(
         how["quantization_config"] = quantization(own["bits"], how["dtype"])
     try:
         config = AutoConfig.from_pretrained(place, **source)
-        own_code = getattr(config, "auto_map", {})
-        if reads_images(config) or "AutoModelForImageTextToText" in own_code:
-            return seeing()
+        sees = reads_images(config) or "AutoModelForImageTextToText" in getattr(config, "auto_map", {})
         with quiet():
-            tokenizer = AutoTokenizer.from_pretrained(place, padding_side="left", **source)
-    except (OSError, ValueError, KeyError) as error:
+            tokenizer = None if sees else AutoTokenizer.from_pretrained(place, padding_side="left", **source)
+    except Exception as error:  # its files can be wrong in any way: tokenizers raises bare Exceptions
         raise AuditError(f'{key}: "{text}" is no language model here ({short_error(error)}).') from error
+    if tokenizer is None:
+        return seeing()
     downloads.refuse_unsafe_index(place, text, source)
     try:
         with quiet(), weights.no_pickles():
             model = AutoModelForCausalLM.from_pretrained(place, use_safetensors=True, **source, **how).eval()
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except Exception as error:
         downloads.refuse_weights(error, place, text, source)
     if not tokenizer.chat_template:
         raise AuditError(f'{key}: "{text}" has no chat template, so it cannot be asked; name an instruct model.')

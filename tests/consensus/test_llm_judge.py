@@ -215,6 +215,9 @@ def test_a_language_model_that_cannot_be_had_is_refused_in_one_sentence(tmp_path
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(AuditError, match="is no language model here"):  # it has no tokenizer
         load_language_model(str(tmp_path), batch_size=4)
+    (tmp_path / "tokenizer.json").write_text('{"version": "1.0", "version": "1.0"}')
+    with pytest.raises(AuditError, match="is no language model here"):  # tokenizers raises a bare Exception
+        load_language_model(str(tmp_path), batch_size=4)
 
 
 def test_what_is_no_model_is_refused():

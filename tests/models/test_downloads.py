@@ -34,6 +34,14 @@ def refused(spec, *words, load=load_model):
     assert "\n" not in str(error.value)
 
 
+@needs_weights
+def test_a_tokenizer_that_its_library_cannot_read_is_refused(copy):
+    """tokenizers raises a bare Exception for it."""
+    file = copy / "tokenizer.json"
+    file.write_text(file.read_text().replace('"lstrip"', '"single_word"', 1))
+    refused(copy, "duplicate field `single_word`", "its tokenizer and preprocessor_config.json belong")
+
+
 HUB = {  # what the hub answers about a model: its status and its header X-Error-Code
     "gated/model": (403, "GatedRepo"),
     "gated/unknown-user": (401, "GatedRepo"),
