@@ -154,7 +154,13 @@ class Spec:
 
     @property
     def adapters(self) -> list[str]:
-        """The folders that `adapter` names, first to last."""
+        """The folders that `adapter` names, first to last; none of a pipeline, which may call anything so.
+
+        >>> parse("a/b?adapter=x,y").adapters, parse_pipeline("a/b?adapter=2").adapters
+        (['x', 'y'], [])
+        """
+        if self.engine == "diffusers":
+            return []
         return [folder.strip() for folder in self.options.get("adapter", "").split(",") if folder.strip()]
 
 

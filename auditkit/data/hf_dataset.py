@@ -120,7 +120,7 @@ options={'train': 'validation', 'limit': '1000'})
             raise place.error(f"there is no option {name}; there are {', '.join(HUB_OPTIONS)}.")
     if "limit" in options and not (re.fullmatch("[0-9]{1,12}", options["limit"]) and int(options["limit"])):
         raise place.error(f"limit is a number of rows, not {shortened(options['limit'])}.")
-    if _folder(path) is None and not is_hub_id(path):
+    if local_folder(path) is None and not is_hub_id(path):
         raise place.error(
             "there is no such folder." if _is_local(path) else
             "this is neither a folder nor a data set's id, as in hub:HuggingFaceM4/the_cauldron."
@@ -163,7 +163,7 @@ def _files(place: Place, config: str | None) -> dict[str, list[str]]:
     from datasets import load_dataset_builder
     from datasets.exceptions import DatasetNotFoundError
 
-    folder = _folder(place.path)
+    folder = local_folder(place.path)
     if _is_local(place.path) and folder is None:
         raise place.error("there is no such folder.")
     if folder is None:
@@ -248,7 +248,7 @@ def _rows(place: Place, split: str, files: list[str], limit: int):
     from datasets import concatenate_datasets, load_dataset
     from datasets.exceptions import DatasetsError
 
-    folder = _folder(place.path)
+    folder = local_folder(place.path)
     parts: list = []
     print(f'images: opening the split "{split}" of {place.path} (downloaded and indexed the first time)', flush=True)
     for some in [[name] for name in files] if limit else [files]:
@@ -270,6 +270,7 @@ def _is_local(path: str) -> bool:
     return Path(path).is_absolute() or path.startswith((".", "~")) or path.count("/") > 1
 
 
-def _folder(path: str) -> Path | None:
+def local_folder(path: str) -> Path | None:
+    """The folder that a data set's path names, from here or from the project; None for a hub's id."""
     candidates = (Path(path).expanduser(), project_root() / path)
     return next((folder.resolve() for folder in candidates if is_folder(folder)), None)

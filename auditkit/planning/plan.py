@@ -10,7 +10,6 @@ bytes, so that a card sold with 80 GB has a little more than the plan counts on.
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from auditkit.errors import AuditError
 from auditkit.params import Params
@@ -203,10 +202,10 @@ def _pictures(p: Params) -> list[str]:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HTTPError, RepositoryNotFoundError
 
-    from auditkit.data.hf_dataset import parse_hub
+    from auditkit.data.hf_dataset import local_folder, parse_hub
 
     place = parse_hub(p.images)
-    if Path(place.path).is_dir():
+    if local_folder(place.path) is not None:
         return []
     try:
         info = HfApi().dataset_info(place.path, revision=place.options.get("revision"), files_metadata=True, timeout=10)

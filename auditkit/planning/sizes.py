@@ -140,12 +140,15 @@ def _paligemma2(widths: tuple, pixels: int) -> hf.PaliGemmaConfig:
 def empty(config: hf.PreTrainedConfig) -> "hf.PreTrainedModel":
     """The model of a configuration without its weights (torch's meta device): shapes, but no memory.
 
-    Raises AuditError for a configuration of a model that does not read images.
+    Raises AuditError for a configuration of a model that does not read images, or of none that can be.
     """
     if not reads_images(config):
         raise AuditError(f"a {config.model_type} model does not read images; name a vision-language model.")
-    with torch.device("meta"):
-        return hf.AutoModelForImageTextToText.from_config(config)
+    try:
+        with torch.device("meta"):
+            return hf.AutoModelForImageTextToText.from_config(config)
+    except Exception as error:  # whatever stands in it
+        raise AuditError(f"its configuration makes no model ({short_error(error)}).") from error
 
 
 def count(config: hf.PreTrainedConfig, options: Mapping = NONE, processor: "hf.ProcessorMixin | None" = None) -> Size:

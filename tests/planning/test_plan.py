@@ -1,6 +1,7 @@
 """`auditkit plan`: what a parameter file takes, before any download, and what to change where it does not fit."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,6 +10,7 @@ import pytest
 
 from auditkit.cli import main
 from auditkit.errors import AuditError
+from auditkit.miniature import shipped
 from auditkit.params import FIELDS, load_params
 from auditkit.planning import memory, plan, sizes
 from auditkit.planning.calls import (
@@ -192,6 +194,20 @@ def test_the_pictures_are_downloaded_too(capsys, bench, monkeypatch):
 
     monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", info)
     assert "at most 7.0 GB of HuggingFaceM4/the_cauldron" in told(capsys, FILES[0], "--gpu", "80")[1]
+
+
+def test_pictures_in_a_folder_named_from_home_are_not_sought_on_the_hub(capsys, bench, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    code, out, _ = told(capsys, "params/smoke.yaml", "--set", "images=hub:~")
+    assert code == 0 and "the hub does not answer" not in out
+
+
+def test_a_configuration_of_which_no_model_can_be_made_is_one_sentence(capsys, bench, tmp_path):
+    folder = shutil.copytree(shipped.WEIGHTS / "target", tmp_path / "odd")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"pad_token_id": "none"}))
+    code, _, err = told(capsys, "params/smoke.yaml", "--set", f"target={folder}")
+    assert code == 2 and "its configuration makes no model" in err and err.count("\n") == 1
 
 
 def test_eight_questions_an_image_take_gemma3_a_quarter_of_the_operations(capsys, bench):
