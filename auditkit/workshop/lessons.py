@@ -39,12 +39,12 @@ from auditkit.workshop.example_run import unpack_example
 from auditkit.workshop.exercises import Checked
 
 PATIENCE = 6  # steps in a row of one text that count as a collapse here; a whole run waits for more
-FAST: dict = {  # a training that collapses surely and soon, without replay (docs/workshop.md has the steps)
-    "grpo_steps": 32,
+FAST: dict = {  # a training that collapses soon, without replay (docs/workshop.md has how surely)
+    "grpo_steps": 40,
     "grpo_images": 8,
     "train_images": 256,
-    "grpo_learning_rate": 5e-3,
-    "grpo_last_learning_rate": 5e-3,
+    "grpo_learning_rate": 6.5e-3,
+    "grpo_last_learning_rate": 6.5e-3,
 }
 
 
