@@ -11,9 +11,9 @@ import sys
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.campaigns", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--seed", default="0")
-    parser.add_argument("--inputs", default="1200", help="bad inputs (some ten minutes)")
-    parser.add_argument("--servers", default="180", help="behaviours of a server (some five minutes)")
-    parser.add_argument("--kills", default="100", help="kills (one to two minutes each)")
+    parser.add_argument("--inputs", default="1200", help="bad inputs (about a minute)")
+    parser.add_argument("--servers", default="180", help="behaviours of a server (seconds)")
+    parser.add_argument("--kills", default="100", help="kills (some 20 seconds each)")
     given = parser.parse_args()
     campaigns = {
         "inputs": ["--n", given.inputs, "--seed", given.seed],
