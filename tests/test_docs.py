@@ -278,6 +278,7 @@ RETURNED = {"run_notebooks": 0} | dict.fromkeys(("build_one", "plant", "export")
 ELSEWHERE = {  # other programs: a test of its own below
     "make demo",
     "make test",
+    "make campaign",  # tests/campaigns and tests/experiments/test_kills.py do each of the four in small
     "jupyter lab notebooks/",
     "jupyter lab notebooks/workshop/",  # as the one above
     "jupyter nbconvert --to slides notebooks/workshop/slides.ipynb",
