@@ -108,6 +108,9 @@ class _Child:
                  if (spec := importlib.util.find_spec(name)) and spec.origin}  # fmt: skip
         command = [sys.executable, "-I", "-S", confined_child.__file__, str(SECONDS), str(SIZE), *sorted(homes)]
         how: dict = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+        # A kernel that is told to end terminates its group first and waits for it, which for a process that we do not
+        # wait for takes seconds. This one ends with us, or when there is nobody left to write to it.
+        how["start_new_session"] = True
         self.process = subprocess.Popen(command, **how)
         self.owner = os.getpid()
 
