@@ -76,6 +76,7 @@ from auditkit.text import counted
 
 STAGE = "04_auditor"
 _BEGIN_ANEW = "start notebook 04 over with resume=False (on the command line: --from 04 --start-over)"
+KINDS_FROM, TEXTS_EACH = 50, 8  # pictures, and texts about each, by which kinds of text are told apart
 SHARED = {  # files that several processes add to -> what makes two rows the same
     "answers": ("model", "picture", "question"),
     "judged": ("judge", "question", "a", "b"),
@@ -252,13 +253,14 @@ def _trainer(
 
 
 def _text_clusters(auditor: VLM, pictures: Sequence[Picture], p: Params, out: Path) -> TextClusters:
-    """Clusters of text, from what the untrained auditor writes about some of the pictures; written once, then read.
+    """Clusters of text, from what the untrained auditor writes about some of the pictures, several texts about each, for
+    an image is read once; written once, then read.
 
     Raises AuditError when none of what it writes can be used.
     """
     path = out / "untrained.json"
     if not path.exists():
-        some = pictures[:1000]
+        some = [picture for picture in pictures[:KINDS_FROM] for _ in range(TEXTS_EACH)]
         ways = [p.ways[i % len(p.ways)] for i in range(len(some))]
         texts = write_texts(auditor, some, ways, p.grpo_temperature, p.max_question_tokens, p.seed)
         kept = [kept_text(text, way) for text, way in zip(texts, ways, strict=True)]
