@@ -253,8 +253,8 @@ def _trainer(
 
 
 def _text_clusters(auditor: VLM, pictures: Sequence[Picture], p: Params, out: Path) -> TextClusters:
-    """Clusters of text, from what the untrained auditor writes about some of the pictures, several texts about each, for
-    an image is read once; written once, then read.
+    """Clusters of text, from what the untrained auditor writes: several texts about each of some pictures, for an
+    image is read once. They are written once, then read.
 
     Raises AuditError when none of what it writes can be used.
     """

@@ -7,6 +7,7 @@ from pathlib import Path
 import nbformat
 import papermill
 import psutil
+
 from auditkit.experiments.kernels import ENGINE, kernels_of_a_run
 
 CODE = """

@@ -4,6 +4,7 @@ import nbformat
 import pytest
 from browser import needs_playwright
 from campaigns import in_notebooks
+from lab import open_lab
 
 from auditkit.runs import jsonl
 
@@ -30,29 +31,20 @@ SAID = "document.querySelector('.widget-label.mathjax_ignore').textContent"
 
 
 @pytest.fixture
-def page(tmp_path, monkeypatch, request):
-    """JupyterLab with these three cells run, on a screen of 1366 x 768."""
+def lab(tmp_path, monkeypatch, request):
+    """JupyterLab with these three cells run."""
     needs_playwright("widgets were NOT tried")
     monkeypatch.setenv("PYTHONPATH", str(request.config.rootpath))
     nbformat.write(in_notebooks._book([nbformat.v4.new_code_cell(cell) for cell in (SET_UP, DESK, EDIT)]),
                    tmp_path / "tried.ipynb")  # fmt: skip
-    with in_notebooks.jupyterlab(tmp_path) as address, in_notebooks.chromium() as browser:
-        page = browser.new_page(viewport={"width": 1366, "height": 768})
-        page.on("dialog", lambda one: one.accept())  # that something is not saved
-        page.goto(f"{address}/lab/tree/tried.ipynb?reset", wait_until="domcontentloaded")
-        page.wait_for_selector(".jp-CodeCell >> nth=2", timeout=90_000)
-        page.wait_for_timeout(2000)
-        run_all(page)
-        page.wait_for_selector(".jp-OutputArea-output .widget-text input", timeout=90_000)
-        yield page
+    with open_lab(tmp_path) as lab:
+        lab.open("tried.ipynb")
+        lab.run_all()
+        yield lab
 
 
-def run_all(page) -> None:
-    page.click('.lm-MenuBar-item:has-text("Run")')
-    page.click('.lm-Menu-item:has-text("Run All Cells") >> nth=0')
-
-
-def test_the_desk_is_blind_hears_keys_and_survives_reloads(page, tmp_path):
+def test_the_desk_is_blind_hears_keys_and_survives_reloads(lab, tmp_path):
+    page = lab.page
     desk = page.locator(".auditkit-desk")
     desk.wait_for(timeout=30_000)
     assert "target" not in desk.locator(".answers").inner_text() and desk.locator("button.option").count() == 2
@@ -63,11 +55,8 @@ def test_the_desk_is_blind_hears_keys_and_survives_reloads(page, tmp_path):
     assert row["decision"] in ("accept", "reject")
     page.keyboard.press("ArrowRight")
     page.wait_for_function("document.querySelector('.auditkit-desk .count').textContent.startsWith('card 2')")
-    page.click('.lm-MenuBar-item:has-text("File")')
-    page.click('.lm-Menu-item:has-text("Save Notebook") >> nth=0')
-    page.wait_for_timeout(1500)
-    run_all(page)  # once more, and not saved: what the file shows is the desk of before
-    page.wait_for_timeout(6000)
+    lab.save()
+    lab.run_all()  # once more, and not saved: what the file shows is the desk of before
     for _ in range(3):
         page.reload(wait_until="domcontentloaded")
         page.locator(".auditkit-desk .count").wait_for(timeout=60_000)
@@ -76,7 +65,8 @@ def test_the_desk_is_blind_hears_keys_and_survives_reloads(page, tmp_path):
         assert "card 2 of 3 · 1 decided" in desk.locator(".count").inner_text()
 
 
-def test_an_edit_of_one_s_own_is_put_to_target_and_references(page):
+def test_an_edit_of_one_s_own_is_put_to_target_and_references(lab):
+    page = lab.page
     fields = page.locator(".jp-OutputArea-output .widget-text input")
     image = page.locator(".jp-OutputArea-output img.widget-image")
     before = image.get_attribute("src")

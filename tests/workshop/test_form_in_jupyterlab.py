@@ -6,18 +6,17 @@ import shutil
 import nbformat
 import pytest
 from browser import needs_playwright
-from campaigns import in_notebooks
+from lab import SOON, open_lab
 from smoke_run import make_project
 
 from auditkit.workshop import game
 
-SOON = 240_000  # ms: importing torch beside other tests takes its time
 SAID = "document.querySelectorAll('.auditkit-said textarea')[{}].value"
 
 
 @pytest.fixture
 def page(tmp_path, monkeypatch, request):
-    """The notebook in JupyterLab on a screen of 1366 x 768; two steps of planting, one gap, an audit of 16 boards."""
+    """The notebook in JupyterLab; two steps of planting, one gap, an audit of 16 boards."""
     needs_playwright("the form of plant and hunt was NOT tried")
     monkeypatch.setenv("PYTHONPATH", str(request.config.rootpath))
     project = make_project(tmp_path / "project")
@@ -27,12 +26,9 @@ def page(tmp_path, monkeypatch, request):
             "1000, hunt", "16, hunt"
         )
     nbformat.write(book, project / "tried.ipynb")
-    with in_notebooks.jupyterlab(project) as address, in_notebooks.chromium() as browser:
-        page = browser.new_page(viewport={"width": 1366, "height": 768})
-        page.goto(f"{address}/lab/tree/tried.ipynb?reset", wait_until="domcontentloaded")
-        page.wait_for_selector(".jp-CodeCell >> nth=3", timeout=SOON)
-        page.wait_for_timeout(2000)
-        yield page, project
+    with open_lab(project) as lab:
+        lab.open("tried.ipynb")
+        yield lab.page, project
 
 
 def run_cells(page, first: int, last: int) -> None:
