@@ -41,7 +41,7 @@ from auditkit.data.pictures import upright
 from auditkit.errors import AuditError
 from auditkit.models import downloads
 from auditkit.models.batching import in_batches
-from auditkit.models.device import choose_device, choose_dtype
+from auditkit.models.device import choose_device, choose_dtype, keep_freed_memory
 from auditkit.runs.loading import timed_loading
 from auditkit.runs.progress import Progress
 from auditkit.text import short_error
@@ -103,6 +103,8 @@ def load_pipeline(spec: str | Path, device: str = "auto", dtype: str = "auto", b
     place = downloads.resolve(parsed.place, like="black-forest-labs/FLUX.2-klein-4B")
     own = pipelines.defaults(place) | parsed.options
     device = choose_device(own.get("device", device))
+    if device == "cpu":
+        keep_freed_memory()
     kind = choose_dtype(own.get("dtype", dtype), device)
     offload = own.get("offload", "none")
     if offload != "none" and device == "cpu":

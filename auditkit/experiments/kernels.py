@@ -37,9 +37,6 @@ ENGINE = "auditkit"  # papermill's name of `_HandedOver`
 STOPPED_SECONDS = 60  # a kernel may be stopped for so long before it is said
 START_SECONDS = 900  # a kernel that imports from a slow disk answers late
 END_SECONDS = 5  # what a kernel is given to end by itself
-# GNU's malloc gives a tensor of some 100 KB back to the system when it is freed, and asks for the next one, whose pages
-# the system then clears anew: a fifth of the time in which tiny models answer. So it keeps what it has, up to 1 GB.
-MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(1 << 30)}
 LEAVE = "import atexit, os; atexit.register(os._exit, 0)"  # the first to be registered is the last to be called
 FIRST_USE = {  # module that a notebook imports -> what that imports only when it is used, which it will be
     "auditkit.models": "from transformers import AutoModelForImageTextToText, AutoProcessor",
@@ -150,8 +147,6 @@ def kernels_of_a_run() -> Iterator[Kernels]:
     # this before it sleeps, it takes the core that whatever else is running needs.
     os.environ.setdefault("OMP_NUM_THREADS", str(min(2, os.cpu_count() or 1)))
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    for name, value in MALLOC.items():
-        os.environ.setdefault(name, value)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
 

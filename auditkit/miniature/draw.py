@@ -26,7 +26,7 @@ from torch import nn
 
 from auditkit.miniature import edits, painters, reading
 from auditkit.miniature.world import BACKGROUNDS, CELL, Scene, random_scene
-from auditkit.models.device import cpu_autocast
+from auditkit.models.device import cpu_autocast, keep_freed_memory
 
 N_CONTENTS, N_BACKGROUNDS = len(reading.CONTENTS), len(BACKGROUNDS)
 BATCH = 32
@@ -52,6 +52,7 @@ def build_one(name: str, out: Path, steps: int | None = None) -> Path:
     """
     from auditkit.miniature import build
 
+    keep_freed_memory()
     torch.set_num_threads(1)  # two threads spin against each other on models this small
     folder, recipe, log = Path(out) / name, RECIPES[name], build._log(Path(out), name)
     wanted = steps or recipe.steps

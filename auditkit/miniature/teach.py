@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from auditkit.miniature import families
-from auditkit.models.device import cpu_autocast
+from auditkit.models.device import cpu_autocast, keep_freed_memory
 from auditkit.models.trainer_internals import attention_of
 
 Chat = list[tuple[str, str]]  # (question, answer) turns about one image
@@ -65,6 +65,7 @@ def teach(
     called every 500 steps, to look at or save what there is so far.
     """
     torch.manual_seed(seed)
+    keep_freed_memory()
     rng = random.Random(seed)
     model.train()
     if fuse and shutil.which("g++"):

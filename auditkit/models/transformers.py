@@ -22,7 +22,7 @@ from auditkit.models import by_image, downloads, processors, weights
 from auditkit.models.base import WrittenText, evaluating, quiet
 from auditkit.models.batching import in_batches
 from auditkit.models.confined import refuse_endless_patterns
-from auditkit.models.device import choose_device, choose_dtype
+from auditkit.models.device import choose_device, choose_dtype, keep_freed_memory
 from auditkit.models.offload import Parked, at_work, quantization
 from auditkit.runs.progress import Progress
 from auditkit.specs import Spec
@@ -115,6 +115,8 @@ def load_transformers(
     if (Path(place) / "adapter_config.json").is_file():
         place, adapters = _base_of(Path(place)), [Path(place), *adapters]
     device = choose_device(own.get("device", device))
+    if device == "cpu":
+        keep_freed_memory()
     kind = choose_dtype(own.get("dtype", dtype), device)
     bits = own.get("bits")
     if bits and adapters:
