@@ -24,6 +24,7 @@ from auditkit.text import visible
 ASKS = 1.25  # weight of what is asked against what is answered, when two findings are compared
 DOMINANT = 0.7  # an answer given to this share of a group's questions stands for the group
 SHARED = 0.6  # a word belongs to a group's name if this share of its questions has it
+FILLERS = 5  # groups that differ in one word, and by which it is seen not to matter
 AT_ONCE = 2000  # more findings than this are put to the nearest group: linkage costs their number squared
 ROWS = 50_000  # findings whose nearest group is looked for together
 ELLIPSIS, DASH = "…", "—"
@@ -36,7 +37,8 @@ def group_findings(findings: Sequence[dict], most: int, by: str = "text") -> lis
     Args:
         by: text, their words, or embedding, their meaning (consensus/embeddings.py).
 
-    Clusters that share a template and one dominant answer are one group to a reader.
+    Clusters that share a template and one dominant answer are one group to a reader, and so are five or more that
+    differ in one word alone and are answered alike: what stands there, such as a place, does not matter.
     """
     alike = defaultdict(list)
     if by == "embedding":
@@ -48,7 +50,28 @@ def group_findings(findings: Sequence[dict], most: int, by: str = "text") -> lis
         said, n = Counter(normalise(r["target"]) for r in members).most_common(1)[0]
         answer = said if n >= DOMINANT * len(members) else says(members)
         alike[common_template(Counter(r["question"] for r in members)), answer].extend(members)
-    return list(alike.values())
+    return _whatever_the_word(list(alike.values()))
+
+
+def _whatever_the_word(groups: Sequence[list[dict]]) -> list[list[dict]]:
+    """Groups, those joined that ask the same but for one word, which varies, and have the same dominant confusion."""
+    alike: dict[tuple, list[int]] = defaultdict(list)
+    for i, members in enumerate(groups):
+        first = confusions(members)[0]
+        words = common_template(Counter(r["question"] for r in members)).split()
+        if first["count"] < DOMINANT * len(members):
+            continue
+        for word in dict.fromkeys(words):
+            form = tuple(ELLIPSIS if one.strip("?") == word.strip("?") else one for one in words)
+            if sum(one != ELLIPSIS for one in form) >= SHARED * len(form):
+                alike[form, first["target"], first["consensus"]].append(i)
+    joined, left = [], set(range(len(groups)))
+    for some_alike in sorted(alike.values(), key=len, reverse=True):
+        own = [i for i in some_alike if i in left]
+        if len(own) >= FILLERS:
+            joined.append([row for i in own for row in groups[i]])
+            left -= set(own)
+    return [*joined, *(groups[i] for i in sorted(left))]
 
 
 def common_template(questions: Iterable[str]) -> str:

@@ -13,6 +13,7 @@ from scoring import score
 from auditkit import stats
 from auditkit.consensus.same import Same
 from auditkit.errors import AuditError
+from auditkit.findings import grouping
 from auditkit.findings.failure_types import explain_types, find_failure_types
 from auditkit.findings.grading import (
     agreement_with_gaps,
@@ -213,6 +214,21 @@ def test_questions_of_several_kinds_are_not_named_after_one_of_them():
     ]  # fmt: skip
     assert common_template(asked) == "questions of several kinds"
     assert common_template(asked[:2] + ["is there a star?"]) == "what shape is …?", "two of three are most"
+
+
+@pytest.mark.parametrize(("places", "count"), [("a1 b2 c3 d4 a4", 1), ("a1 b2 c3 d4", 4)])
+def test_groups_that_differ_in_one_word_are_one_where_that_word_is_seen_not_to_matter(places, count):
+    rows = [
+        {"question": f"do the objects at {place} and {place} look alike?", "target": "no", "consensus": "yes"}
+        for place in places.split()
+        for _ in range(3)
+    ]
+    groups = [rows[i : i + 3] for i in range(0, len(rows), 3)]
+    other = [{"question": "do the objects at a1 and a1 look alike?", "target": "yes", "consensus": "no"}]
+    joined = grouping._whatever_the_word([*groups, other])
+    assert len(joined) == count + 1 and sum(joined, []) == [*rows, *other]
+    if count == 1:
+        assert grouping.group_name(joined[0]) == "do the objects at … and … look alike? — says “no” for yes"
 
 
 def test_a_gap_is_told_in_words():
