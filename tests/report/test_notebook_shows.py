@@ -317,11 +317,17 @@ def test_the_auditors_progress_goes_on_from_what_is_on_file(tmp_path, capsys, mo
     monkeypatch.setattr(progress, "display", lambda figure, display_id: SimpleNamespace(update=drawn.append))
     jsonl.append(tmp_path / "history.jsonl", [{"step": n, "reward/disagreement": 0.25} for n in range(1, 9)])
     monkeypatch.setattr(progress, "last_checkpoint", lambda folder: str(folder / "checkpoint-4"))
+    now = 0.0
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: now))
     watch = progress.AuditorProgress(40, tmp_path / "history.jsonl")
     assert [row["step"] for row in watch.history] == [1, 2, 3, 4], "later ones are made again"
     watch({"step": 5, "reward/disagreement": 0.5})
+    assert not drawn, "to draw takes a fifth of a second"
+    now = progress.EVERY
     watch({"step": 6, "reward/disagreement": 0.5, "distinct": 0.5, "kinds": 3})
     assert [row["step"] for row in watch.history] == [1, 2, 3, 4, 5, 6] and len(drawn) == 1
+    watch({"step": 40, "reward/disagreement": 0.5})
+    assert len(drawn) == 2, "and at the end"
     assert "nan" not in capsys.readouterr().out
 
 
