@@ -23,6 +23,8 @@ START = """async ([path, kernel]) => {
   return kernel;
 }"""
 SHOWN = ".jp-OutputArea-output"
+BEGUN = r"""[...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].map(one => one.textContent)
+  .filter(text => /\d|\*/.test(text)).join()"""  # the prompts of cells that run or have run
 RUNNING = "[...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].some(one => one.textContent.includes('*'))"
 OUTSIDE = """width => [...document.querySelectorAll('.jp-OutputArea-output img')]
   .filter(one => !one.naturalWidth || one.getBoundingClientRect().right > width)
@@ -76,9 +78,10 @@ class Lab:
 
     def run_all(self) -> None:
         """Run all cells, and wait until the last one that runs is done."""
+        before = self.page.evaluate(BEGUN)  # an error may end it before anybody has seen that it runs
         self.page.click('.lm-MenuBar-item:has-text("Run")')
         self.page.click('.lm-Menu-item:has-text("Run All Cells") >> nth=0')
-        self.page.wait_for_function(RUNNING, timeout=SOON)
+        self.page.wait_for_function(f"before => {BEGUN} !== before", arg=before, timeout=SOON)
         self.page.wait_for_function(f"!{RUNNING}", timeout=SOON)
         self.page.wait_for_timeout(500)  # what is shown last
 
