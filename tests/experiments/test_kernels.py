@@ -52,5 +52,5 @@ def test_a_kernel_ends_at_once_with_what_it_started_and_calls_what_is_to_be_call
     assert (tmp_path / "asked_for").is_file()
     assert not (tmp_path / "taken_apart").exists()
     assert seconds[0] < 2, "jupyter_client waits 2.5 seconds before it terminates a kernel that does not end"
-    _, left = psutil.wait_procs([psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)], timeout=5)
+    _, left = psutil.wait_procs([one for one in psutil.process_iter() if one.pid in pids], timeout=5)
     assert not left
