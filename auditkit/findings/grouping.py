@@ -58,11 +58,11 @@ def _whatever_the_word(groups: Sequence[list[dict]]) -> list[list[dict]]:
     alike: dict[tuple, list[int]] = defaultdict(list)
     for i, members in enumerate(groups):
         first = confusions(members)[0]
-        words = common_template(Counter(r["question"] for r in members)).split()
+        words = common_template(Counter(r["question"] for r in members)).rstrip("?").split()
         if first["count"] < DOMINANT * len(members):
             continue
         for word in dict.fromkeys(words):
-            form = tuple(ELLIPSIS if one.strip("?") == word.strip("?") else one for one in words)
+            form = tuple(ELLIPSIS if one == word else one for one in words)
             if sum(one != ELLIPSIS for one in form) >= SHARED * len(form):
                 alike[form, first["target"], first["consensus"]].append(i)
     joined, left = [], set(range(len(groups)))
