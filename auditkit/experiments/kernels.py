@@ -81,8 +81,9 @@ class Kernels:
         self._waiting.clear()
 
     def _start(self, environment: Mapping[str, str], first: str = "") -> AsyncKernelManager:
-        manager = AsyncKernelManager(kernel_name="python3")
         socket = os.path.join(self.folder, f"k{next(self._numbers)}")  # each its own, or two that start share one
+        # unless told where, jupyter_client writes it beside the folder, and one whose start is interrupted stays there
+        manager = AsyncKernelManager(kernel_name="python3", connection_file=f"{socket}.json")
         if os.name == "posix" and len(socket) < 95:  # a socket's whole path, number and all, has room for 103 bytes
             manager.transport, manager.ip = "ipc", socket
         lines = [f"--IPKernelApp.exec_lines={code}" for code in (LEAVE, first) if code]

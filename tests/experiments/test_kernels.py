@@ -1,12 +1,15 @@
 """Kernels of a run end at once, and as libraries have asked for."""
 
 import json
+import tempfile
 import time
 from pathlib import Path
 
 import nbformat
 import papermill
 import psutil
+import pytest
+from jupyter_client.manager import AsyncKernelManager
 
 from auditkit.experiments.kernels import ENGINE, kernels_of_a_run
 
@@ -54,3 +57,18 @@ def test_a_kernel_ends_at_once_with_what_it_started_and_calls_what_is_to_be_call
     assert seconds[0] < 2, "jupyter_client waits 2.5 seconds before it terminates a kernel that does not end"
     _, left = psutil.wait_procs([one for one in psutil.process_iter() if one.pid in pids], timeout=5)
     assert not left
+
+
+def test_a_start_that_is_interrupted_leaves_no_file(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    written = []
+
+    async def interrupted(self, *_, **__):
+        written.append(Path(self.connection_file).is_file())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(AsyncKernelManager, "_async_launch_kernel", interrupted)
+    with pytest.raises(KeyboardInterrupt), kernels_of_a_run() as kernels:
+        kernels.take("book", {})
+    assert written == [True], "the file that says how to speak to the kernel comes before the kernel"
+    assert not list(tmp_path.iterdir())
