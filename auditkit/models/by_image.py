@@ -154,7 +154,7 @@ def _begin(
     if why_unshared(vlm, read + rest + new):
         return None
     cache = _read(vlm, inputs, begins)
-    cache.batch_select_indices(torch.tensor(of, device=device))
+    cache.reorder_cache(torch.tensor(of, device=device))
     pad = vlm.processor.tokenizer.pad_token_id
 
     def left(rows: list[torch.Tensor], value: int) -> torch.Tensor:
