@@ -154,6 +154,7 @@ def _begin(
     if why_unshared(vlm, read + rest + new):
         return None
     cache = _read(vlm, inputs, begins)
+    # by index_select: threads that learn through an index ([of]) add up in any order, and wait for each other
     cache.reorder_cache(torch.tensor(of, device=device))
     pad = vlm.processor.tokenizer.pad_token_id
 
