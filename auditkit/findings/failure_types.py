@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from auditkit import stats
 from auditkit.consensus.normalise import normalise
 from auditkit.findings.grouping import (
+    NO_TEMPLATE,
     clusters_by_text,
     common_template,
     confusions,
@@ -22,10 +23,13 @@ from auditkit.findings.grouping import (
     of_templates,
 )
 from auditkit.runs.probe import TRAINING, audit_probes, only_findings
+from auditkit.text import counted
 
 ASKED = ("finding", "agrees")  # outcomes of the probes that could have become findings; the others were dropped
 FOUND = 3  # true findings in its condition make a planted gap found
 OUTSIDE = "outside all gaps"
+ENOUGH = 5  # probes below which a rate is not told in words
+ADVISED = 20  # findings below which nothing is said of what to learn
 
 
 @dataclass(frozen=True)
@@ -74,26 +78,31 @@ def explain_types(types: Sequence[FailureType], records: Sequence[dict]) -> str:
         return "No probe got as far as a comparison, so nothing can be said about the target."
     total = stats.rate(len(only_findings(asked)), len(asked))
     text = [f"The target departed from its references on {_counted(total, 'questions that could be compared')}."]
-    strong = _strong(asked, total["value"])
+    strong = _strong(asked, total["value"], types)
     if strong:
         text.append("It is strong at " + _list([f"“{t}” (wrong on {_counted(r)})" for t, r in strong]) + ".")
     if not types:
         return " ".join([*text, "No failure type was found."])
-    weak = sorted((t for t in types if t.size >= 3 and t.rate_when), key=lambda t: -t.rate_when["low"])[:3]
+    told = (t for t in types if t.size >= FOUND and t.rate_when and t.rate_when["n"] >= ENOUGH)
+    weak = sorted(told, key=lambda t: -t.rate_when["low"])[:3]
     if weak:
         listed = [f"“{t.name}” (wrong on {_counted(t.rate_when, 'such questions')})" for t in weak]
         text.append(f"It is weakest at {_list(listed)}.")
-    held, chosen, half = 0, 0, sum(t.size for t in types) / 2
+    findings, held, chosen = sum(t.size for t in types), 0, []
+    if findings < ADVISED:
+        return " ".join([*text, f"{counted(findings, 'finding')} are too few to say what to fine-tune it on."])
     for t in types:  # the fewest types that hold half of the findings
-        if held < half:
-            held, chosen = held + t.size, chosen + 1
-    templates = list(dict.fromkeys(f"“{t.template}”" for t in types[:chosen]))
+        if held < findings / 2 and t.template != NO_TEMPLATE:
+            held += t.size
+            chosen.append(t)
+    templates = list(dict.fromkeys(f"“{t.template}”" for t in chosen))
     if len(templates) > 5:
         templates = [*templates[:4], f"{len(templates) - 4} more"]
-    text.append(
-        f"To repair most with least, fine-tune it on {_list(templates)}: "
-        f"{chosen} of {len(types)} failure types hold {held} of {sum(t.size for t in types)} findings."
-    )
+    if templates:
+        text.append(
+            f"To repair most with least, fine-tune it on {_list(templates)}: "
+            f"{len(chosen)} of {len(types)} failure types hold {held} of {findings} findings."
+        )
     return " ".join(text)
 
 
@@ -129,8 +138,16 @@ def _type(group: _Group, asked: Sequence[dict], like: set[str], total: int) -> F
 
 
 def _telling(findings: Sequence[dict], most: int = 6) -> list[dict]:
-    """The findings its references agree on most, first such that differ in picture, confusion and question."""
-    left = sorted(findings, key=lambda r: (-(r.get("agreement") or 0), r["key"]))
+    """The findings its references agree on most, first such that differ in picture, confusion and question.
+
+    Of those on which they agree alike, one of the commonest confusion is the first, for the type may be named by it.
+    """
+    common = confusions(findings)[0]
+
+    def rare(r: dict) -> bool:
+        return any(normalise(r[side]) != normalise(common[side]) for side in ("target", "consensus"))
+
+    left = sorted(findings, key=lambda r: (-(r.get("agreement") or 0), rare(r), r["key"]))
     chosen, seen = [], Counter()
 
     def facts(r):
@@ -146,8 +163,13 @@ def _telling(findings: Sequence[dict], most: int = 6) -> list[dict]:
     return chosen
 
 
-def _strong(asked: Sequence[dict], usual: float, most: int = 3) -> list[tuple[str, dict]]:
-    """Question templates asked at least 20 times and surely seldom wrong: (template, rate), surest first."""
+def _strong(asked: Sequence[dict], usual: float, types: Sequence[FailureType], most: int = 3) -> list[tuple[str, dict]]:
+    """Question templates asked at least 20 times and surely seldom wrong: (template, rate), surest first.
+
+    None in which a failure type shows that the target is mostly wrong where the references say certain things.
+    """
+    at = {r["key"]: r["question"] for r in asked}
+    weak = {at[key] for t in types if t.rate_when and t.rate_when["value"] > 0.5 for key in t.asked if key in at}
     kinds, often = {}, Counter(r["question"] for r in asked)
     wrong = Counter(r["question"] for r in only_findings(asked))
     clusters = clusters_by_text([(r["question"], "") for r in asked], 24)
@@ -157,7 +179,7 @@ def _strong(asked: Sequence[dict], usual: float, most: int = 3) -> list[tuple[st
         groups.append((common_template(questions), questions))
     for (template, _), alike in zip(groups, of_templates(groups, often), strict=True):
         n = sum(often[question] for question in alike)
-        if n >= 20:
+        if n >= 20 and not weak & alike:
             kinds[template] = stats.rate(sum(wrong[question] for question in alike), n)
     good = [(template, r) for template, r in kinds.items() if r["high"] < min(usual, 0.25)]
     return sorted(good, key=lambda item: item[1]["high"])[:most]

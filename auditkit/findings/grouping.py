@@ -166,9 +166,10 @@ def says(findings: Sequence[dict]) -> str:
         return f"says “{said}” for {some([pair['consensus'] for pair in pairs if pair['target'] == said])}"
     if asked >= DOMINANT * n:
         return f"says {some([pair['target'] for pair in pairs if pair['consensus'] == right])} for “{right}”"
-    frequent = [f"“{pair['target']}” for {pair['consensus']}" for pair in pairs[:3] if pair["count"] >= 0.15 * n]
-    if frequent:
-        return f"says {', '.join(frequent)}"
+    frequent = [pair for pair in pairs[:3] if pair["count"] >= 0.15 * n]
+    if sum(pair["count"] for pair in frequent) >= n / 2:  # else they would stand for what is mostly something else
+        listed = [f"“{pair['target']}” for {pair['consensus']}" for pair in frequent]
+        return f"says {', '.join(listed)}"
     return f"wrong in {len(pairs)} ways, e.g. “{pairs[0]['target']}” for {pairs[0]['consensus']}"
 
 

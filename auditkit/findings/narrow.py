@@ -12,9 +12,10 @@ import functools
 import random
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from auditkit import stats
 from auditkit.audit.baseline import baseline_probes
 from auditkit.audit.batches import Loader
 from auditkit.consensus.choose import choose_same
@@ -29,6 +30,7 @@ from auditkit.models.answers import AnswerBook
 from auditkit.models.base import Writer
 from auditkit.models.load import model_loader
 from auditkit.params import Params
+from auditkit.runs.probe import audit_probes
 
 FILE = "probing.jsonl"
 LEAST = 5  # failures, and successes, below which nothing is said
@@ -86,8 +88,9 @@ def narrow_types(
 
     Args:
         types: as from `find_failure_types`.
-        scored: the audit's records (score_probes). A finding of another type is neither failure nor success.
-        untrained: those of notebook 02, whose successes count as well; none where it was not run.
+        scored: the audit's records (score_probes). What parts a type's failures from successes is sought without the
+            findings of other types; these count, as failures, in the rates of what was found.
+        untrained: those of notebook 02, whose successes help to find a rule; none where it was not run.
         references: what loads them; none: then rules are made of words and consensus alone.
         picture: a key -> the picture, those that were made among them.
         alike, quorum: as for `score_probes`.
@@ -100,18 +103,42 @@ def narrow_types(
         if row["outcome"] == "agrees":
             agreed[kinds[row["question"]]].append(row)
     asking = _Asking(references, picture, AnswerBook(folder / FILE), alike, quorum, max_answer_tokens)
-    found = {}
+    own, found = [row for row in audit_probes(scored) if row["outcome"] in ASKED], {}
     for of in types:
-        own = [failed[key] for key in of.keys]
-        [(kind, n)] = Counter(kinds[row["question"]] for row in own).most_common(1)
+        members = [failed[key] for key in of.keys]
+        [(kind, n)] = Counter(kinds[row["question"]] for row in members).most_common(1)
         good = _some(agreed[kind])
         if n < max(LEAST, ONE_KIND * of.size) or len(good) < LEAST or len(kind.vocabulary) > len(ORDINALS):
             continue
-        bad = _some([row for row in own if kinds[row["question"]] == kind])
+        bad = _some([row for row in members if kinds[row["question"]] == kind])
         wrong = [True] * len(bad) + [False] * len(good)
         if rule := _narrow(kind, [*bad, *good], wrong, kinds, asking):
-            found[of.name] = rule
+            like = [row for row in own if kinds[row["question"]] == kind]
+            found[of.name] = _measured(rule, _some(like), asking)
     return found
+
+
+def _measured(rule: Rule, rows: Sequence[dict], asking: _Asking) -> Rule:
+    """The rule with the rates of failures, whatever their types, inside and outside among an audit's own probes.
+
+    Those that training met are not among them, for of these only failures were kept.
+
+    Args:
+        rows: all records of its kind of question, or a sample of them.
+    """
+    facts = [question_facts(rule.kind, row["question"], row["consensus"]) for row in rows]
+    probings = list(dict.fromkeys(part.fact[1] for part in rule.conditions if part.fact[0] == "asked"))
+    held = [all(part.holds(known) for part in rule.conditions if part.fact[0] != "asked") for known in facts]
+    if probings:  # only where the rest of the rule holds is anybody asked
+        left = [i for i, maybe in enumerate(held) if maybe]
+        known = _ask(asking, asking.models, probings, [rows[i] for i in left], [facts[i] for i in left])
+        for i, more in zip(left, known, strict=True):
+            held[i] = all(part.holds(more) for part in rule.conditions)
+    wrong: dict[bool, list[bool]] = {True: [], False: []}
+    for row, inside in zip(rows, held, strict=True):
+        wrong[inside].append(row["outcome"] == "finding")
+    rates = {side: stats.rate(sum(bad), len(bad)) if bad else {} for side, bad in wrong.items()}
+    return replace(rule, inside=rates[True], outside=rates[False])
 
 
 def _some(rows: list[dict]) -> list[dict]:

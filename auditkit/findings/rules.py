@@ -48,8 +48,8 @@ class Rule:
 
     kind: Kind
     conditions: tuple[Condition, ...]
-    inside: dict = field(default_factory=dict)  # rate
-    outside: dict = field(default_factory=dict)  # rate
+    inside: dict = field(default_factory=dict)  # rate, {} where there is no such question
+    outside: dict = field(default_factory=dict)  # rate, {} where there is no such question
 
     def holds(self, question: str, answer: str, ask: Callable[[str], str]) -> bool:
         """Whether a question of its kind lies inside.
@@ -94,7 +94,7 @@ def with_codes(facts: Facts) -> Facts:
 
 
 def find_rule(kind: Kind, facts: Sequence[Facts], wrong: Sequence[bool]) -> Rule | None:
-    """The rule for n questions of a kind, with its rates; None where there is none worth telling.
+    """The rule for n questions of a kind, with its rates among them; None where there is none worth telling.
 
     Args:
         facts: n mappings, fact -> value.

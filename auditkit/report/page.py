@@ -264,7 +264,7 @@ def alternative_texts(summary: Mapping, types: Sequence[Mapping], history: Seque
     """What is to be seen on each figure, for whoever cannot see it: its name and its main numbers."""
     success = summary.get("search_success") or summary.get("search_success_by_consensus") or {}
     rates = [f"{name.replace('_', ' ')} {percent(rate)}" for name, rate in success.items()]
-    worst = [f"{kind['name']} {percent(kind['rate'])}" for kind in types if kind["rate"]][:3]
+    worst = [f"{kind['name']} {percent(kind.get('rate_when') or kind['rate'])}" for kind in types if kind["rate"]][:3]
     both = [kind for kind in types if "target" in kind and "peer" in kind]
     more = sum(kind["peer"]["value"] < kind["target"]["value"] for kind in both)
     means_of = [f"{side} {percent(rate)}" for side, rate in means(summary.get("benchmarks", {})).items()]

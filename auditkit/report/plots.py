@@ -185,14 +185,16 @@ def search_success(
 
 
 def types_bar(types: Sequence[Mapping], width: float = 7.2) -> Figure:
-    """How often the target fails on each failure type.
+    """How often the target fails where it was asked as in a failure type and the references answered as there.
 
     Args:
-        types: {"name", "size" (findings), "share" (of all findings), "rate" (of the probes of this type; a type without
-            one is left out)}, any order.
+        types: {"name", "size" (findings), "share" (of all findings), "rate" (of the probes that ask so), "rate_when"?
+            (of those with one of the type's answers; where there is none the former is drawn)}, any order; a type
+            without rates is left out.
     """
-    ordered = sorted((kind for kind in types if kind["rate"]), key=lambda kind: -kind["rate"]["value"])
-    return _bars([(kind["name"], kind["rate"], WRONG, _size(kind)) for kind in ordered], width)
+    rates = [(kind, kind.get("rate_when") or kind["rate"]) for kind in types if kind["rate"]]
+    rates.sort(key=lambda pair: -pair[1]["value"])
+    return _bars([(kind["name"], rate, WRONG, _size(kind)) for kind, rate in rates], width)
 
 
 def versus(types: Sequence[Mapping], width: float = 7.2) -> Figure:

@@ -23,7 +23,8 @@ images/<slug(record["picture"])>.png in 06_findings, then in 05_audit. More keys
                                       "target"?, "peer"?: rates on the same probes,
                                       "untrained"?: {"target", "peer"} on those of the untrained auditor alone,
                                       "gap"?: {"name", "share"} (the planted gap most findings are in),
-                                      "rule"?: {"words", "inside": rate, "outside": rate} (what narrows it),
+                                      "rule"?: {"words", "inside", "outside": rates of failures of whatever type, {}
+                                      without such a probe} (what narrows it),
                                       "confusion"?: [{"target", "consensus", "count"}],
                                       "examples": [{"picture", "image"?, "question", "target", "consensus",
                                       "references": {name: answer}, "truth"?}]}]
@@ -319,7 +320,9 @@ def _rates(summary: Mapping) -> Iterator[tuple[str, object]]:
             yield f"findings.by_type.{name}.rate", kind.get("rate")
         yield from ((f"findings.by_type.{name}.{side}", kind[side]) for side in ("target", "peer") if side in kind)
         rule = kind.get("rule", {})
-        yield from ((f"findings.by_type.{name}.rule.{side}", rule[side]) for side in ("inside", "outside") if rule)
+        yield from (
+            (f"findings.by_type.{name}.rule.{side}", rule[side]) for side in ("inside", "outside") if side in rule
+        )
     if "named" in summary.get("rules", {}):
         yield "rules.named", summary["rules"]["named"]
     checked = summary.get("rectification", {}).get("held_out", {})

@@ -135,11 +135,12 @@ def ways_table(by: Mapping[str, Mapping[str, Mapping]]) -> Table:
 
 
 def types_table(types: Sequence) -> Table:
-    """The failure types with how much of all findings each is and how often it fails (notebook 06)."""
+    """The failure types with how much of all findings each is, and how often the target fails there (notebook 06)."""
     rows = [
         {"type": t.name, "findings": t.size, "share": t.share}
-        | ({"rate": t.rate["value"], "from": t.rate["low"], "to": t.rate["high"]} if t.rate else {})
+        | ({"rate": rate["value"], "from": rate["low"], "to": rate["high"]} if rate else {})
         for t in types
+        for rate in [t.rate_when or t.rate]
     ]
     columns = ["type", "findings", "share", "rate", "from", "to"]
     return escaped_table(pd.DataFrame(rows, columns=columns), dict.fromkeys(columns[2:], "{:.0%}"), index=False)

@@ -439,3 +439,40 @@ def test_the_peer_is_judged_on_the_probes_of_each_type_as_the_target_was(records
     asked = like.asked
     compare_with_peer(types, records, half, like, source, Same(), P.quorum, P.max_answer_tokens, tmp_path)
     assert like.asked == asked, "what is on file is not asked again"
+
+
+def few(n, question, target, consensus, outcome="finding", start=0):
+    said = {"target": target, "consensus": consensus, "references": dict.fromkeys("abc", consensus), "agreement": 1.0}
+    return [
+        {"key": f"{question}-{target}-{consensus}-{start + i}", "picture": f"p{start + i}", "question": question,
+         "checkpoint": "step 6", "outcome": outcome} | said
+        for i in range(n)
+    ]  # fmt: skip
+
+
+def test_nothing_is_called_strong_that_holds_a_failure_type_and_little_is_no_advice():
+    asked = "what shape is the {} object?"
+    shapes = few(30, asked.format("small"), "star", "star", "agrees") + few(
+        30, asked.format("large"), "star", "star", "agrees"
+    )
+    orange = few(6, asked.format("small"), "cross", "circle", start=40)
+    clocks = few(14, "what time is it?", "6", "7") + few(60, "how many are there?", "2", "2", "agrees")
+    records = [*shapes, *orange, *clocks]
+    types = find_failure_types(records, 4)
+    text = explain_types(types, records)
+    strong = text.partition("It is strong at ")[2].partition(". It is weakest")[0]
+    assert "how many are there?" in strong and "the small object" not in strong
+    assert "fine-tune it on" in text
+    fewer = [*shapes, *orange[:3]]
+    text = explain_types(find_failure_types(fewer, 4), fewer)
+    assert "It is weakest" not in text, "three probes say too little"
+    assert text.endswith("3 findings are too few to say what to fine-tune it on.")
+
+
+def test_a_name_speaks_for_at_least_half_of_its_findings():
+    rows = [row for i in range(7) for row in few(1 if i else 3, "where is it?", f"a{i}", f"b{i}")]
+    assert grouping.says(rows) == "wrong in 7 ways, e.g. “a0” for b0"
+    rows = few(3, "where is it?", "a1", "b1") + few(2, "where is it?", "a2", "b2") + few(2, "where is it?", "a3", "b3")
+    assert grouping.says(rows).startswith("says “a1” for b1")
+    types = find_failure_types(rows, 4)
+    assert types[0].examples[0]["target"] == "a1"

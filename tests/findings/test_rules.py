@@ -18,6 +18,7 @@ from auditkit.miniature import gaps, grammar, shipped
 from auditkit.miniature.boards import Boards, scene_of
 from auditkit.models.load import load_model
 from auditkit.runs import jsonl
+from auditkit.runs.probe import TRAINING
 
 P = SimpleNamespace(min_token_probability=1e-3, same="text", quorum=0.6)
 TABLE = gaps.load(Path(gaps.__file__).parent / "target.yaml")
@@ -145,7 +146,14 @@ def test_a_reference_is_asked_what_the_records_do_not_say_and_only_once(tmp_path
     (rule,) = narrow.narrow_types(types, records, [], [loader], boards.picture, **how).values()
     assert "the references say dotted" in rule.in_words()
     assert "the answer to “what shape is the object at …?” is circle or square" in rule.in_words()
-    assert rule.inside["value"] > 0.9 and rule.outside["value"] < 0.1
+    assert rule.inside["value"] > 0.9 and rule.outside["value"] < 0.2
+    alike = [row["outcome"] == "finding" for row in records if "what pattern has the object" in row["question"]]
+    failures = sum(round(side["value"] * side["n"]) for side in (rule.inside, rule.outside))
+    assert rule.inside["n"] + rule.outside["n"] == len(alike), "every such question is on one side"
+    assert failures == sum(alike) > sum(of.size for of in types), "and failures of other types count, too"
+    met = [row | {"key": f"met-{row['key']}", "checkpoint": TRAINING} for row in records if row["outcome"] == "finding"]
+    (same,) = narrow.narrow_types(types, [*records, *met], [], [loader], boards.picture, **how).values()
+    assert same == rule, "of what training met only failures were kept, so they are in no rate"
     book = jsonl.read(tmp_path / narrow.FILE)
     assert {row["model"] for row in book} == {"gemma3"}
     again = narrow.narrow_types(types, records, [], [loader], boards.picture, **how)

@@ -272,7 +272,10 @@ def test_what_training_has_met_and_what_repeating_does_not_bring_is_told_apart_f
     kinds = list(summary["findings"]["by_type"].values())
     assert kinds[1]["from_training"] == types[1]["size"] and "rate" not in kinds[1] and "from_training" not in kinds[2]
     assert "40 of them met while the auditor was trained" in html and "Met in training alone" in html
-    assert "At step 51, all texts are one: &lt;script&gt;" in html and "100 different failures" in html
+    assert (
+        "At step 51, all texts are one: &lt;script&gt;" in html
+        and "2 different failures and 2 kinds of failure (100 and 100.0 a thousand)" in html
+    )
 
 
 def test_what_was_not_measured_is_absent(tmp_path):
