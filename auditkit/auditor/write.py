@@ -84,7 +84,7 @@ def write_samples(
 
 
 def propose_questions(
-    vlm: VLM, pictures: Sequence[Picture], temperature: float, max_new_tokens: int, seed: int | None
+    vlm: Writer, pictures: Sequence[Picture], temperature: float, max_new_tokens: int, seed: int | None
 ) -> list[Probe]:
     """Have the auditor write one question about each picture.
 
@@ -96,7 +96,7 @@ def propose_questions(
 
 
 def write_questions(
-    vlm: VLM, pictures: Sequence[Picture], temperature: float, max_new_tokens: int, seed: int | None
+    vlm: Writer, pictures: Sequence[Picture], temperature: float, max_new_tokens: int, seed: int | None
 ) -> list[Probe]:
     """As `propose_questions`, but taking whatever comes: for batches of which a later one may fare better."""
     texts = write_texts(vlm, pictures, ["question"] * len(pictures), temperature, max_new_tokens, seed)

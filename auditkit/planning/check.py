@@ -19,7 +19,7 @@ from accelerate.utils.memory import should_reduce_batch_size
 from PIL import Image, ImageOps
 
 from auditkit import specs
-from auditkit.auditor.write import auditor_prompt
+from auditkit.auditor.write import auditor_prompt, propose_questions
 from auditkit.consensus.normalise import has_content
 from auditkit.data.pictures import read_picture
 from auditkit.data.source import Example, Picture
@@ -111,6 +111,8 @@ def trained(
         yield _asked("adapters", lambda: adaptable(model))
         if role != "target":
             adapters.append(Path(folder, "auditor"))
+            if role == "auditor":
+                yield _asked("questions", lambda: writes_questions(model, pictures, p))
             yield _asked("scores", lambda: scored(model, images, questions))
             yield _asked("GRPO step", lambda: trial_step(model, pictures, p, out=adapters[-1]).found)
         if role != "auditor" and not why_not:
@@ -119,6 +121,13 @@ def trained(
         for adapter in adapters:
             if adapter.is_dir():  # or it has been said why there is none
                 yield _asked("saved, loaded", lambda adapter=adapter: same_when_loaded(model, adapter, again, images))
+
+
+def writes_questions(model: VLM, pictures: Sequence[Picture], p: Params) -> str:
+    """A question that an untrained auditor writes. Raises AuditError where what it writes is none."""
+    probes = propose_questions(model, pictures, p.temperature, p.max_question_tokens, p.seed)
+    written = [probe.question for probe in probes if probe.question]
+    return f"{len(written)} of {len(probes)} texts are questions, such as “{written[0]}”"
 
 
 def scored(model: VLM, images: Sequence, questions: Sequence[str]) -> str:

@@ -22,6 +22,7 @@ from typing import Any
 import yaml
 
 from auditkit import specs
+from auditkit.auditor.write import propose_questions
 from auditkit.counterfactual import pipelines
 from auditkit.data.load import load_images
 from auditkit.data.source import Source
@@ -102,8 +103,8 @@ def propose(
         say: is told what was found, a sentence at a time.
         may_download: is asked before the target is downloaded to be looked at.
 
-    Raises AuditError for pictures that cannot be read, a target or references that cannot be had, and for a device on
-    which the target does not fit.
+    Raises AuditError for pictures that cannot be read or are too few, a target or references that cannot be had, and
+    for a device on which the target does not fit.
     """
     source = readable(images)
     offline = [refusal for text in (target, *references) if (refusal := unreachable(text))]
@@ -115,8 +116,10 @@ def propose(
         say("No GPU is here: the settings are those of a laptop, questions only and small counts.")
     advice = advised(target)
     found = _fitting(target, images, references, advice, here, name, source, say, bool(offline))
-    said = _looked_at([target, *found.params.references], source, here, say, may_download)
-    _compare(found, said)
+    texts = [target, *found.params.references]
+    said = _looked_at(texts, source, here, say, may_download)
+    _compare(found, [answer for answers in said.values() for answer in answers], [t for t in texts if t not in said])
+    _try_auditor(found.params, source, here, say)
     _say_access(found.params, here, say)
     return found
 
@@ -355,7 +358,10 @@ def _counted(amounts: Amounts, source: Source | None) -> tuple[dict, dict[str, s
     there = source.counts()
     if not there:  # a source without end
         return values, {}
-    for key, split in (("train_images", "train"), ("baseline_images", "baseline"), ("audit_probes", "audit")):
+    for split in (one for one, n in there.items() if not n):
+        source.pictures(split, 1, 0)  # raises, with what to do
+    splits = {"train_images": "train", "baseline_images": "baseline", "audit_probes": "audit", "blind_images": "test"}
+    for key, split in splits.items():
         values[key] = max(1, min(values[key], there[split]))
     rounds = 10  # over the pictures, at most
     values["grpo_steps"] = max(DEFAULTS["grpo_checkpoints"], min(
@@ -452,15 +458,17 @@ def _with_painter(found: Proposal, here: Machine, offline: bool) -> Proposal:
 # ---- how the models answer -------------------------------------------------------------------------------------------
 
 
-def _looked_at(texts, source: Source | None, here: Machine, say, may_download) -> list[tuple[int, int, bool]]:
+def _looked_at(
+    texts: Sequence[str], source: Source | None, here: Machine, say: Callable, may_download: Callable
+) -> dict[str, list[tuple[int, int, bool]]]:
     """(words, tokens, whether its limit ended it) of a few answers by each model that is on this machine."""
     if source is None:
-        return []
+        return {}
     with contextlib.redirect_stdout(io.StringIO()):
         pictures = source.examples(len(QUESTIONS), 0) or source.pictures("train", len(QUESTIONS), 0)
     images = [picture.image for picture in pictures]
     questions = [getattr(picture, "question", QUESTIONS[i]) for i, picture in enumerate(pictures)]
-    found = []
+    found: dict[str, list[tuple[int, int, bool]]] = {}
     for text in texts:
         if not _may_load(text, here, may_download if text == texts[0] else lambda question: False):
             continue
@@ -472,8 +480,23 @@ def _looked_at(texts, source: Source | None, here: Machine, say, may_download) -
         for answer in said:
             words = len(answer.split())
             tokens = len(read(str(answer), add_special_tokens=False)["input_ids"]) if read else 2 * words
-            found.append((words, tokens, bool(getattr(answer, "beside", {}).get("cut"))))
+            cut = bool(getattr(answer, "beside", {}).get("cut"))
+            found.setdefault(text, []).append((words, tokens, cut))
     return found
+
+
+def _try_auditor(p: Params, source: Source | None, here: Machine, say: Callable[[str], None]) -> None:
+    """Say so where an auditor that is on this machine writes no question about some of the pictures."""
+    if source is None or not _may_load(p.auditor, here, lambda question: False):
+        return
+    with contextlib.redirect_stdout(io.StringIO()):
+        pictures = source.pictures("train", len(QUESTIONS), 0)
+    model = load_model(p.auditor)
+    with at_work(model):
+        try:
+            propose_questions(model, pictures, p.temperature, p.max_question_tokens, p.seed)
+        except AuditError as error:
+            say(f"auditor: {error} A model that was fine-tuned to answer may have lost it; its base model may do.")
 
 
 def _may_load(text: str, here: Machine, may_download: Callable[[str], bool]) -> bool:
@@ -486,19 +509,29 @@ def _may_load(text: str, here: Machine, may_download: Callable[[str], bool]) -> 
     return may_download(f"Download {byte_size(size.on_disk or 0)} of {text} now, to see how it answers?")
 
 
-def _compare(found: Proposal, said: list[tuple[int, int, bool]]) -> None:
-    """Choose when answers mean the same, and how long they may be, by how they are."""
+def _compare(found: Proposal, said: list[tuple[int, int, bool]], unseen: Sequence[str]) -> None:
+    """Choose when answers mean the same, and how long they may be, by how they are.
+
+    Args:
+        unseen: target and references that were not looked at; those that are not known for a word or two are taken to
+            answer in sentences.
+    """
     p, why = found.params, found.why
+    wordy = [text for text in unseen if not (model := published.catalogued(specs.parse(text).place)) or not model.words]
     if said:
-        brief = statistics.median(words for words, _, _ in said) <= A_FEW_WORDS
+        brief = statistics.median(words for words, _, _ in said) <= A_FEW_WORDS and not wordy
         most = max(tokens for _, tokens, _ in said)
         cut = any(cut for *_, cut in said)
         limit = LIMITS[-1] if cut else next((n for n in LIMITS if n >= 1.25 * (most + 1)), LIMITS[-1])
         why["max_answer_tokens"] = f"the longest of {len(said)} answers has {most}" + (", cut" if cut else "")
         seen = "answers are a word or two" if brief else "answers are sentences"
+        if wordy:
+            limit = max(limit, DEFAULTS["max_answer_tokens"])
+            names = ", ".join(specs.parse(text).name for text in wordy)
+            seen = f"{names} not looked at, for not on this machine, and taken to answer in sentences"
+            why["max_answer_tokens"] += f"; {names} not looked at"
     else:
-        models = [published.catalogued(specs.parse(text).place) for text in (p.target, *p.references)]
-        brief = all(model is not None and model.words for model in models)
+        brief = not wordy
         limit = LIMITS[0] if brief else p.max_answer_tokens
         seen = "no model was looked at, for none is on this machine"
     embed = not brief and installed("embed")

@@ -53,7 +53,7 @@ class Setup:
 def check_setup(p: Params, folder: Path, pictures: int = 6) -> Setup:
     """Look at the software, the device, the disk, the models and the images that a run needs.
 
-    Nothing is downloaded but what the images' source must read to show a few.
+    The hub is asked whether it has the models. Nothing is downloaded but what the images' source must read to show a few.
 
     Args:
         p: uses device, auditor, target, references, peer, generator, editor, images, train_images and seed.
@@ -141,12 +141,16 @@ def check_packages(p: Params) -> list[dict]:
 
 
 def check_model(role: str, spec: str, index: str = MODEL) -> dict:
-    """Whether there is such a model: shipped with a package, in a folder that holds whole weights, behind a server, or
-    perhaps on the hub.
+    """Whether there is such a model: shipped with a package, in a folder that holds whole weights, in the hub's cache, on
+    the hub, or behind a server, which is not asked.
     """
     try:
-        return _check(role, specs.parse_pipeline(spec).place if index == PIPELINE else spec, bool(
-            downloads.refuse_absent(spec, index)))  # fmt: skip
+        parsed = specs.parse_pipeline(spec) if index == PIPELINE else specs.parse(spec)
+        place, found = downloads.refuse_absent(spec, index), parsed.place if index == PIPELINE else spec
+        if parsed.engine != "endpoint" and not Path(place).is_dir():
+            revision = {key: value for key, value in parsed.options.items() if key == "revision"}
+            found += ", on the hub" if downloads.source(place, spec, revision, index)[0] == place else ", in the cache"
+        return _check(role, found)
     except AuditError as error:
         return _check(role, "missing", False) | {"advice": str(error)}
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import socket
 import subprocess
 import sys
@@ -17,7 +18,8 @@ from PIL import Image
 from smoke_run import make_project
 
 from auditkit.cli import main
-from auditkit.miniature import easy
+from auditkit.errors import AuditError
+from auditkit.miniature import easy, shipped
 from auditkit.params import FIELDS, load_params
 from auditkit.planning import init, sizes
 from auditkit.planning.pipeline_memory import pipeline_parts
@@ -161,13 +163,32 @@ def test_what_is_proposed_for_a_card_fits_it(target, gb, auditor, lineages, pain
 def test_answers_decide_how_they_are_compared(photos):
     p = init.propose("miniature:easy_target", "photos", [], Machine("m", 16e9, 1, False), "mine", print)
     sentences = [(12, 15, False), (9, 11, False), (14, 20, False)]
-    init._compare(p, sentences)
+    init._compare(p, sentences, [])
     assert p.params.max_answer_tokens == 32
     assert p.params.same == ("embedding" if init.installed("embed") else "text")
-    init._compare(p, [*sentences, (50, 64, True)])
+    init._compare(p, [*sentences, (50, 64, True)], [])
     assert p.params.max_answer_tokens == 128
-    init._compare(p, [(1, 2, False), (2, 3, False), (9, 11, False)])
+    words = [(1, 2, False), (2, 3, False), (9, 11, False)]
+    init._compare(p, words, [])
     assert (p.params.same, p.params.max_answer_tokens) == ("text", 16)
+    init._compare(p, words, ["google/paligemma2-3b-mix-448"])  # known for a word or two
+    assert (p.params.same, p.params.max_answer_tokens) == ("text", 16)
+    init._compare(p, words, ["HuggingFaceTB/SmolVLM2-2.2B-Instruct"])
+    assert p.params.same == ("embedding" if init.installed("embed") else "text")
+    assert p.params.max_answer_tokens == 32 and "SmolVLM2-2.2B-Instruct not looked at" in p.why["max_answer_tokens"]
+
+
+def test_an_auditor_that_writes_no_question_is_said_and_too_few_pictures_are_refused(photos, capsys):
+    said: list[str] = []
+    folder = shutil.copytree(shipped.WEIGHTS / "gemma3", "mine")
+    here = Machine("m", 16e9, 1, False)
+    init.propose(str(folder), "photos", ["miniature:llava", "miniature:idefics3"], here, "mine", said.append)
+    (told,) = [sentence for sentence in said if sentence.startswith("auditor: ")]
+    assert 'the auditor "mine" wrote no question about any of 4 pictures' in told
+    for picture in sorted(photos.iterdir())[4:]:
+        picture.unlink()
+    with pytest.raises(AuditError, match="pictures are dealt out by their names, so give 50 or more"):
+        init.propose("miniature:target", "photos", [], here, "mine", said.append)
 
 
 def test_gated_references_are_left_out(gated_hub, project, photos, capsys):

@@ -66,6 +66,8 @@ def test_a_torchvision_for_another_torch_is_named(monkeypatch):
 
 def test_an_empty_folder_is_no_model_and_a_missing_package_is_told(p, tmp_path, monkeypatch):
     (tmp_path / "empty").mkdir()
+    away = setup.check_model("target", "nobody/nothing")
+    assert not away["ok"] and away["found"] == "missing" and "nobody/nothing" in away["advice"]
     check = setup.check_model("target", str(tmp_path / "empty"))
     assert not check["ok"] and "has no config.json, so it is no model" in check["advice"]
     assert setup.check_packages(p) == []
