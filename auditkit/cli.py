@@ -94,6 +94,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         said = one_line(error.format_message()).rstrip(".")
         print(f"auditkit: {said}; --help behind a command shows how.", file=sys.stderr)
         return error.exit_code
+    except typer.Abort:  # a question to which nobody can answer
+        print("auditkit: nobody answered; give what was asked as an option (--help behind a command).", file=sys.stderr)
+        return 2
     except AuditError as error:
         if "--debug" in words:
             raise

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from sklearn.cluster import KMeans
 from sklearn.feature_extraction.text import TfidfVectorizer
 
+KINDS_FROM, TEXTS_EACH = 50, 8  # pictures, and texts about each by the untrained auditor, that kinds are told apart by
+
 
 def word_vectorizer() -> TfidfVectorizer:
     """What a text is read as: its words and word pairs, the rare ones counting no more than the others."""

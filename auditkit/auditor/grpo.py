@@ -42,7 +42,7 @@ from transformers import PrinterCallback, set_seed
 from trl import GRPOConfig
 
 from auditkit.auditor.closed import answer_collapse, closed_kinds, forget_after, has_ended
-from auditkit.auditor.clusters import TextClusters
+from auditkit.auditor.clusters import KINDS_FROM, TEXTS_EACH, TextClusters
 from auditkit.auditor.grpo_setup import grpo_config, refuse_uneven, training_rows
 from auditkit.auditor.rewards import Rollout, Scorer, kept_text, reward_functions
 from auditkit.auditor.rollouts import LEFT_FILE
@@ -76,7 +76,6 @@ from auditkit.text import counted
 
 STAGE = "04_auditor"
 _BEGIN_ANEW = "start notebook 04 over with resume=False (on the command line: --from 04 --start-over)"
-KINDS_FROM, TEXTS_EACH = 50, 8  # pictures, and texts about each, by which kinds of text are told apart
 SHARED = {  # files that several processes add to -> what makes two rows the same
     "answers": ("model", "picture", "question"),
     "judged": ("judge", "question", "a", "b"),

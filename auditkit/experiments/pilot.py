@@ -16,10 +16,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import median
 
+from auditkit.auditor.clusters import KINDS_FROM
 from auditkit.consensus.normalise import has_content
 from auditkit.data.load import load_images
 from auditkit.params import WAYS, Params
-from auditkit.planning.calls import CHECKED, KINDS, WISHED
+from auditkit.planning.calls import CHECKED, WISHED
 from auditkit.runs import costs, jsonl
 from auditkit.runs.files import write_json, write_text
 from auditkit.runs.folder import STAGES, run_folder
@@ -201,7 +202,7 @@ def _grpo_parts(p: Params, pilot: Params, folder: Path, seconds: float, loads: I
     rows_of = [one.grpo_images * one.group_size for one in (pilot, p)]
     passes = [math.ceil(n / (p.grpo_micro_batch or n)) for n in rows_of]
     before = max(0.0, seconds - sum(took))
-    written = min(KINDS, p.train_images) / min(KINDS, pilot.train_images)
+    written = min(KINDS_FROM, p.train_images) / min(KINDS_FROM, pilot.train_images)
     return [
         Part(before, before, before * written),
         Part(sum(took), steps * passes[1] / passes[0], steps * rows_of[1] / rows_of[0]),

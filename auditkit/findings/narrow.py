@@ -40,6 +40,7 @@ TRIED = 12  # failures, and successes, about which a probing question is put to 
 KEPT = 30  # failures, successes inside the rule so far, and others, about which it is put to all
 TELLING = 3  # probing questions of a type that are put to all
 MOST_ROWS = 1000  # failures, and successes, of a type that are looked at
+MEASURED = 300  # probes on which a rule is measured for which somebody has to be asked
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def narrow_types(
         wrong = [True] * len(bad) + [False] * len(good)
         if rule := _narrow(kind, [*bad, *good], wrong, kinds, asking):
             like = [row for row in own if kinds[row["question"]] == kind]
-            found[of.name] = _measured(rule, _some(like), asking)
+            found[of.name] = _measured(rule, like, asking)
     return found
 
 
@@ -124,10 +125,11 @@ def _measured(rule: Rule, rows: Sequence[dict], asking: _Asking) -> Rule:
     Those that training met are not among them, for of these only failures were kept.
 
     Args:
-        rows: all records of its kind of question, or a sample of them.
+        rows: the records of its kind of question, of which MOST_ROWS or MEASURED are looked at.
     """
-    facts = [question_facts(rule.kind, row["question"], row["consensus"]) for row in rows]
     probings = list(dict.fromkeys(part.fact[1] for part in rule.conditions if part.fact[0] == "asked"))
+    rows = _some(rows, MEASURED if probings else MOST_ROWS)
+    facts = [question_facts(rule.kind, row["question"], row["consensus"]) for row in rows]
     held = [all(part.holds(known) for part in rule.conditions if part.fact[0] != "asked") for known in facts]
     if probings:  # only where the rest of the rule holds is anybody asked
         left = [i for i, maybe in enumerate(held) if maybe]
@@ -141,9 +143,9 @@ def _measured(rule: Rule, rows: Sequence[dict], asking: _Asking) -> Rule:
     return replace(rule, inside=rates[True], outside=rates[False])
 
 
-def _some(rows: list[dict]) -> list[dict]:
-    """The rows, or MOST_ROWS of them."""
-    return rows if len(rows) <= MOST_ROWS else random.Random(MOST_ROWS).sample(rows, MOST_ROWS)
+def _some(rows: Sequence[dict], most: int = MOST_ROWS) -> Sequence[dict]:
+    """The rows, or so many of them."""
+    return rows if len(rows) <= most else random.Random(most).sample(list(rows), most)
 
 
 def _narrow(kind: Kind, rows: list[dict], wrong: list[bool], kinds: Mapping[str, Kind], asking: _Asking) -> Rule | None:

@@ -7,9 +7,11 @@ outputs/bench.json. Where none was measured there is no estimate.
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from auditkit.audit.allocation import checkpoint_shares
-from auditkit.findings.narrow import KEPT, TELLING, TRIED
+from auditkit.auditor.clusters import KINDS_FROM, TEXTS_EACH
+from auditkit.findings.narrow import KEPT, MEASURED, TELLING, TRIED
 from auditkit.findings.probing import MOST
 from auditkit.findings.recheck import ELSEWHERE
 from auditkit.params import Params, project_root
@@ -18,7 +20,6 @@ from auditkit.planning.placement import PlacedModel
 from auditkit.runs.files import read_json
 
 WISHED = 96  # pictures about which the untrained auditor wishes for others (notebook 03)
-KINDS = 1000  # pictures the untrained auditor asks about before training (grpo)
 CHECKED = 200  # findings the repaired target is asked again (notebook 07)
 
 
@@ -36,7 +37,7 @@ def model_calls(p: Params, skills: int | None) -> list[dict]:
     every = (skills or 0) * p.benchmark_examples
     blind = p.blind_candidates * (p.blind_images // 2) + p.blind_images - p.blind_images // 2
     rollouts = p.grpo_steps * p.grpo_images * p.group_size
-    first = min(KINDS, p.train_images)
+    first = min(KINDS_FROM, p.train_images) * TEXTS_EACH
     base, probes, checked = p.baseline_images, p.audit_probes, min(CHECKED, p.audit_probes)
     peer = some if p.peer else 0, every if p.peer else 0
     # the labeled route learns its originals whether the target knows them or not, so it is not asked
@@ -57,8 +58,8 @@ def model_calls(p: Params, skills: int | None) -> list[dict]:
     again = p.repeats + bool(p.paraphraser)  # of every probe, if all were findings
     crossed = q5 * again * ("reproduces" in p.gates)
     crossed_references = q5 * (again * ("sound" in p.gates) + (ELSEWHERE + 1) * ("visual" in p.gates))
-    # of each failure type: probing questions tried, and those that tell something
-    probings = p.failure_types * (2 * TRIED * MOST + 3 * KEPT * TELLING)
+    # of each failure type: probing questions tried, those that tell something, and these once more for its rates
+    probings = p.failure_types * (2 * TRIED * MOST + 3 * KEPT * TELLING + min(probes, MEASURED) * TELLING)
     described = max(1, p.benchmark_examples // 8) * _tasks(p)
     rows = [
         ("01_models", some + 3, 3, some, some, peer[0], 0, 0),
@@ -167,6 +168,16 @@ def count_skills(p: Params) -> int | None:
     from auditkit.data.load import load_images
 
     return None if p.images.startswith("hub:") else len(load_images(p.images).benchmarks(1))
+
+
+def as_there_are_pictures(p: Params) -> Params:
+    """The settings with no more pictures than a folder has of each split; as they are where none are counted."""
+    from auditkit.data.load import load_images
+
+    there = {} if p.images.startswith("hub:") else load_images(p.images).counts()
+    splits = {"train_images": "train", "baseline_images": "baseline", "blind_images": "test"}
+    splits["audit_probes"] = "audit" if p.route == "unlabeled" else "train"
+    return replace(p, **{key: min(getattr(p, key), there[split]) for key, split in splits.items() if there})
 
 
 def read_bench() -> dict:

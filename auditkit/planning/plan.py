@@ -15,6 +15,7 @@ from auditkit.errors import AuditError
 from auditkit.params import Params
 from auditkit.planning.calls import (
     answer_operations,
+    as_there_are_pictures,
     count_skills,
     model_calls,
     questions_an_image,
@@ -87,10 +88,11 @@ def _ram() -> float | None:
 
 
 def plan_text(p: Params, here: Machine) -> str:
-    """The plan as text.
+    """The plan as text, for as many pictures as there are.
 
     Raises AuditError as `models` does.
     """
+    p = as_there_are_pictures(p)
     cast, many = placed_models(p, here.on_gpu), count_skills(p)
     beside = picture_models(p, here.on_gpu)
     lines = [f"{p.run_name}: {p.params_file}, for {here.devices} x {here.name}, {byte_size(here.size)}"]

@@ -53,7 +53,8 @@ class Setup:
 def check_setup(p: Params, folder: Path, pictures: int = 6) -> Setup:
     """Look at the software, the device, the disk, the models and the images that a run needs.
 
-    The hub is asked whether it has the models. Nothing is downloaded but what the images' source must read to show a few.
+    The hub is asked whether it has the models. Nothing is downloaded but what the images' source must read to show
+    a few.
 
     Args:
         p: uses device, auditor, target, references, peer, generator, editor, images, train_images and seed.
@@ -141,8 +142,8 @@ def check_packages(p: Params) -> list[dict]:
 
 
 def check_model(role: str, spec: str, index: str = MODEL) -> dict:
-    """Whether there is such a model: shipped with a package, in a folder that holds whole weights, in the hub's cache, on
-    the hub, or behind a server, which is not asked.
+    """Whether there is such a model: shipped with a package, in a folder that holds whole weights, in the hub's cache,
+    on the hub, or behind a server, which is not asked.
     """
     try:
         parsed = specs.parse_pipeline(spec) if index == PIPELINE else specs.parse(spec)

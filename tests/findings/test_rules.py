@@ -138,7 +138,8 @@ def test_every_type_of_an_audit_is_narrowed_by_words_and_consensus_where_these_a
 
 
 @pytest.mark.skipif(not (shipped.WEIGHTS / "gemma3").is_dir(), reason="the miniature models are not built yet")
-def test_a_reference_is_asked_what_the_records_do_not_say_and_only_once(tmp_path):
+def test_a_reference_is_asked_what_the_records_do_not_say_and_only_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(narrow, "MEASURED", 1000)  # all of them
     records, boards = audit(700, skills=["material", "shape"]), Boards()
     types = [kind for kind in find_failure_types(records, 8) if "plain" in kind.name]
     how = {"alike": Same(), "quorum": 0.6, "max_answer_tokens": 8, "folder": tmp_path}

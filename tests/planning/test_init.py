@@ -124,6 +124,8 @@ def test_a_folder_without_companions_gets_references_of_other_families(project, 
     folder = tiny.save("gemma3", project / "mine")
     code, out, err = told(capsys, "--target", str(folder), "--images", "photos", "--out", "params/mine.yaml", "--yes")
     assert code == 0, err
+    (audited,) = [line.split() for line in out.splitlines() if line.startswith("05_audit ") and "B" not in line]
+    assert int(audited[1]) <= 60, "a plan asks about no more pictures than there are"
     p = load_params("params/mine.yaml")
     assert p.auditor == p.target == str(folder)
     assert {init.lineage(text) for text in p.references} == {"Qwen", "SmolLM"} and init.lineage(p.target) == "Gemma"

@@ -289,14 +289,14 @@ def test_time_comes_from_measured_rates_alone(bench, capsys):
     found = stage_seconds(p, cast, None, rates)
     assert found["02_disagreement"] == pytest.approx(2000 * (1 / 100 + 1 / 50 + 1 / 20 + 10 / 256))
     trained = 256_000 * (1 / 100 + 1 / 50 + 1 / 20 + 16 / 256)
-    assert found["04_auditor"] == pytest.approx(trained + 257_000 * 10 / 256)
+    assert found["04_auditor"] == pytest.approx(trained + 256_400 * 10 / 256)
     assert found["07_rectify"] is None  # no rate of the target's training was measured
     shared = {
         kind: row | {"by_image": {"questions": 8, "shared": {"per_second": 400.0}}} for kind, row in answers.items()
     }
     quicker = stage_seconds(p, cast, None, rates | {"answers": shared})
     assert quicker["02_disagreement"] == found["02_disagreement"]  # one question an image
-    assert quicker["04_auditor"] == pytest.approx(256_000 * (3 / 400 + 16 / 256) + 257_000 * 10 / 256)
+    assert quicker["04_auditor"] == pytest.approx(256_000 * (3 / 400 + 16 / 256) + 256_400 * 10 / 256)
     bench(**rates)
     out = told(capsys, "params/paligemma2_3b.yaml", "--gpu", "80")[1]
     assert "unmeasured" in out and "measured on a GPU" in out
