@@ -29,6 +29,7 @@ ASKED = ("finding", "agrees")  # outcomes of the probes that could have become f
 FOUND = 3  # true findings in its condition make a planted gap found
 OUTSIDE = "outside all gaps"
 ENOUGH = 5  # probes below which a rate is not told in words
+SELDOM = 0.15  # of the probes of a kind at which the target is called strong, with the whole interval below
 ADVISED = 20  # findings below which nothing is said of what to learn
 
 
@@ -181,7 +182,7 @@ def _strong(asked: Sequence[dict], usual: float, types: Sequence[FailureType], m
         n = sum(often[question] for question in alike)
         if n >= 20 and not weak & alike:
             kinds[template] = stats.rate(sum(wrong[question] for question in alike), n)
-    good = [(template, r) for template, r in kinds.items() if r["high"] < min(usual, 0.25)]
+    good = [(template, r) for template, r in kinds.items() if r["high"] < min(usual, SELDOM)]
     return sorted(good, key=lambda item: item[1]["high"])[:most]
 
 
