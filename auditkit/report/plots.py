@@ -498,7 +498,7 @@ def rounds(rows: Sequence[Mapping], width: float = 7.2) -> Figure:
 
 def _bars(rows: Sequence[tuple[str, Mapping, str, str]], width: float) -> Figure:
     """Horizontal bars with intervals, each under its own name: (name, rate, colour, note behind the numbers)."""
-    labels = [_plain(name, int(width * (9 if width > 5 else 8))) for name, *_ in rows]
+    labels = [_plain(name, int(width * (8.5 if width > 5 else 8))) for name, *_ in rows]
     figure = Plot(width, 0.4 + sum(0.5 + 0.17 * label.count("\n") for label in labels))
     axis = figure.subplots()
     height, ticks = 0.0, []
