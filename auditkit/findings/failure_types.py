@@ -91,7 +91,8 @@ def explain_types(types: Sequence[FailureType], records: Sequence[dict]) -> str:
         text.append(f"It is weakest at {_list(listed)}.")
     findings, held, chosen = sum(t.size for t in types), 0, []
     if findings < ADVISED:
-        return " ".join([*text, f"{counted(findings, 'finding')} are too few to say what to fine-tune it on."])
+        few = counted(findings, "finding is", "findings are")
+        return " ".join([*text, f"{few} too few to say what to fine-tune it on."])
     for t in types:  # the fewest types that hold half of the findings
         if held < findings / 2 and t.template != NO_TEMPLATE:
             held += t.size

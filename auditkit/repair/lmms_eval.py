@@ -355,7 +355,8 @@ def _rate(result: dict, scale: float) -> dict:
         return {"value": result["value"] * scale, "n": result["n"]}
     if set(scores) <= {0.0, 1.0}:
         return _scaled(stats.rate(int(sum(scores)), len(scores)), scale)
-    return _scaled(stats.difference([0.0] * len(scores), scores), scale)
+    found = stats.difference([0.0] * len(scores), scores)
+    return _scaled(found | {"low": max(found["low"], min(0.0, *scores))}, scale)  # no score is below 0
 
 
 def _scaled(rate: dict, scale: float) -> dict:
