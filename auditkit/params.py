@@ -517,7 +517,8 @@ def _shown(file: Path) -> str:
 def _refuse_unknown(names, where: str) -> None:
     for name in names:
         if name not in FIELDS:
-            near = nearest(name, FIELDS)
+            longer = [key for key in FIELDS if key.endswith(f"_{name}")]  # learning_rate: of which training?
+            near = " or ".join(longer) or nearest(name, FIELDS)
             hint = f"did you mean {near}?" if near else "docs/parameters.md lists every key."
             raise AuditError(f"{where}: unknown key {str(name)[:80]}; {hint}")
 

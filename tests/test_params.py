@@ -96,6 +96,7 @@ def test_the_page_of_parameters_is_current(repository):
     ("line", "said"),
     [
         ("grpo_setps: 3", "unknown key grpo_setps; did you mean grpo_steps?"),
+        ("micro_batch: 3", "unknown key micro_batch; did you mean grpo_micro_batch or rectify_micro_batch?"),
         ("resume: true", "unknown key resume;"),
         ("grpo_steps: 2.5", "grpo_steps: expected a whole number, got 2.5"),
         ("grpo_steps: true", "grpo_steps: expected a whole number, got True"),

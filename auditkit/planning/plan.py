@@ -99,6 +99,8 @@ def plan_text(p: Params, here: Machine) -> str:
     lines += ["", *_models_table(p, cast, beside), *_pictures(p), ""]
     lines += [*_memory_table(p, cast, beside, here), "", *_sharing_table(p, cast)]
     lines += ["", *_calls_table(p, cast, many, here)]
+    if unknown := _unknown(cast, beside):
+        lines.append(f"This plan is without {', '.join(unknown)}, of which nothing is known here.")
     return "\n".join(lines)
 
 
@@ -137,6 +139,12 @@ def _processes(cast: Sequence[PlacedModel | PipelineWeight], here: Machine) -> i
     return 1 if any(m.device for m in cast) else here.devices
 
 
+def _unknown(cast: Sequence[PlacedModel], beside: Sequence[PipelineWeight]) -> list[str]:
+    """Models of whose size nothing is known here, so that they count as nothing."""
+    models = [model.spec.place for model in cast if model.size is None and model.spec.engine != "endpoint"]
+    return models + [weight.spec.place for weight in beside if weight.parts is None]
+
+
 def _models_table(p: Params, cast: Sequence[PlacedModel], beside: Sequence[PipelineWeight]) -> list[str]:
     header = ["model", "as", "parameters", "in", "weights", "a batch", "download", ""]
     rows = []
@@ -165,10 +173,11 @@ def _models_table(p: Params, cast: Sequence[PlacedModel], beside: Sequence[Pipel
     lines = [text_table(header, rows, "llrrrrrl")]
     lines.append("A batch: keys, values and activations of the answers to as many questions as are put at once.")
     total = sum(m.size.on_disk or 0 for m in cast if m.size) + sum(weight.on_disk for weight in beside)
-    lines.append(f"To download: {byte_size(total) if total else 'nothing'}.")
+    unknown = _unknown(cast, beside)
+    but = f", but for {', '.join(unknown)}" if unknown else ""
+    lines.append(f"To download: {byte_size(total) if total else 'nothing'}{but}.")
     lines += [f"By {note}: {', '.join(names)}." for note, names in sources.items() if note != "its files"]
-    unknown = [m.spec.place for m in cast if m.size is None and m.spec.engine != "endpoint"]
-    if unknown := unknown + [weight.spec.place for weight in beside if weight.parts is None]:
+    if unknown:
         lines.append(
             f"Nothing is known here of {', '.join(unknown)}, and the hub does not answer: counted as nothing below. "
             "Ask again with a network, or name a folder that holds it."

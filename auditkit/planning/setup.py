@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,6 +84,7 @@ def check_setup(p: Params, folder: Path, pictures: int = 6) -> Setup:
         *formats,
         disk,
         *models,
+        *_alone(p.references),
         _check("images", f"{source.name}, {size} pixels"),
     ]
     return Setup(found, gflops, free_gb, shown, source.guide, source.edges)
@@ -154,6 +156,13 @@ def check_model(role: str, spec: str, index: str = MODEL) -> dict:
         return _check(role, found)
     except AuditError as error:
         return _check(role, "missing", False) | {"advice": str(error)}
+
+
+def _alone(references: Sequence[str]) -> list[dict]:
+    """A word on a single reference, which may be meant."""
+    return [_check("references", "one alone, whose answer is the consensus: two or more can outvote an error")] * (
+        len(references) == 1
+    )
 
 
 def _check(key: str, found: str, ok: bool = True) -> dict:

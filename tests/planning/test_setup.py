@@ -26,6 +26,12 @@ def test_all_that_a_run_needs_is_looked_at_in_one_order(p, tmp_path):
     found.complain()
 
 
+def test_a_reference_alone_is_said_to_be_its_own_consensus(p, tmp_path):
+    alone = types.SimpleNamespace(**{**vars(p), "references": p.references[:1]})
+    (told,) = [check for check in setup.check_setup(alone, tmp_path).checks if check["key"] == "references"]
+    assert told["ok"] and told["found"].startswith("one alone, whose answer is the consensus")
+
+
 def test_every_trouble_is_told_at_once_with_what_to_do(p, tmp_path):
     p = types.SimpleNamespace(**{**vars(p), "target": "./no/such/folder", "device": "cuda:77"})
     with pytest.raises(AuditError, match=r"device \(cuda:77.*set device: auto; target \(missing\): .*no/such/folder"):
