@@ -9,7 +9,7 @@ from urllib.parse import parse_qsl
 
 from auditkit.data.files import files_in
 from auditkit.data.pictures import SUFFIXES, is_other_image
-from auditkit.data.question_files import Labelled, read_questions
+from auditkit.data.question_files import COLUMNS, Labelled, read_questions
 from auditkit.data.source import Collection, Row
 from auditkit.errors import AuditError
 from auditkit.text import visible
@@ -69,8 +69,8 @@ class ImageFolder(Collection):
         labelled, strange = read_questions(self.folder, found.files)
         if strange:
             print(
-                f"images: {_some(strange, 'file', 'files')} with no questions that are understood; docs/data.md has "
-                "the forms that are read.",
+                f"images: {_some(strange, 'file', 'files')} with no questions that are understood: a table needs a "
+                f"column of each kind {COLUMNS}; docs/data.md has the other forms that are read.",
                 flush=True,
             )
         super().__init__(self.folder.resolve().name, declared, self._rows_of(labelled, declared))

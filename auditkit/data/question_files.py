@@ -27,6 +27,7 @@ FILE_NAME = ("file_name", "image", "image_path", "img", "picture", "filename", "
 OPTIONS = ("options", "choices")
 SKILL = ("skill", "category", "question_type", "answer_type")
 TABLES = (".csv", ".tsv")
+COLUMNS = f"({'; '.join(' or '.join(names) for names in (FILE_NAME, QUESTION, ANSWER))})"  # of a table, one of each
 
 
 @dataclass(frozen=True)

@@ -212,4 +212,6 @@ def test_files_that_are_not_understood_are_named(folder, capsys):
     (folder / "labels.csv").write_text("file,class\na.png,3\n")
     (folder / "coco.json").write_text('{"categories": []}')
     assert rows(folder) == []
-    assert "2 files (coco.json, labels.csv) with no questions that are understood" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "2 files (coco.json, labels.csv) with no questions that are understood" in said
+    assert "file_name" in said and "question or query" in said and "multiple_choice_answer or answer" in said

@@ -343,7 +343,7 @@ def test_without_known_answers_the_repair_is_told_by_the_consensus(tmp_path):
     html = write_report(run).read_text().replace("\N{NO-BREAK SPACE}", " ")
     for words in ("it answers 95.0 % of these findings as the references do", "the target answers 30.0 % otherwise",
                   "after the repair, 8.0 % (", "These images come without known answers",
-                  "could not be read and were skipped: measure disagreement 2; each stage’s notebook.ipynb names them."):  # fmt: skip
+                  "were skipped: measure disagreement 2; each stage’s notebook.ipynb names them."):  # fmt: skip
         assert words in html, words
     assert "skill" not in html.split('id="repair"')[1].split("</section>")[0] and "unreadable 0" not in html
     summary = json.loads((run / "summary.json").read_text())
