@@ -30,10 +30,21 @@ def load_images(spec: str) -> Source:
         return HubDataset(spec)
     for found in entry_points(group=SOURCES, name=name):
         return found.load()(rest)
-    path, _, options = spec.partition("?")
+    return ImageFolder(_folder(spec), spec.partition("?")[2])
+
+
+def refuse_absent_images(spec: str) -> None:
+    """Raise AuditError for a folder of images that is not there; a source that has to be asked is not."""
+    name = spec.partition(":")[0]
+    if name != "hub" and not entry_points(group=SOURCES, name=name):
+        _folder(spec)
+
+
+def _folder(spec: str) -> Path:
+    path = spec.partition("?")[0]
     for folder in (Path(path).expanduser(), project_root() / path):
         if is_folder(folder):
-            return ImageFolder(folder, options)
+            return folder
     known = ", ".join(f'"{name}"' for name in sorted(entry_points(group=SOURCES).names))
     raise AuditError(
         f'images: "{spec}" is neither {known} nor "hub:ID" nor an existing folder; name a folder of images, '

@@ -1,8 +1,9 @@
-"""What a stage would refuse is refused before the first: packages, models and adapters that are not there.
+"""What a stage would refuse is refused before the first: packages, images, models and adapters that are not there.
 
 Only what lies on this machine is looked at, without torch, so `auditkit run` says it in a moment.
 """
 
+from auditkit.data.load import refuse_absent_images
 from auditkit.errors import AuditError
 from auditkit.models import downloads
 from auditkit.param_rules import refuse_missing_packages
@@ -10,8 +11,11 @@ from auditkit.params import MODELS, WAYS, Params
 
 
 def refuse_missing(p: Params) -> None:
-    """Raise AuditError for the first setting that needs a package, a model's folder or an adapter that is not there."""
+    """Raise AuditError for the first setting that needs a package, or a folder of images, of a model or of an adapter,
+    that is not there.
+    """
     refuse_missing_packages(p)
+    refuse_absent_images(p.images)
     refuse_missing_models(p)
 
 

@@ -51,6 +51,11 @@ def test_a_package_that_a_setting_needs_is_asked_for_at_the_start(p, monkeypatch
         refuse_missing(dataclasses.replace(p, **change))
 
 
+def test_a_folder_of_images_that_is_not_there_is_told_at_the_start(p):
+    with pytest.raises(AuditError, match='images: "data/nothing" is neither .* nor an existing folder'):
+        refuse_missing(dataclasses.replace(p, images="data/nothing"))
+
+
 def test_run_and_plan_refuse_models_that_are_not_there(project, capsys, monkeypatch):
     from auditkit import cli
 
