@@ -319,6 +319,7 @@ def place(smoke, tmp_path, monkeypatch) -> Path:
     (project / "data" / "photos").mkdir(parents=True)
     for i in range(60):
         Image.new("RGB", (64, 64), (4 * i, 0, 0)).save(project / "data" / "photos" / f"{i}.png")
+    shutil.copytree(project / "data" / "photos", project / "data" / "easy_vqa")
     shutil.copy(REPOSITORY / "auditkit" / "miniature" / "target.yaml", project / "my_gaps.yaml")
     monkeypatch.chdir(project)
     return project
