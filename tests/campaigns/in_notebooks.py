@@ -69,7 +69,8 @@ for start in range(0, len(PAYLOADS), 60):
     display(tables.samples_table({texts[0]: {texts[1]: texts[:9]}}))
     gap = {"findings": 1, "found": True}
     display(tables.planted_table({"gaps": [{"name": text, "says": text, **gap} for text in texts]}))
-    kinds = [types.SimpleNamespace(name=text, size=1, share=0.5, rate=rate, examples=[]) for text in texts]
+    rates = {"rate": rate, "rate_when": rate}
+    kinds = [types.SimpleNamespace(name=text, size=1, share=0.5, **rates, examples=[]) for text in texts]
     gaps = {text: {"name": text, "share": 1} for text in texts}
     display(tables.types_table(kinds), tables.types_against_gaps(kinds, gaps))
     display(tables.false_alarms_table({"false_alarm_groups": [{"name": t, "size": 1, "reason": t} for t in texts]}))
