@@ -5,6 +5,7 @@ Everything is checked before anything is complained about, and each complaint sa
 
 from __future__ import annotations
 
+import filecmp
 import importlib.util
 import shutil
 import time
@@ -84,7 +85,7 @@ def check_setup(p: Params, folder: Path, pictures: int = 6) -> Setup:
         *formats,
         disk,
         *models,
-        *_alone(p.references),
+        *check_references(p.target, p.references),
         _check("images", f"{source.name}, {size} pixels"),
     ]
     return Setup(found, gflops, free_gb, shown, source.guide, source.edges)
@@ -158,11 +159,32 @@ def check_model(role: str, spec: str, index: str = MODEL) -> dict:
         return _check(role, "missing", False) | {"advice": str(error)}
 
 
-def _alone(references: Sequence[str]) -> list[dict]:
-    """A word on a single reference, which may be meant."""
-    return [_check("references", "one alone, whose answer is the consensus: two or more can outvote an error")] * (
-        len(references) == 1
-    )
+def check_references(target: str, references: Sequence[str]) -> list[dict]:
+    """What is odd about those who vote: one alone, which may be meant, or weights that are the target's own."""
+    found = []
+    if len(references) == 1:
+        found.append(_check("references", "one alone, whose answer is the consensus: two or more can outvote an error"))
+    for spec in references:
+        if _same_weights(target, spec):
+            advice = "it would vote for its own answer; name another model"
+            found.append(_check("references", f"{spec} has the target's weights", False) | {"advice": advice})
+    return found
+
+
+def _same_weights(one: str, other: str) -> bool:
+    """Whether two models are folders that hold the same safetensors, byte by byte; they are read up to a difference."""
+    specs_of = [specs.parse(text) for text in (one, other)]
+    try:
+        folders = [Path(downloads.resolve(text)) for text in (one, other)]
+    except AuditError:  # one that is not there, which is told of the model
+        return False
+    if any(spec.adapters or spec.engine == "endpoint" for spec in specs_of) or not all(map(Path.is_dir, folders)):
+        return False
+    names = [sorted(path.name for path in folder.glob("*.safetensors")) for folder in folders]
+    mine, theirs = folders
+    return bool(names[0]) and names[0] == names[1] and all(
+        filecmp.cmp(mine / name, theirs / name, shallow=False) for name in names[0]
+    )  # fmt: skip
 
 
 def _check(key: str, found: str, ok: bool = True) -> dict:

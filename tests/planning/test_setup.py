@@ -1,12 +1,14 @@
 """All of notebook 00: what is checked before anything runs."""
 
 import importlib.util
+import shutil
 import types
 
 import pytest
 import torch
 
 from auditkit.errors import AuditError
+from auditkit.miniature import shipped
 from auditkit.params import load_params
 from auditkit.planning import setup
 
@@ -30,6 +32,18 @@ def test_a_reference_alone_is_said_to_be_its_own_consensus(p, tmp_path):
     alone = types.SimpleNamespace(**{**vars(p), "references": p.references[:1]})
     (told,) = [check for check in setup.check_setup(alone, tmp_path).checks if check["key"] == "references"]
     assert told["ok"] and told["found"].startswith("one alone, whose answer is the consensus")
+
+
+def test_a_reference_with_the_targets_weights_is_refused(p, tmp_path):
+    copied = shutil.copytree(shipped.WEIGHTS / "target", tmp_path / "copied")
+    twice = types.SimpleNamespace(**{**vars(p), "references": [str(copied), *p.references]})
+    with pytest.raises(AuditError, match="copied has the target's weights.: it would vote for its own answer"):
+        setup.check_setup(twice, tmp_path).complain()
+    weights = next(copied.glob("*.safetensors"))
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    setup.check_setup(twice, tmp_path).complain()
 
 
 def test_every_trouble_is_told_at_once_with_what_to_do(p, tmp_path):
