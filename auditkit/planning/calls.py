@@ -21,6 +21,7 @@ from auditkit.runs.files import read_json
 
 WISHED = 96  # pictures about which the untrained auditor wishes for others (notebook 03)
 CHECKED = 200  # findings the repaired target is asked again (notebook 07)
+SPLIT_OF = {"train_images": "train", "baseline_images": "baseline", "audit_probes": "audit", "blind_images": "test"}
 
 
 def model_calls(p: Params, skills: int | None) -> list[dict]:
@@ -163,21 +164,21 @@ def stage_seconds(
     return found
 
 
-def count_skills(p: Params) -> int | None:
-    """How many benchmarks the images come with; None for a data set that would have to be downloaded to know."""
+def at_hand(p: Params) -> tuple[Params, int | None]:
+    """The settings with no more pictures than there are of each split, and how many benchmarks the images come with.
+
+    A source without end leaves the settings as they are. So does a data set that would have to be downloaded to know,
+    and its benchmarks are None.
+    """
     from auditkit.data.load import load_images
 
-    return None if p.images.startswith("hub:") else len(load_images(p.images).benchmarks(1))
-
-
-def as_there_are_pictures(p: Params) -> Params:
-    """The settings with no more pictures than a folder has of each split; as they are where none are counted."""
-    from auditkit.data.load import load_images
-
-    there = {} if p.images.startswith("hub:") else load_images(p.images).counts()
-    splits = {"train_images": "train", "baseline_images": "baseline", "blind_images": "test"}
-    splits["audit_probes"] = "audit" if p.route == "unlabeled" else "train"
-    return replace(p, **{key: min(getattr(p, key), there[split]) for key, split in splits.items() if there})
+    if p.images.startswith("hub:"):
+        return p, None
+    source = load_images(p.images)
+    splits = SPLIT_OF if p.route == "unlabeled" else SPLIT_OF | {"audit_probes": "train"}
+    there = source.counts()
+    fewer = {key: min(getattr(p, key), there[split]) for key, split in splits.items() if there}
+    return replace(p, **fewer), len(source.benchmarks(1))
 
 
 def read_bench() -> dict:

@@ -33,6 +33,7 @@ from auditkit.models.offload import at_work
 from auditkit.models.transformers import VLM
 from auditkit.params import DEFAULTS, FIELDS, REQUIRED, Params, project_root
 from auditkit.planning import published, sizes
+from auditkit.planning.calls import SPLIT_OF
 from auditkit.planning.pipeline_memory import KNOWN, picture_models
 from auditkit.planning.placement import memory_advice, placed_models
 from auditkit.planning.plan import GB, Machine, refuse_misfit
@@ -360,9 +361,8 @@ def _counted(amounts: Amounts, source: Source | None) -> tuple[dict, dict[str, s
         return values, {}
     for split in (one for one, n in there.items() if not n):
         source.pictures(split, 1, 0)  # raises, with what to do
-    splits = {"train_images": "train", "baseline_images": "baseline", "audit_probes": "audit", "blind_images": "test"}
-    for key, split in splits.items():
-        values[key] = max(1, min(values[key], there[split]))
+    for key, split in SPLIT_OF.items():
+        values[key] = min(values[key], there[split])
     rounds = 10  # over the pictures, at most
     values["grpo_steps"] = max(DEFAULTS["grpo_checkpoints"], min(
         amounts.grpo_steps, rounds * values["train_images"] // amounts.grpo_images))  # fmt: skip

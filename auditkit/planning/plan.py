@@ -15,8 +15,7 @@ from auditkit.errors import AuditError
 from auditkit.params import Params
 from auditkit.planning.calls import (
     answer_operations,
-    as_there_are_pictures,
-    count_skills,
+    at_hand,
     model_calls,
     questions_an_image,
     read_bench,
@@ -92,8 +91,8 @@ def plan_text(p: Params, here: Machine) -> str:
 
     Raises AuditError as `models` does.
     """
-    p = as_there_are_pictures(p)
-    cast, many = placed_models(p, here.on_gpu), count_skills(p)
+    p, many = at_hand(p)
+    cast = placed_models(p, here.on_gpu)
     beside = picture_models(p, here.on_gpu)
     lines = [f"{p.run_name}: {p.params_file}, for {here.devices} x {here.name}, {byte_size(here.size)}"]
     lines += ["", *_models_table(p, cast, beside), *_pictures(p), ""]

@@ -4,6 +4,7 @@ import importlib.util
 import random
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -472,7 +473,15 @@ def test_nothing_is_called_strong_that_holds_a_failure_type_and_little_is_no_adv
 def test_a_name_speaks_for_at_least_half_of_its_findings():
     rows = [row for i in range(7) for row in few(1 if i else 3, "where is it?", f"a{i}", f"b{i}")]
     assert grouping.says(rows) == "wrong in 7 ways, e.g. “a0” for b0"
-    rows = few(3, "where is it?", "a1", "b1") + few(2, "where is it?", "a2", "b2") + few(2, "where is it?", "a3", "b3")
-    assert grouping.says(rows).startswith("says “a1” for b1")
-    types = find_failure_types(rows, 4)
-    assert types[0].examples[0]["target"] == "a1"
+    rows = few(3, "where is it?", "c9", "d9") + few(2, "where is it?", "a2", "b2") + few(2, "where is it?", "a3", "b3")
+    assert grouping.says(rows).startswith("says “c9” for d9")
+    (kind,) = find_failure_types(rows, 1)
+    assert kind.examples[0]["target"] == "c9", "though others come before it by their keys"
+
+
+def test_what_is_of_several_kinds_is_no_advice():
+    (kind,) = find_failure_types(few(30, "where is it?", "a1", "b1"), 4)
+    advice = "fine-tune it on"
+    assert advice in explain_types([kind], few(30, "where is it?", "a1", "b1"))
+    leftovers = replace(kind, template=grouping.NO_TEMPLATE)
+    assert advice not in explain_types([leftovers], few(30, "where is it?", "a1", "b1"))

@@ -124,7 +124,10 @@ def test_a_folder_without_companions_gets_references_of_other_families(project, 
     folder = tiny.save("gemma3", project / "mine")
     code, out, err = told(capsys, "--target", str(folder), "--images", "photos", "--out", "params/mine.yaml", "--yes")
     assert code == 0, err
-    (audited,) = [line.split() for line in out.splitlines() if line.startswith("05_audit ") and "B" not in line]
+    capsys.readouterr()
+    assert main(["plan", "params/mine.yaml", "--set", "audit_probes=20000"]) == 0
+    planned = capsys.readouterr().out
+    (audited,) = [line.split() for line in planned.splitlines() if line.startswith("05_audit ") and "B" not in line]
     assert int(audited[1]) <= 60, "a plan asks about no more pictures than there are"
     p = load_params("params/mine.yaml")
     assert p.auditor == p.target == str(folder)
@@ -206,6 +209,12 @@ def test_it_asks_for_what_is_not_given(project, photos, monkeypatch, capsys):
     code, out, err = told(capsys)
     assert code == 0 and "The model to audit" in out, err
     assert load_params("params/easy_target.yaml").images == "photos"
+
+
+def test_where_nobody_can_answer_it_says_so(project, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    code, _, err = told(capsys)
+    assert code == 2 and "nobody answered; give what was asked as an option" in err
 
 
 # ---- one sentence where it cannot be -------------------------------------------------------------------------------

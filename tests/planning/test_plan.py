@@ -15,7 +15,7 @@ from auditkit.params import FIELDS, load_params
 from auditkit.planning import memory, plan, sizes
 from auditkit.planning.calls import (
     answer_operations,
-    count_skills,
+    at_hand,
     model_calls,
     questions_an_image,
     read_bench,
@@ -169,6 +169,8 @@ def test_nobody_knows_a_model_and_the_plan_says_so(capsys, bench):
     code, out, _ = told(capsys, "params/gemma3_4b.yaml", "--gpu", "80", "--set", "target=org/unheard-of")
     assert code == 0
     assert "Nothing is known here of org/unheard-of" in out and "name a folder" in out
+    assert "but for org/unheard-of." in out
+    assert out.rstrip().endswith("This plan is without org/unheard-of, of which nothing is known here.")
 
 
 def test_a_model_behind_an_address_takes_nothing(capsys, bench):
@@ -250,7 +252,7 @@ def test_impossible_machines_are_one_sentence(capsys):
 
 def test_calls_are_those_of_a_real_demo():
     p = load_params("params/demo.yaml")
-    found = {row["stage"]: row for row in model_calls(p, count_skills(p))}
+    found = {row["stage"]: row for row in model_calls(*at_hand(p))}
     for stage, (target, references) in DEMO.items():
         row = found[stage]
         assert row["target"] >= target and row["references"] * 3 >= references, stage
@@ -270,7 +272,7 @@ def test_runs_made_here_asked_no_more_than_planned(repository):
         if made["status"] != "done" or not Path(given["params_file"]).is_file() or given["images"] != "miniature":
             continue
         p = load_params(given.pop("params_file"), **given)
-        planned = {row["stage"]: row for row in model_calls(p, count_skills(p))}
+        planned = {row["stage"]: row for row in model_calls(*at_hand(p))}
         if made["stage"] in planned and "target_called" in made["counts"]:
             row, counts, seen = planned[made["stage"]], made["counts"], seen + 1
             assert counts["target_called"] <= row["target"], manifest

@@ -458,3 +458,10 @@ def test_target_and_references_are_loaded_when_they_are_first_asked_and_once():
     assert ask([IMAGE, Image.new("RGB", (4, 4))], "colour?") == [{"target": "t", "references": {"r": "r"}}] * 2
     ask([IMAGE], "shape?")
     assert loaded == ["t", "r"]
+
+
+def test_a_types_bar_is_the_rate_where_the_references_gave_one_of_its_answers():
+    rate, when = ({"value": value, "low": 0.1, "high": 0.9, "n": 9} for value in (0.241, 0.8))
+    drawn = plots.types_bar([{"name": "says E for F", "size": 9, "rate": rate, "rate_when": when}])
+    said = " ".join(text.get_text() for axis in drawn.axes for text in axis.texts).replace("\N{NO-BREAK SPACE}", " ")
+    assert "80.0 %" in said and "24.1" not in said

@@ -341,6 +341,7 @@ def test_without_known_answers_the_repair_is_told_by_the_consensus(tmp_path):
     stage(run, "07_rectify", {"pairs": 180, "steps": 200, "seconds": 9.0, "learnt": stats.rate(171, 180)})
     stage(run, "08_benchmark", {"disagreement_before": stats.rate(90, 300), "disagreement_after": stats.rate(24, 300)})
     html = write_report(run).read_text().replace("\N{NO-BREAK SPACE}", " ")
+    assert "The repair was not checked on pictures held out." in html
     for words in ("it answers 95.0 % of these findings as the references do", "the target answers 30.0 % otherwise",
                   "after the repair, 8.0 % (", "These images come without known answers",
                   "were skipped: measure disagreement 2; each stage’s notebook.ipynb names them."):  # fmt: skip
@@ -416,6 +417,7 @@ def test_a_run_without_a_peer_shows_no_comparison(run):
              for kind in json.loads(path.read_text())]  # fmt: skip
     path.write_text(json.dumps(kinds))
     text = write_report(run).read_text()
+    assert "How many of the findings are false was not estimated" not in text, "it is graded"
     assert "Target against peer" not in text and "planted gap:" not in text and "peer, same probes" not in text
     summary = json.loads((run / "summary.json").read_text())
     assert all("peer" not in kind for kind in summary["findings"]["by_type"].values())
