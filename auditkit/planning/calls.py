@@ -6,11 +6,12 @@ outputs/bench.json. Where none was measured there is no estimate.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from auditkit.audit.allocation import checkpoint_shares
 from auditkit.auditor.clusters import KINDS_FROM, TEXTS_EACH
+from auditkit.data.source import Source
 from auditkit.findings.narrow import KEPT, MEASURED, TELLING, TRIED
 from auditkit.findings.probing import MOST
 from auditkit.findings.recheck import ELSEWHERE
@@ -169,6 +170,8 @@ def at_hand(p: Params) -> tuple[Params, int | None]:
 
     A source without end leaves the settings as they are. So does a data set that would have to be downloaded to know,
     and its benchmarks are None.
+
+    Raises AuditError where a split that is asked for is empty.
     """
     from auditkit.data.load import load_images
 
@@ -177,8 +180,17 @@ def at_hand(p: Params) -> tuple[Params, int | None]:
     source = load_images(p.images)
     splits = SPLIT_OF if p.route == "unlabeled" else SPLIT_OF | {"audit_probes": "train"}
     there = source.counts()
+    refuse_empty(source, splits.values())
     fewer = {key: min(getattr(p, key), there[split]) for key, split in splits.items() if there}
     return replace(p, **fewer), len(source.benchmarks(1))
+
+
+def refuse_empty(source: Source, splits: Iterable[str]) -> None:
+    """Raise AuditError, as who asks for its pictures would, for the first of the splits that has none."""
+    there = source.counts()
+    for split in splits:
+        if there and not there[split]:
+            source.pictures(split, 1, 0)
 
 
 def read_bench() -> dict:

@@ -33,7 +33,7 @@ from auditkit.models.offload import at_work
 from auditkit.models.transformers import VLM
 from auditkit.params import DEFAULTS, FIELDS, REQUIRED, Params, project_root
 from auditkit.planning import published, sizes
-from auditkit.planning.calls import SPLIT_OF
+from auditkit.planning.calls import SPLIT_OF, refuse_empty
 from auditkit.planning.pipeline_memory import KNOWN, picture_models
 from auditkit.planning.placement import memory_advice, placed_models
 from auditkit.planning.plan import GB, Machine, refuse_misfit
@@ -359,8 +359,7 @@ def _counted(amounts: Amounts, source: Source | None) -> tuple[dict, dict[str, s
     there = source.counts()
     if not there:  # a source without end
         return values, {}
-    for split in (one for one, n in there.items() if not n):
-        source.pictures(split, 1, 0)  # raises, with what to do
+    refuse_empty(source, SPLIT_OF.values())
     for key, split in SPLIT_OF.items():
         values[key] = min(values[key], there[split])
     rounds = 10  # over the pictures, at most

@@ -194,6 +194,8 @@ def test_an_auditor_that_writes_no_question_is_said_and_too_few_pictures_are_ref
         picture.unlink()
     with pytest.raises(AuditError, match="pictures are dealt out by their names, so give 50 or more"):
         init.propose("miniature:target", "photos", [], here, "mine", said.append)
+    assert main(["plan", "params/demo.yaml", "--set", "images=photos"]) == 2
+    assert "pictures are dealt out by their names, so give 50 or more" in capsys.readouterr().err
 
 
 def test_gated_references_are_left_out(gated_hub, project, photos, capsys):
